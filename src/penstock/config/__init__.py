@@ -1,0 +1,1 @@
+"""What a user writes and what the processes are told: settings and desired state."""

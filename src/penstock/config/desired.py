@@ -1,0 +1,42 @@
+"""The one versioned desired state: which replicas serve which model, and whether new requests are admitted.
+
+The controller writes it, gateways watch it and acknowledge versions.
+A replica is stopped only after every gateway acknowledged a version that drains it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One engine.  ``socket`` is the Unix socket its protocol is spoken on; ``draining``: send nothing new."""
+
+    id: str
+    socket: str
+    draining: bool = False
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A served name and the replicas behind it.  ``created`` in seconds since the epoch, for /v1/models."""
+
+    name: str
+    replicas: list[Replica]
+    created: int = 0
+
+
+class DesiredState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Version 0 is the empty state.  ``admitting`` is false while the whole service drains."""
+
+    version: int = 0
+    models: list[Model] = []
+    admitting: bool = True
+
+
+class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway says: the version it routes by, and how many requests it holds.  ``at``: seconds since the epoch."""
+
+    gateway: str
+    version: int
+    in_flight: int
+    at: float

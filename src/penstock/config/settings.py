@@ -1,0 +1,67 @@
+"""Settings of each process kind, as resolved from flags, environment and defaults.
+
+In: values somebody chose; out: frozen structs that travel to a child process as one JSON line.
+Each component receives its own rules from here, never the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+DType = Literal["auto", "bfloat16", "float32"]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine process.  Sizes in bytes, lengths in tokens; ``None`` means: chosen from the model and the machine."""
+
+    replica: str
+    socket: str
+    model_dir: str
+    served_name: str
+    dtype: DType = "auto"
+    max_model_len: int | None = None
+    kv_memory_bytes: int | None = None
+    kv_share: float = 1.0
+    """Which part of the free memory this engine may count as its own: 1 / replicas on this machine."""
+    block_tokens: int = 32
+    max_step_tokens: int = 512
+    max_num_seqs: int = 256
+    max_waiting: int = 4096
+    prefix_caching: bool = True
+    threads: int | None = None
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One gateway process.  Times in seconds, sizes in bytes."""
+
+    gateway: str
+    control_socket: str
+    store_path: str
+    listen_fd: int
+    max_body_bytes: int = 8 * 1024 * 1024
+    body_timeout_s: float = 30.0
+    resume_timeout_s: float = 60.0
+    """How long a stream waits for some replica to take it up again before it fails."""
+    max_resumes: int = 8
+
+
+class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``penstock serve``: what the controller starts and keeps running."""
+
+    source: str | None = None
+    served_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8001
+    replicas: int = 1
+    drain_timeout_s: float = 30.0
+    dtype: DType = "auto"
+    max_model_len: int | None = None
+    kv_memory_bytes: int | None = None
+    max_step_tokens: int = 512
+    max_num_seqs: int = 256
+    prefix_caching: bool = True
+    threads: int | None = None

@@ -1,0 +1,83 @@
+"""The one list of events.  Every metric, log line and span is derived from these and from nothing else.
+
+Times are durations in seconds, sizes in tokens or bytes, as the names say.  Adding one: docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Outcome = Literal["finished", "failed", "cancelled", "rejected"]
+
+
+class RequestReceived(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway: a data request's head was read."""
+
+    route: str
+
+
+class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway: the one terminal event of a data request.  ``code`` is the error's, empty when finished.
+
+    ``ttft_s`` and ``tpot_s`` are ``None`` where no first or no second token was seen.
+    """
+
+    id: str
+    route: str
+    model: str
+    outcome: Outcome
+    status: int
+    code: str = ""
+    streamed: bool = False
+    duration_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+class StreamResumed(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway: a sequence went on at another attempt after its engine was lost, with what it had emitted."""
+
+    id: str
+    model: str
+    replica: str
+    emitted_tokens: int
+    gap_s: float
+
+
+class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """Engine: a sequence left the engine."""
+
+    reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class StepDone(msgspec.Struct, frozen=True, kw_only=True):
+    """Engine: one step was computed and committed."""
+
+    seconds: float
+    decode_tokens: int
+    prefill_tokens: int
+    running: int
+    waiting: int
+    preempted: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    kv_blocks_total: int
+
+
+class ReplicaChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Controller: a replica entered another phase (starting, loading, ready, draining, failed, exited)."""
+
+    replica: str
+    phase: str
+    restarts: int
+
+
+Event = RequestReceived | RequestEnded | StreamResumed | SequenceEnded | StepDone | ReplicaChanged

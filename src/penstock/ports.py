@@ -1,0 +1,19 @@
+"""The few protocols that a simulation replaces; production and simulation each implement them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penstock.events.list import Event
+
+
+class Clock(Protocol):
+    """Monotonic seconds.  Durations only: the origin means nothing."""
+
+    def now(self) -> float: ...
+
+
+class Emit(Protocol):
+    """Where events go: the folds behind /metrics, the log, or a test's list.  Never blocks, never raises."""
+
+    def __call__(self, event: Event, /) -> None: ...

@@ -1,0 +1,226 @@
+"""The engine protocol: what a gateway asks of an engine, and what the engine streams back.
+
+In and out: msgspec structs, one JSON object per line, over HTTP on a Unix socket or loopback.
+One request is one sequence; resuming it is the same request plus ``emitted_token_ids``.
+Argued in docs/decisions/001-engine-protocol.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.wire.errors import Problem
+
+GENERATE = "/engine/generate"
+ABORT = "/engine/abort"
+LOAD = "/engine/load"
+DRAIN = "/engine/drain"
+TOKENIZE = "/engine/tokenize"
+DETOKENIZE = "/engine/detokenize"
+METRICS = "/engine/metrics"
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Phase = Literal["starting", "loading", "ready", "draining", "failed"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is drawn.  ``None`` means: as the model's generation_config says, else the neutral value.
+
+    ``seed`` is always set by the sender: token ``i`` is drawn with the pair (seed, position) and nothing else,
+    so that a resumed request draws what the undisturbed one would have drawn.
+    """
+
+    seed: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence to generate.  Exactly one of ``messages``, ``text`` and ``token_ids`` is set.
+
+    ``max_tokens`` counts from the prompt's end, so a resumed request repeats the original number;
+    ``None`` means up to the context.  ``logprobs`` is the number of alternatives (0: the token alone).
+    ``echo`` asks for the prompt's text (and, with ``logprobs``, its log-probabilities) in :class:`Accepted`.
+    ``cache_salt`` separates tenants in the prefix cache and is set by the gateway, never by its caller.
+    """
+
+    id: str
+    sampling: Sampling
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    token_ids: list[int] | None = None
+    template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
+    echo: bool = False
+    cache_salt: str = ""
+    emitted_token_ids: list[int] = []
+
+
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One alternative: its id, its text, its log-probability (natural logarithm, before temperature and masks)."""
+
+    token_id: int
+    text: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """The token that was taken, and the most probable alternatives in falling order.
+
+    ``logprob`` is ``None`` only for a prompt's first token, which nothing precedes.
+    """
+
+    token_id: int
+    text: str
+    logprob: float | None
+    bytes: list[int]
+    top: list[TopLogprob]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens by kind.  ``output`` includes what an earlier attempt emitted; ``cached`` is part of ``prompt``."""
+
+    prompt: int
+    cached: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="accepted"):
+    """First line of a stream: the prompt was rendered, tokenised and fits.  With ``echo``, the prompt itself.
+
+    Echoed log-probabilities are known only after prefill, so with them this line comes that late.
+    """
+
+    prompt_tokens: int
+    prompt_text: str | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delta"):
+    """New tokens and the text they complete.
+
+    ``text`` is empty while a character or a possible stop string is incomplete.
+    What has been sent as text is a function of the token ids sent so far and of nothing else: that makes resume seamless.
+    ``logprobs`` has one entry per token id when they were asked for.
+    """
+
+    token_ids: list[int]
+    text: str = ""
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
+    """Terminal.  ``text`` is what was still held back; ``stop`` is the stop string or token id that matched."""
+
+    reason: FinishReason
+    usage: Usage
+    text: str = ""
+    stop: str | int | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
+    """Terminal: a :class:`~penstock.wire.errors.Problem` after the stream had begun."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+Event = Accepted | Delta | Finished | Failed
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an engine is doing, for routing, readiness and progress.
+
+    ``progress`` is 0..1 within ``phase``; ``detail`` says it in words.  Times in seconds, sizes in bytes or tokens.
+    ``problem`` is set in phase ``failed``: loading ended there and will not be tried again in this process.
+    """
+
+    phase: Phase
+    detail: str = ""
+    progress: float = 0.0
+    problem: Failed | None = None
+    model: str = ""
+    weight_version: int = 0
+    context_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+    queued_tokens: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_cached: int = 0
+    kv_blocks_used: int = 0
+    kv_block_tokens: int = 0
+    step_time_s: float = 0.0
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Text or messages to token ids.  Exactly one of ``text`` and ``messages`` is set."""
+
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    template_kwargs: dict[str, Any] = {}
+
+
+class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
+    """Token ids, their texts, and the model's context."""
+
+    token_ids: list[int]
+    token_texts: list[str]
+    context_tokens: int
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    token_ids: list[int]
+
+
+class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
+    text: str
+
+
+class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Cancel by id.  Unknown ids are not an error: the request may just have ended."""
+
+    id: str
+
+
+encode = msgspec.json.Encoder().encode
+decode_event = msgspec.json.Decoder(Event).decode
+decode_generate = msgspec.json.Decoder(GenerateRequest).decode
+decode_load = msgspec.json.Decoder(Load).decode
+
+
+def encode_line(event: Event) -> bytes:
+    """One event as one line of the stream."""
+    return encode(event) + b"\n"
+
+
+def failed(problem: Problem) -> Failed:
+    """A problem as the stream's terminal event."""
+    return Failed(code=problem.code, message=problem.message, param=problem.param)
+
+
+def problem_of(event: Failed) -> Problem:
+    """The way back: raise this where the stream is read."""
+    return Problem(event.code, event.message, param=event.param)
