@@ -1,0 +1,1 @@
+"""What things cost: memory, time, money.  Pure formulas with their sources."""

@@ -1,0 +1,1 @@
+"""What runs a model: book-keeping, scheduler and loop, without torch; the edges are cpu/ and server/."""

@@ -1,0 +1,134 @@
+"""The queues: who waits, who runs, and whose blocks are whose.
+
+In: sequences; out: a step plan, decided by ``policy.batch`` and carried out here on the block pool.
+Deterministic and without I/O: knows no tensors, no text and no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from penstock.engine.kv_cache import BlockPool
+from penstock.engine.prefix import extend_chain
+from penstock.engine.sequence import Sequence, StepPlan
+from penstock.policy.batch import BatchRules, BatchVerdict, Held, batch
+
+
+class Scheduler:
+    """Waiting and running sequences over one block pool.  It is the read-only view its own policy looks at."""
+
+    def __init__(self, rules: BatchRules, pool: BlockPool, *, prefix_caching: bool = True) -> None:
+        self.rules = rules
+        self.pool = pool
+        self.prefix_caching = prefix_caching
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.held: Held = ""
+        self.num_preempted = 0
+        """Preemptions since the start."""
+        self._step = 0
+
+    @property
+    def num_idle_blocks(self) -> int:
+        return self.pool.num_idle
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """The longest sequence that fits when it is alone."""
+        return self.pool.num_blocks * self.rules.block_tokens
+
+    def count_private_blocks(self, work: Sequence) -> int:
+        return self.pool.count_private(work.block_ids)
+
+    def cached_prefix(self, work: Sequence) -> tuple[int, int]:
+        blocks, num_idle = self._find_prefix(work)
+        return len(blocks), num_idle
+
+    def add(self, sequence: Sequence) -> None:
+        assert sequence.num_tokens <= self.max_sequence_tokens
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended or was aborted, running or waiting; its blocks are idle afterwards."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def plan(self) -> StepPlan | None:
+        """The next step, or ``None`` when there is nothing to compute."""
+        verdict = self._decide()
+        if not verdict.works and verdict.preempted:
+            # Victims that shared blocks freed more than the policy could know: look again.
+            verdict = self._decide()
+        if not verdict.works:
+            assert not self.running and not self.waiting, "somebody waits and nobody progresses"
+            return None
+        block_tokens = self.rules.block_tokens
+        for sequence, count in zip(verdict.works, verdict.counts, strict=True):
+            lacking = sequence.num_computed + count - len(sequence.block_ids) * block_tokens
+            if lacking > 0:
+                sequence.block_ids += self.pool.lease(-(-lacking // block_tokens))
+        self._step += 1
+        return StepPlan(
+            step=self._step,
+            sequences=verdict.works,
+            starts=[sequence.num_computed for sequence in verdict.works],
+            counts=verdict.counts,
+            epochs=[sequence.epoch for sequence in verdict.works],
+            num_decodes=verdict.num_decodes,
+        )
+
+    def computed(self, sequence: Sequence, count: int) -> None:
+        """Take note that ``count`` more tokens have keys and values, and make the blocks they filled findable."""
+        before = sequence.num_computed // self.rules.block_tokens
+        sequence.num_computed += count
+        after = sequence.num_computed // self.rules.block_tokens
+        if self.prefix_caching and after > before:
+            self._extend_keys(sequence, after)
+            for block in range(before, after):
+                self.pool.register(sequence.block_ids[block], sequence.block_keys[block])
+
+    def _decide(self) -> BatchVerdict[Sequence]:
+        verdict = batch(self, self.rules)
+        self.held = verdict.held
+        for sequence in verdict.preempted:
+            self._preempt(sequence)
+        for _ in range(verdict.num_admitted):
+            self._admit(self.waiting.popleft())
+        return verdict
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.num_computed = 0
+        sequence.epoch += 1
+        self.num_preempted += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit(self, sequence: Sequence) -> None:
+        blocks, _ = self._find_prefix(sequence)
+        self.pool.share(blocks)
+        sequence.block_ids = blocks
+        sequence.num_computed = len(blocks) * self.rules.block_tokens
+        if sequence.epoch == 0:
+            sequence.num_cached = min(sequence.num_computed, sequence.num_prompt_tokens)
+        self.running.append(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.give_back(sequence.block_ids)
+        sequence.block_ids = []
+
+    def _find_prefix(self, sequence: Sequence) -> tuple[list[int], int]:
+        """Cached blocks from the start.  At least one token is left to compute: its logits are needed."""
+        if not self.prefix_caching or sequence.score_prompt:
+            return [], 0
+        num_blocks = (sequence.num_tokens - 1) // self.rules.block_tokens
+        self._extend_keys(sequence, num_blocks)
+        return self.pool.find(sequence.block_keys[:num_blocks])
+
+    def _extend_keys(self, sequence: Sequence, num_blocks: int) -> None:
+        extend_chain(
+            sequence.block_keys, sequence.prefix_root, sequence.token_ids, num_blocks, self.rules.block_tokens
+        )

@@ -1,0 +1,121 @@
+"""One request inside the engine, and the plan and result of one step.
+
+In: token ids and limits; out: plain integers for the executor.  Knows no tensors, no text and no clock.
+The executor only reads these; every write is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from penstock.wire.engine import FinishReason, Sampling
+from penstock.wire.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """Log-probability of one token and of its ``top`` alternatives, ``[(token id, logprob), ...]`` in falling order."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class TokenSink(Protocol):
+    """Where a sequence's tokens go: the server's text stream, or a simulation's recorder."""
+
+    def prompt_scored(self, scores: list[TokenScore]) -> None:
+        """Scores of prompt tokens 1.. in order, in one or more calls (one per prefill chunk)."""
+
+    def push(self, token_id: int, score: TokenScore | None) -> bool:
+        """Take one token.  True: the text reached a stop string, so the sequence is to finish."""
+
+    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
+        """Terminal.  ``stop_token_id`` is set when a stop token ended the sequence."""
+
+    def fail(self, problem: Problem) -> None:
+        """Terminal: the engine could not compute this sequence."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's state.
+
+    ``token_ids`` is prompt, then output (a resumed request starts with its emitted tokens in the output part).
+    ``num_computed`` tokens have their keys and values in ``block_ids``.
+    ``epoch`` counts preemptions: a step result that carries an older epoch is dropped.
+    """
+
+    id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_tokens: int
+    sampling: Sampling
+    sink: TokenSink
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    prefix_root: bytes = b""
+    num_logprobs: int | None = None
+    score_prompt: bool = False
+    num_prompt_scored: int = 0
+    num_computed: int = 0
+    num_cached: int = 0
+    epoch: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens whose keys and values are not computed yet: 1 while decoding, more while prefilling."""
+        return len(self.token_ids) - self.num_computed
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes: for sequence ``i``, tokens ``starts[i] .. starts[i] + counts[i] - 1``.
+
+    Decodes (count 1, reaching the sequence's end) come first; ``num_decodes`` says how many.
+    A token is sampled for sequence ``i`` exactly when ``starts[i] + counts[i] == sequences[i].num_tokens``.
+    """
+
+    step: int
+    sequences: list[Sequence]
+    starts: list[int]
+    counts: list[int]
+    epochs: list[int]
+    num_decodes: int
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Aligned with the plan: the sampled token (``None`` where none was due), its score, the prompt's scores.
+
+    ``prompt_scores[i]`` covers the prompt tokens predicted by this step's rows: positions
+    ``starts[i] + 1 .. min(starts[i] + counts[i], num_prompt_tokens - 1)``; empty unless ``score_prompt``.
+    """
+
+    step: int
+    token_ids: Items[int | None]
+    scores: Items[TokenScore | None]
+    prompt_scores: Items[list[TokenScore]]
+    seconds: float = 0.0
+
+
+class Executor(Protocol):
+    """The port a simulation replaces: computes a step plan.  Blocking; called from one thread at a time."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
