@@ -1,0 +1,1 @@
+"""One file per model family: its tensor names and what its config.json says differently."""

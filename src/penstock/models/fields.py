@@ -1,0 +1,94 @@
+"""A JSON object from a checkpoint, read field by field.
+
+In: a file's name and its object; out: values of the asked type and range.
+A missing, mistyped or absurd field raises ``checkpoint_invalid`` with the file, the field and the value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from penstock.wire.errors import Problem
+
+
+class Fields:
+    """Typed access to ``data``, which came from ``file``; ``prefix`` is put before field names in messages."""
+
+    def __init__(self, file: Path, data: dict[str, Any], prefix: str = "") -> None:
+        self.file = file
+        self.data = data
+        self._prefix = prefix
+
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.wrong(name, "must be an integer")
+        if not low <= value <= high:
+            raise self.wrong(name, f"must lie between {low} and {high}")
+        return value
+
+    def number(self, name: str, low: float, high: float, default: float | None = None) -> float:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.wrong(name, "must be a finite number")
+        if not low <= value <= high:
+            raise self.wrong(name, f"must lie between {low:g} and {high:g}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "must be true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise self.wrong(name, "must be a string")
+        return value
+
+    def object(self, name: str) -> Fields | None:
+        """The nested object ``name``, or ``None`` where it is absent or null."""
+        value = self.data.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(name, "must be an object")
+        return Fields(self.file, value, f"{self._prefix}{name}.")
+
+    def wrong(self, name: str, expectation: str) -> Problem:
+        """``checkpoint_invalid`` for a field whose value breaks ``expectation``."""
+        field = self._prefix + name
+        shown = json.dumps(self.data.get(name))[:80]
+        return Problem("checkpoint_invalid", f"{self.file}: {field} is {shown}; it {expectation}.", param=field)
+
+    def unsupported(self, name: str, explanation: str) -> Problem:
+        """``checkpoint_unsupported`` for a field whose value asks for what is not implemented."""
+        field = self._prefix + name
+        shown = json.dumps(self.data.get(name))[:80]
+        return Problem("checkpoint_unsupported", f"{self.file}: {field} is {shown}. {explanation}", param=field)
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.data.get(name)
+        if value is not None:
+            return value
+        if default is None:
+            field = self._prefix + name
+            raise Problem("checkpoint_invalid", f"{self.file}: the field {field} is missing.", param=field)
+        return default
+
+
+def read_object(file: Path) -> Fields:
+    """The JSON object in ``file``; raises ``checkpoint_invalid`` when there is none."""
+    try:
+        data = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise Problem("checkpoint_invalid", f"{file} is missing.") from None
+    except (ValueError, RecursionError) as error:
+        raise Problem("checkpoint_invalid", f"{file} is not valid JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise Problem("checkpoint_invalid", f"{file} must hold a JSON object, but holds a {type(data).__name__}.")
+    return Fields(file, data)

@@ -1,0 +1,129 @@
+"""Loading a checkpoint into a decoder.
+
+In: a directory in Hugging Face layout; out: a decoder whose every parameter came from the files.
+Everything is checked against the headers first; then bytes go from the files straight into the fused parameters,
+so that peak memory is the weights plus one tensor that needs conversion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from penstock.models.checkpoint import StoredTensor, read_headers
+from penstock.models.config import ModelConfig
+from penstock.models.decoder import Decoder
+from penstock.models.layout import Piece, pieces
+from penstock.wire.errors import Problem
+
+Progress = Callable[[float, str], None]
+_STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Surplus tensors that old exporters write and that hold nothing learnt.
+_DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
+
+
+def load_decoder(
+    directory: Path, dtype: Literal["auto", "bfloat16", "float32"] = "auto", progress: Progress | None = None
+) -> Decoder:
+    """The model in ``directory``, in ``dtype`` (``auto``: config.json's own).
+
+    ``progress`` hears (fraction of bytes 0..1, words).
+    Raises ``checkpoint_invalid`` (file, tensor, both shapes or sizes named), ``checkpoint_unsupported``,
+    ``checkpoint_unsafe`` or ``insufficient_memory``.
+    """
+    config = ModelConfig.from_directory(directory)
+    if dtype != "auto":
+        config = dataclasses.replace(config, dtype=dtype)
+    stored = read_headers(directory)
+    with torch.device("meta"):
+        plan = list(pieces(Decoder(config)))
+    _check(plan, stored, config, directory)
+    decoder = _allocate(config, sum(math.prod(piece.shape) for piece in plan))
+    _fill(decoder, [(piece, stored[piece.name]) for piece in plan], progress or (lambda fraction, words: None))
+    return decoder
+
+
+def _check(plan: list[Piece], stored: dict[str, StoredTensor], config: ModelConfig, directory: Path) -> None:
+    for piece in plan:
+        tensor = stored.get(piece.name)
+        if tensor is None:
+            raise Problem("checkpoint_invalid", f"{directory}: the tensor {piece.name} is missing.")
+        if tensor.shape != piece.shape:
+            raise Problem(
+                "checkpoint_invalid",
+                f"{tensor.file}: tensor {piece.name} has shape {list(tensor.shape)}, "
+                f"but config.json asks for {list(piece.shape)}.",
+            )
+        if tensor.dtype not in _STORED_DTYPES:
+            raise Problem(
+                "checkpoint_unsupported",
+                f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(_STORED_DTYPES)}.",
+            )
+    _refuse_surplus(stored.keys() - {piece.name for piece in plan}, config, directory)
+
+
+def _refuse_surplus(names: Iterable[str], config: ModelConfig, directory: Path) -> None:
+    """A learnt tensor that the decoder would not use (a bias, a scale) means that it computes another model."""
+    surplus = sorted(name for name in names if not name.endswith(_DERIVED))
+    if config.tie_embeddings and "lm_head.weight" in surplus:
+        surplus.remove("lm_head.weight")
+    if surplus:
+        more = f" and {len(surplus) - 3} more" if len(surplus) > 3 else ""
+        raise Problem(
+            "checkpoint_invalid",
+            f"{directory}: a {config.architecture} with this config.json has no use for the tensors "
+            f"{', '.join(surplus[:3])}{more}; without them the model would compute something else than was trained.",
+        )
+
+
+def _allocate(config: ModelConfig, num_parameters: int) -> Decoder:
+    try:
+        return Decoder(config)
+    except RuntimeError:  # torch's only word for memory that the system refused
+        needed = num_parameters * config.torch_dtype.itemsize
+        raise Problem(
+            "insufficient_memory", f"The weights need {needed:,} bytes in {config.dtype}; the system refused them."
+        ) from None
+
+
+def _fill(decoder: Decoder, plan: list[tuple[Piece, StoredTensor]], progress: Progress) -> None:
+    """Largest first, so that the threads end together."""
+    parameters = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
+    total = sum(tensor.num_bytes for _, tensor in plan)
+    done = 0
+    plan.sort(key=lambda step: -step[1].num_bytes)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        reads = {pool.submit(_read, piece.of(parameters[piece.parameter]), tensor): tensor for piece, tensor in plan}
+        try:
+            for read in as_completed(reads):
+                read.result()
+                done += reads[read].num_bytes
+                progress(done / total, f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB of weights")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _read(target: Tensor, stored: StoredTensor) -> None:
+    dtype = _STORED_DTYPES[stored.dtype]
+    landing = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
+    view = memoryview(landing.view(torch.uint8).numpy().data).cast("B")
+    # Not a memory map: a file that shrinks meanwhile is a short read here and a SIGBUS there.
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        filled = 0
+        while filled < len(view):
+            count = file.readinto(view[filled:])
+            if not count:
+                raise Problem("checkpoint_invalid", f"{stored.file} became shorter while it was read.")
+            filled += count
+    if landing is not target:
+        target.copy_(landing)

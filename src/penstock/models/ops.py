@@ -1,0 +1,77 @@
+"""The table of ops that a decoder runs over, and the reference table in plain differentiable torch.
+
+In and out: tensors of the model's dtype, except logits, which are float32.  Attention is not an op: its memory
+(a packed batch, KV pages) belongs to the caller, so it is an argument of the decoder's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Embed = Callable[[Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor, Tensor, float], Tensor]
+LinearOp = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Rope = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+GatedActivation = Callable[[Tensor], Tensor]
+Head = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The entries that a faster table replaces.
+
+    embed(token_ids[T], table[V, H]) -> [T, H]
+    norm(x[..., N], weight[N], eps) -> [..., N]: RMSNorm over the last dimension
+    linear(x[T, I], weight[O, I], bias[O] or None) -> [T, O]
+    rope(q[T, Hq, D], k[T, Hkv, D], cos[T, D], sin[T, D]) -> (q, k) rotated; cos and sin are models.rope.rotation's
+    gated_activation(gate_up[T, 2I]) -> [T, I]: silu(first half) * second half
+    head(hidden[R, H], weight[V, H]) -> [R, V] float32
+    """
+
+    embed: Embed
+    norm: Norm
+    linear: LinearOp
+    rope: Rope
+    gated_activation: GatedActivation
+    head: Head
+
+
+def embed(token_ids: Tensor, table: Tensor) -> Tensor:
+    return F.embedding(token_ids, table)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm (arXiv 1910.07467), float32 inside and rounded once."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary positions (arXiv 2104.09864), float32 inside and rounded once."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)
+    return (x * cos).addcmul_(swapped.float(), sin).to(x.dtype)
+
+
+def gated_activation(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def head(hidden: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(hidden, weight).float()
+
+
+REFERENCE = Ops(embed=embed, norm=norm, linear=linear, rope=rope, gated_activation=gated_activation, head=head)

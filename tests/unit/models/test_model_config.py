@@ -1,0 +1,214 @@
+"""What config.json may say, and what it gets when it says something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.models.config import ModelConfig
+from penstock.models.rope import Llama3Scaling, RopeConfig
+from penstock.wire.errors import Problem
+
+QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+}
+LLAMA = {key: value for key, value in QWEN3.items() if "sliding" not in key} | {"architectures": ["LlamaForCausalLM"]}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def read(directory: Path, content: Any) -> ModelConfig:
+    (directory / "config.json").write_text(json.dumps(content))
+    return ModelConfig.from_directory(directory)
+
+
+def refusal(directory: Path, content: Any) -> Problem:
+    with pytest.raises(Problem) as caught:
+        read(directory, content)
+    assert str(directory / "config.json") in caught.value.message
+    return caught.value
+
+
+def test_qwen3_is_read(tmp_path: Path) -> None:
+    """Qwen3's fields arrive, and a sliding window that its switch turns off is no obstacle."""
+    config = read(tmp_path, QWEN3)
+    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (2, 4, 2, 16)
+    assert config.qk_norm and config.tie_embeddings and config.dtype == "bfloat16"
+    assert config.rope == RopeConfig(1e6)
+
+
+def test_llama_head_size_follows_from_its_width(tmp_path: Path) -> None:
+    """Llama without head_dim divides its width by its heads, and without key heads has one per query head."""
+    config = read(tmp_path, LLAMA | {"head_dim": None, "num_key_value_heads": None})
+    assert (config.head_dim, config.num_kv_heads, config.qk_norm) == (16, 4, False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        {"rope_theta": None, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}},
+    ],
+)
+def test_rope_is_read_in_both_spellings(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """The theta and Llama 3 scaling of older and of newer transformers mean the same."""
+    assert read(tmp_path, LLAMA | fields).rope == RopeConfig(5e5, Llama3Scaling(32.0, 1.0, 4.0, 8192))
+
+
+@pytest.mark.parametrize(
+    ("stated", "computed"),
+    [("bfloat16", "bfloat16"), ("float16", "bfloat16"), ("float32", "float32"), (None, "float32")],
+)
+def test_dtype_follows_the_checkpoint(tmp_path: Path, stated: str | None, computed: str) -> None:
+    """The dtype to compute in is the stated one, float16 as bfloat16, and float32 where nothing is stated."""
+    assert read(tmp_path, QWEN3 | {"torch_dtype": stated}).dtype == computed
+    assert read(tmp_path, QWEN3 | {"torch_dtype": None, "dtype": stated}).dtype == computed
+
+
+@pytest.mark.parametrize("content", [QWEN3, LLAMA | {"rope_scaling": LLAMA3, "attention_bias": True, "mlp_bias": True}])
+def test_configuration_survives_writing_and_reading(tmp_path: Path, content: dict[str, Any]) -> None:
+    """What we write for transformers we read back as the same configuration."""
+    config = read(tmp_path, content)
+    assert read(tmp_path, config.to_huggingface()) == config
+
+
+def test_missing_directory_is_a_missing_source(tmp_path: Path) -> None:
+    """A path that is no directory is named as such."""
+    with pytest.raises(Problem, match="nowhere is not a directory") as caught:
+        ModelConfig.from_directory(tmp_path / "nowhere")
+    assert caught.value.code == "source_not_found"
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    """A directory without config.json says so."""
+    with pytest.raises(Problem, match=r"config\.json is missing") as caught:
+        ModelConfig.from_directory(tmp_path)
+    assert caught.value.code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff{}", b"[]", b"null", b"[" * 100_000])
+def test_file_that_is_no_object_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A config.json that is not a JSON object is refused with its name."""
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(Problem, match=r"config\.json") as caught:
+        ModelConfig.from_directory(tmp_path)
+    assert caught.value.code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architectures", None),
+        ("architectures", []),
+        ("architectures", "Qwen3ForCausalLM"),
+        ("architectures", ["Qwen3ForCausalLM", "LlamaForCausalLM"]),
+        ("hidden_size", None),
+        ("hidden_size", 0),
+        ("hidden_size", -64),
+        ("hidden_size", "64"),
+        ("hidden_size", 64.5),
+        ("hidden_size", True),
+        ("num_hidden_layers", 10**9),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 3),
+        ("num_key_value_heads", 0),
+        ("head_dim", 15),
+        ("vocab_size", 10**12),
+        ("vocab_size", None),
+        ("intermediate_size", []),
+        ("max_position_embeddings", 0),
+        ("rms_norm_eps", "tiny"),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", float("inf")),
+        ("rope_theta", 0),
+        ("rope_scaling", "llama3"),
+        ("tie_word_embeddings", 1),
+        ("torch_dtype", 16),
+    ],
+)
+def test_missing_or_absurd_field_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    """A field that is missing, mistyped or out of range is refused by name."""
+    problem = refusal(tmp_path, QWEN3 | {field: value})
+    assert problem.code == "checkpoint_invalid"
+    assert problem.param == field and field in problem.message
+
+
+def test_width_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
+    """Llama's derived head size must come out whole."""
+    problem = refusal(tmp_path, LLAMA | {"head_dim": None, "num_attention_heads": 3, "num_key_value_heads": 3})
+    assert problem.code == "checkpoint_invalid" and "64" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}),
+        ("hidden_act", "gelu"),
+        ("partial_rotary_factor", 0.5),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("layer_types", "sliding_attention"),
+        ("torch_dtype", "float8_e4m3fn"),
+    ],
+)
+def test_what_is_not_implemented_is_unsupported(tmp_path: Path, field: str, value: Any) -> None:
+    """A field that asks for something that the decoder does not do is refused, never ignored."""
+    problem = refusal(tmp_path, QWEN3 | {field: value})
+    assert problem.code == "checkpoint_unsupported" and problem.param == field
+
+
+def test_sliding_window_in_use_is_unsupported(tmp_path: Path) -> None:
+    """A window that is switched on, or that has no switch, is refused."""
+    assert refusal(tmp_path, QWEN3 | {"use_sliding_window": True}).param == "sliding_window"
+    assert refusal(tmp_path, LLAMA | {"sliding_window": 4096}).param == "sliding_window"
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
+def test_other_rope_scaling_is_unsupported(tmp_path: Path, kind: str) -> None:
+    """A kind of rope scaling other than Llama 3's is refused by name, under either key."""
+    for key in ("rope_type", "type"):
+        problem = refusal(tmp_path, QWEN3 | {"rope_scaling": {key: kind, "factor": 4.0}})
+        assert problem.code == "checkpoint_unsupported" and kind in problem.message and "llama3" in problem.message
+
+
+@pytest.mark.parametrize("change", [{"factor": None}, {"factor": 0.0}, {"high_freq_factor": 1.0}])
+def test_broken_llama3_scaling_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A missing or senseless number of the scaling is named with its path."""
+    problem = refusal(tmp_path, LLAMA | {"rope_scaling": LLAMA3 | change})
+    assert problem.code == "checkpoint_invalid" and problem.param == f"rope_scaling.{next(iter(change))}"
+
+
+def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
+    """An unknown architecture is named beside those that are supported."""
+    problem = refusal(tmp_path, QWEN3 | {"architectures": ["MambaForCausalLM"]})
+    assert problem.code == "checkpoint_unsupported"
+    for name in ("MambaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"):
+        assert name in problem.message
+
+
+def test_code_from_the_checkpoint_matters_only_for_an_unknown_architecture(tmp_path: Path) -> None:
+    """auto_map is ignored where the architecture is ours, and explained where it is not."""
+    remote = {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    assert read(tmp_path, QWEN3 | remote).num_layers == 2
+    assert "auto_map" in refusal(tmp_path, QWEN3 | remote | {"architectures": ["CustomLM"]}).message
