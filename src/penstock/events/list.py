@@ -59,7 +59,7 @@ class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepDone(msgspec.Struct, frozen=True, kw_only=True):
-    """Engine: one step was computed and committed."""
+    """Engine: one step was computed and committed; with no tokens, only the state changed (an abort while idle)."""
 
     seconds: float
     decode_tokens: int

@@ -1,0 +1,1 @@
+"""What we know from what happened: folds of events, and their exposition to Prometheus."""
