@@ -1,0 +1,99 @@
+"""Writes locks/serve.txt and locks/test.txt: every package but torch, pinned, with the hashes of all its files.
+
+In: pyproject.toml and the metadata of the torch that is installed (a CPU build will do); out: two files for
+``pip install --require-hashes``.  Needs pip-tools and the package index.  Torch is left out because its CPU and CUDA
+builds share a version but not a hash (tools/install_torch.py installs it); its dependencies are pinned here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {"serve": ["engine"], "test": ["engine", "test", "dev"]}
+
+CUDA_ONLY = ("nvidia-", "cuda-", "triton")
+"""Dependencies of torch that only its CUDA build has; they arrive with that build."""
+
+EDITABLE = "editables"
+"""What hatchling needs on top of itself for ``pip install -e .``."""
+
+HEADER = """\
+# Written by `make lock` from pyproject.toml; do not edit.
+# Install torch first (tools/install_torch.py), then: pip install --require-hashes -r {path}
+"""
+
+
+def main() -> None:
+    """Rewrite both locks; the test lock keeps to the versions of the serving lock."""
+    for name in LOCKS:
+        path = ROOT / "locks" / f"{name}.txt"
+        constraints = [] if name == "serve" else [ROOT / "locks" / "serve.txt"]
+        text = compile_lock(requirements(LOCKS[name]), constraints, path)
+        path.write_text(HEADER.format(path=f"locks/{name}.txt") + body(text))
+        print(f"{path.relative_to(ROOT)}: {len(pins(path.read_text()))} packages")
+
+
+def requirements(extras: list[str]) -> list[str]:
+    """The direct requirements of an installation with ``extras``, torch replaced by what torch needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["build-system"]["requires"], EDITABLE, *project["project"]["dependencies"]]
+    for extra in extras:
+        wanted += project["project"]["optional-dependencies"][extra]
+    return [line for line in wanted if name_of(line) != "torch"] + torch_requirements()
+
+
+def torch_requirements() -> list[str]:
+    """What the installed torch depends on, without extras and without the CUDA libraries."""
+    lines = importlib.metadata.requires("torch") or []
+    return [line for line in lines if "extra ==" not in line and not name_of(line).startswith(CUDA_ONLY)]
+
+
+def name_of(requirement: str) -> str:
+    """The normalised name at the head of a requirement line."""
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match, requirement
+    return re.sub(r"[-_.]+", "-", match.group()).lower()
+
+
+def compile_lock(wanted: list[str], constraints: list[Path], output: Path) -> str:
+    """Run pip-compile; versions already in ``output`` are kept unless UPGRADE=1.  Exits with its status if it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "requirements.in")
+        source.write_text("\n".join(wanted) + "\n")
+        target = Path(scratch, "requirements.txt")
+        if output.exists() and not os.environ.get("UPGRADE"):
+            target.write_text(output.read_text())
+        command = [sys.executable, "-m", "piptools", "compile", "--quiet", "--generate-hashes", "--strip-extras"]
+        command += ["--allow-unsafe", "--no-header", "--no-annotate", "--no-emit-options"]
+        for path in constraints:
+            command += ["--constraint", str(path)]
+        command += ["--output-file", str(target), str(source)]
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            sys.exit(status)
+        return target.read_text()
+
+
+def body(compiled: str) -> str:
+    """The pins and hashes alone: no comment, no option, so that no index address can slip in."""
+    lines = [line for line in compiled.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    strange = [line for line in lines if not re.match(r"(    --hash=sha256:[0-9a-f]{64}|[a-z0-9][a-z0-9.-]*==)", line)]
+    assert not strange, strange
+    return "\n".join(lines) + "\n"
+
+
+def pins(text: str) -> list[str]:
+    """The ``name==version`` lines of a lock."""
+    return re.findall(r"^[a-z0-9][a-z0-9.-]*==[^\s;]+", text, flags=re.MULTILINE)
+
+
+if __name__ == "__main__":
+    main()
