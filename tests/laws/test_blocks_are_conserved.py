@@ -58,7 +58,7 @@ def traces(draw: st.DrawFn) -> list[TracedRequest]:
 def test_every_step_keeps_the_laws_and_every_request_ends_once(
     trace: list[TracedRequest], max_step_tokens: int, max_num_seqs: int, num_blocks: int, caching: bool
 ) -> None:
-    """Whatever the traffic and the memory: blocks are conserved at every step and each request has one terminal event."""
+    """Whatever the traffic and the memory: blocks are conserved at every step and each request ends exactly once."""
     rules = BatchRules(max_step_tokens=max_step_tokens, max_num_seqs=max_num_seqs, block_tokens=BLOCK_TOKENS)
     ended = replay(
         trace,

@@ -34,7 +34,7 @@ class DesiredState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway says: the version it routes by, and how many requests it holds.  ``at``: seconds since the epoch."""
+    """What a gateway says: the version it routes by and how many requests it holds, at ``at`` seconds of the epoch."""
 
     gateway: str
     version: int

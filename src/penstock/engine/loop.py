@@ -51,6 +51,7 @@ class Loop:
             self._aborted.append(sequence_id)
             if not self._in_step:
                 self._apply_aborts()
+                self._report(0, 0, 0.0)
 
     def plan(self) -> StepPlan | None:
         """The next step, or ``None`` when idle."""
@@ -72,7 +73,7 @@ class Loop:
                 token_id = result.token_ids[i]
                 if token_id is not None:
                     self._take(sequence, token_id, result.scores[i])
-        self._report(plan, result.seconds)
+        self._report(plan.num_decodes, plan.num_tokens - plan.num_decodes, result.seconds)
 
     def fail(self, plan: StepPlan, problem: Problem) -> None:
         """The step raised: its sequences end with ``problem``, everybody else goes on."""
@@ -126,15 +127,15 @@ class Loop:
             if sequence is not None:
                 self._finish(sequence, "cancelled")
 
-    def _report(self, plan: StepPlan, seconds: float) -> None:
+    def _report(self, decode_tokens: int, prefill_tokens: int, seconds: float) -> None:
         scheduler, pool = self.scheduler, self.scheduler.pool
         preempted = scheduler.num_preempted - self._preempted_before
         self._preempted_before = scheduler.num_preempted
         self._emit(
             StepDone(
                 seconds=seconds,
-                decode_tokens=plan.num_decodes,
-                prefill_tokens=plan.num_tokens - plan.num_decodes,
+                decode_tokens=decode_tokens,
+                prefill_tokens=prefill_tokens,
                 running=len(scheduler.running),
                 waiting=len(scheduler.waiting),
                 preempted=preempted,

@@ -1,11 +1,11 @@
-"""A batch through an engine without a server, timed.  In: a loop, its executor and prompts; out: an :class:`OfflineRun`.
+"""A batch through an engine without a server, timed.
 
+In: a loop, its executor and prompts; out: an :class:`OfflineRun`.
 Greedy, no stop tokens, all requests present at the start.  Everything but the executor runs on the caller's thread.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
@@ -64,9 +64,7 @@ class _Count:
         self.tokens += 1
         return False
 
-    def finish(
-        self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int
-    ) -> None:
+    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
         assert reason == "length" and stop_token_id is None
 
     def fail(self, problem: Problem) -> None:
@@ -79,10 +77,12 @@ def run_offline(
     prompts: Items[list[int]],
     lengths: Items[int],
     *,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float],
     progress: Callable[[int], None] = lambda output_tokens: None,
 ) -> OfflineRun:
-    """Generate exactly ``lengths[i]`` tokens for ``prompts[i]``; ``progress`` sees the tokens so far after each step.
+    """Generate exactly ``lengths[i]`` tokens for ``prompts[i]``; ``clock`` gives seconds.
+
+    ``progress`` sees the tokens so far after each step.
 
     Raises ``context_length_exceeded`` for a request that all KV memory cannot hold, and whatever a step raises.
     """
@@ -123,9 +123,7 @@ def run_offline(
     )
 
 
-def _sequence(
-    loop: Loop, index: int, prompt: list[int], length: int, sink: _Count
-) -> Sequence:
+def _sequence(loop: Loop, index: int, prompt: list[int], length: int, sink: _Count) -> Sequence:
     longest = loop.scheduler.max_sequence_tokens
     if len(prompt) + length > longest:
         message = f"Request {index} needs {len(prompt) + length} tokens of KV cache; there is room for {longest}."

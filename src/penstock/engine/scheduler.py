@@ -129,6 +129,4 @@ class Scheduler:
         return self.pool.find(sequence.block_keys[:num_blocks])
 
     def _extend_keys(self, sequence: Sequence, num_blocks: int) -> None:
-        extend_chain(
-            sequence.block_keys, sequence.prefix_root, sequence.token_ids, num_blocks, self.rules.block_tokens
-        )
+        extend_chain(sequence.block_keys, sequence.prefix_root, sequence.token_ids, num_blocks, self.rules.block_tokens)

@@ -118,7 +118,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     """New tokens and the text they complete.
 
     ``text`` is empty while a character or a possible stop string is incomplete.
-    What has been sent as text is a function of the token ids sent so far and of nothing else: that makes resume seamless.
+    What has been sent as text is a function of the token ids sent so far and of nothing else: so resume has no seam.
     ``logprobs`` has one entry per token id when they were asked for.
     """
 

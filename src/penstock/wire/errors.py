@@ -40,6 +40,7 @@ def _later(status: int, fault: Fault, hint: str = "", type: str = "server_error"
 
 ERRORS: dict[str, ErrorSpec] = {
     # The request itself.
+    "bad_request": _caller(400, "Send well-formed HTTP/1.1."),
     "invalid_json": _caller(400, "Send one JSON object, encoded as UTF-8."),
     "invalid_type": _caller(400, "Correct the type of the named field."),
     "invalid_value": _caller(400, "Correct the value of the named field."),
@@ -85,7 +86,9 @@ class Problem(Exception):
     Raises ``KeyError`` for a code that is not in the table: that is our bug.
     """
 
-    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.spec = ERRORS[code]
         self.code = code
@@ -95,6 +98,4 @@ class Problem(Exception):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error body: ``{"error": {"message", "type", "param", "code"}}``."""
-        return {
-            "error": {"message": self.message, "type": self.spec.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.spec.type, "param": self.param, "code": self.code}}

@@ -1,0 +1,44 @@
+"""Answer with JSON, with bytes, or with a problem from the error table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from penstock.asgi.server import Send
+from penstock.wire.errors import Problem
+
+Header = tuple[bytes, bytes]
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def send_bytes(
+    send: Send, body: bytes, *, content_type: bytes, status: int = 200, headers: Iterable[Header] = ()
+) -> None:
+    """One complete response."""
+    length = (b"content-length", str(len(body)).encode())
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", content_type), length, *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, value: Any, *, status: int = 200, headers: Iterable[Header] = ()) -> None:
+    """One complete JSON response."""
+    await send_bytes(send, _encode(value), content_type=b"application/json", status=status, headers=headers)
+
+
+async def send_problem(send: Send, problem: Problem, *, headers: Iterable[Header] = ()) -> None:
+    """OpenAI's error body with the table's status, and ``retry-after`` (whole seconds) where there is one."""
+    extra = list(headers)
+    if problem.retry_after_s is not None:
+        extra.append((b"retry-after", str(math.ceil(problem.retry_after_s)).encode()))
+    await send_json(send, problem.body(), status=problem.spec.status, headers=extra)

@@ -1,0 +1,67 @@
+"""Run an ASGI application on a Unix socket or an inherited listening socket, until told to stop.
+
+In: an application and where to listen; out: nothing, until ``stop`` is set.  Signals stay with the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_BACKLOG = 4096
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: a process of ours drains before its listeners stop."""
+        yield
+
+
+def bind_unix(path: str) -> socket.socket:
+    """A listening Unix socket that only this user can connect to; a stale one at ``path`` is replaced."""
+    Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    Path(path).chmod(0o600)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+async def serve_app(
+    app: Application, listener: socket.socket, stop: asyncio.Event, *, keep_alive_s: int = 75, grace_s: float = 1.0
+) -> None:
+    """Serve until ``stop`` is set; connections that are still open ``grace_s`` later are cut."""
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=keep_alive_s,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    stopping.cancel()
+    await serving

@@ -1,0 +1,91 @@
+"""Attention over KV pages for one step's ragged batch.
+
+In: rotated queries and keys, and values, of all rows; out: the mixed values.  Writes keys and values into the pages.
+Decodes are one batched computation whatever their lengths; a prefill chunk is one call per sequence.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.engine.cpu.batch import Chunk, DecodeGroup, StepBatch
+from penstock.engine.cpu.pages import KvPages
+
+
+class PagedAttention:
+    """An ``Attend`` of the decoder, bound to one step: (layer, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D]."""
+
+    def __init__(self, pages: KvPages, batch: StepBatch) -> None:
+        self._pages = pages
+        self._batch = batch
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch = self._batch
+        self._pages.write(layer, k, v, batch.pages, batch.slots, batch.opened)
+        mixed = torch.empty_like(q)
+        keys, values = self._pages.keys[layer], self._pages.values[layer]
+        for group in batch.decodes:
+            mixed[group.rows] = _decode(q[group.rows], keys, values, group)
+        for chunk in batch.chunks:
+            if chunk.mask is None:
+                mixed[chunk.rows] = _causal(q[chunk.rows], k[chunk.rows], v[chunk.rows])
+            else:
+                mixed[chunk.rows] = _continued(q[chunk.rows], keys, values, chunk)
+        return mixed
+
+
+def _decode(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tensor:
+    """One query per sequence, q[B, Hq, D], against its pages.
+
+    Every page is an item of one batched product, with the query heads that share a KV head as its rows; the softmax
+    then runs over the items of a sequence (the split of Flash-Decoding, with pages as the splits).  So lengths need
+    no padding beyond the last page, and pages that lie together are read in place.  Measured at 16 sequences of some
+    200 tokens: a third of the time of copying the pages together for scaled_dot_product_attention.
+    """
+    num_rows, num_heads, head_dim = q.shape
+    num_kv_heads = keys.shape[1]
+    if isinstance(group.pages, slice):
+        k, v = keys[group.pages], values[group.pages]
+    else:
+        k, v = keys.index_select(0, group.pages), values.index_select(0, group.pages)
+    grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim).index_select(0, group.readers)
+    scores = torch.matmul(grouped, k.transpose(2, 3)).float()
+    scores.mul_(head_dim**-0.5).add_(group.mask)
+
+    # The extra row takes what belongs to nobody.
+    owners = group.owners[:, None]
+    peak = torch.full((num_rows + 1, num_heads), -torch.inf)
+    peak.scatter_reduce_(0, owners.expand(-1, num_heads), scores.amax(-1).view(-1, num_heads), "amax")
+    weights = scores.sub_(peak.index_select(0, group.owners).view(*scores.shape[:3], 1)).exp_()
+    total = torch.zeros(num_rows + 1, num_heads)
+    total.index_add_(0, group.owners, weights.sum(-1).view(-1, num_heads))
+    parts = torch.matmul(weights.to(v.dtype), v).float().view(-1, num_heads, head_dim)
+    mixed = torch.zeros(num_rows + 1, num_heads, head_dim).index_add_(0, group.owners, parts)
+    return (mixed[:num_rows] / total[:num_rows, :, None]).to(q.dtype)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A sequence's first chunk: its rows see each other and nothing else, so no page is read."""
+    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+    return _heads_last(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+
+
+def _continued(q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
+    """A later chunk: q[T, Hq, D] against all pages of its sequence, which hold the chunk's own keys already."""
+    assert chunk.mask is not None
+    length = chunk.mask.shape[1]
+    k, v = (
+        cache.index_select(0, chunk.pages).transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
+        for cache in (keys, values)
+    )
+    return _heads_last(F.scaled_dot_product_attention(_heads_first(q), k, v, attn_mask=chunk.mask, enable_gqa=True))
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _heads_last(x: Tensor) -> Tensor:
+    return x.squeeze(0).transpose(0, 1)

@@ -1,0 +1,96 @@
+"""The executor on CPU: one step plan through the decoder, at reference speed, with torch ops only.
+
+In: a step plan; out: sampled tokens and the scores that were asked for.  Blocking; called from one thread at a time.
+Reads sequences and never writes them; owns the KV pages.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from penstock.engine.cpu.attention import PagedAttention
+from penstock.engine.cpu.batch import StepBatch, sampled_rows, scored_rows, step_batch
+from penstock.engine.cpu.defaults import SamplingDefaults
+from penstock.engine.cpu.pages import KvPages
+from penstock.engine.cpu.sampler import Sampler
+from penstock.engine.cpu.scores import score
+from penstock.engine.sequence import StepPlan, StepResult, TokenScore
+from penstock.models.decoder import Decoder
+
+# Logits are computed for so many rows at a time: with a vocabulary of 150,000 that bounds them to 40 MB in float32.
+LOGITS_ROWS = 64
+
+
+class CpuExecutor:
+    """Implements :class:`penstock.engine.sequence.Executor` for a decoder whose weights are in memory."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        sampling_defaults: SamplingDefaults,
+    ) -> None:
+        """``dtype`` is that of keys and values.  Raises ``insufficient_memory`` when the pages cannot be had."""
+        config = decoder.config
+        self._decoder = decoder
+        self._dtype = dtype
+        self._sampler = Sampler(sampling_defaults)
+        self._pages = KvPages(
+            num_layers=config.num_layers,
+            num_blocks=num_blocks,
+            block_tokens=block_tokens,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+        )
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute every planned token's keys and values; sample where a sequence's end is reached."""
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            batch = step_batch(plan, self._pages.block_tokens, self._dtype)
+            hidden = self._decoder(batch.token_ids, batch.positions, PagedAttention(self._pages, batch))
+            token_ids, scores = self._sample(plan, batch, hidden)
+            prompt_scores = self._score_prompts(plan, batch, hidden)
+        return StepResult(
+            step=plan.step,
+            token_ids=token_ids,
+            scores=scores,
+            prompt_scores=prompt_scores,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def _sample(
+        self, plan: StepPlan, batch: StepBatch, hidden: Tensor
+    ) -> tuple[list[int | None], list[TokenScore | None]]:
+        token_ids: list[int | None] = [None] * len(plan.sequences)
+        scores: list[TokenScore | None] = [None] * len(plan.sequences)
+        due, rows = sampled_rows(plan, batch)
+        for begin in range(0, len(due), LOGITS_ROWS):
+            part = due[begin : begin + LOGITS_ROWS]
+            logits = self._decoder.logits(hidden[rows[begin : begin + LOGITS_ROWS]])
+            sampled = self._sampler.sample(logits, [plan.sequences[i] for i in part])
+            for row, (i, token_id) in enumerate(zip(part, sampled, strict=True)):
+                token_ids[i] = token_id
+                num_top = plan.sequences[i].num_logprobs
+                if num_top is not None:
+                    scores[i] = score(logits[row : row + 1], [token_id], num_top)[0]
+        return token_ids, scores
+
+    def _score_prompts(self, plan: StepPlan, batch: StepBatch, hidden: Tensor) -> list[list[TokenScore]]:
+        prompt_scores: list[list[TokenScore]] = [[] for _ in plan.sequences]
+        for i, sequence in enumerate(plan.sequences):
+            start, offset = plan.starts[i], batch.offsets[i]
+            num_rows = scored_rows(sequence, start, plan.counts[i])
+            for begin in range(0, num_rows, LOGITS_ROWS):
+                end = min(begin + LOGITS_ROWS, num_rows)
+                logits = self._decoder.logits(hidden[offset + begin : offset + end])
+                token_ids = sequence.token_ids[start + begin + 1 : start + end + 1]
+                prompt_scores[i].extend(score(logits, token_ids, sequence.num_logprobs or 0))
+        return prompt_scores

@@ -1,0 +1,76 @@
+"""From logits to the next token of each row.
+
+In: logits and sequences; out: token ids.  A row's token depends on its logits, its sequence and (seed, position),
+never on the rows beside it.  A greedy row without penalties costs its share of one arg max and nothing else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from penstock.engine.cpu.defaults import Rules, SamplingDefaults
+from penstock.engine.cpu.draw import draw, uniform
+from penstock.engine.sequence import Sequence
+
+
+class Sampler:
+    """Resolves what a request left open from the model's ``defaults``."""
+
+    def __init__(self, defaults: SamplingDefaults) -> None:
+        self._defaults = defaults
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
+        """One token id per row of logits [R, V] float32, which it leaves as they are."""
+        rules = [self._defaults.resolve(sequence.sampling) for sequence in sequences]
+        adjusted = [_needs_adjusting(rule, sequence) for rule, sequence in zip(rules, sequences, strict=True)]
+        plain = [row for row, rule in enumerate(rules) if rule.greedy and not adjusted[row]]
+        token_ids = [0] * len(sequences)
+        if plain:
+            chosen = arg_max(logits if len(plain) == len(sequences) else logits[plain])
+            for row, token_id in zip(plain, chosen, strict=True):
+                token_ids[row] = token_id
+        for row, (rule, sequence) in enumerate(zip(rules, sequences, strict=True)):
+            if rule.greedy and not adjusted[row]:
+                continue
+            own = _adjust(logits[row], rule, sequence) if adjusted[row] else logits[row]
+            if rule.greedy:
+                token_ids[row] = arg_max(own[None])[0]
+            else:
+                token_ids[row] = draw(own, rule, uniform(rule.seed, sequence.num_tokens))
+        return token_ids
+
+
+def arg_max(logits: Tensor) -> list[int]:
+    """The first best token of each row of logits [R, V]."""
+    token_ids: list[int] = logits.argmax(dim=-1).tolist()
+    return token_ids
+
+
+def _needs_adjusting(rules: Rules, sequence: Sequence) -> bool:
+    return rules.penalised or sequence.num_output_tokens < sequence.min_tokens
+
+
+def _adjust(logits: Tensor, rules: Rules, sequence: Sequence) -> Tensor:
+    """A copy of logits [V] with penalties and biases added, and stop tokens barred before ``min_tokens``.
+
+    The repetition penalty (arXiv 1909.05858) looks at prompt and output, presence and frequency at the output alone,
+    as OpenAI defines them.
+    """
+    logits = logits.clone()
+    if rules.repetition_penalty != 1.0:
+        seen = torch.tensor(sequence.token_ids)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / rules.repetition_penalty, values * rules.repetition_penalty)
+    output = sequence.token_ids[sequence.num_prompt_tokens :]
+    if output and (rules.presence_penalty or rules.frequency_penalty):
+        tokens, counts = torch.unique(torch.tensor(output), return_counts=True)
+        logits[tokens] -= rules.presence_penalty + rules.frequency_penalty * counts
+    for token_id, bias in rules.logit_bias.items():
+        # An id that the model does not have cannot be drawn, so a bias on it changes nothing.
+        if 0 <= token_id < len(logits):
+            logits[token_id] += bias
+    if len(output) < sequence.min_tokens:
+        barred = [token_id for token_id in sequence.stop_token_ids if 0 <= token_id < len(logits)]
+        logits[barred] = -torch.inf
+    return logits

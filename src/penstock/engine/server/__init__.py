@@ -1,0 +1,1 @@
+"""The engine's edge to HTTP: boot, the step thread, text streams, the engine protocol on a Unix socket."""

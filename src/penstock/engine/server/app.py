@@ -1,0 +1,128 @@
+"""The engine protocol over HTTP: routes, and the life of one stream.
+
+In: ASGI; out: NDJSON streams and JSON.  Knows no torch: what the verbs do is :mod:`penstock.engine.server.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from penstock.asgi.body import ClientGoneError, read_body
+from penstock.asgi.respond import send_json, send_problem
+from penstock.asgi.server import Receive, Scope, Send
+from penstock.engine.server.service import Opened, Service
+from penstock.engine.server.stream import is_terminal
+from penstock.wire import engine as protocol
+from penstock.wire.errors import Problem
+
+_log = logging.getLogger(__name__)
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+_BODY_TIMEOUT_S = 30.0
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class EngineApp:
+    """ASGI application of one engine.  ``status`` tells how it is; ``service`` is set once it is ready."""
+
+    def __init__(self, status: Callable[[], protocol.Load], samples: Callable[[], object], drain: Callable[[], None]):
+        self.service: Service | None = None
+        self._status = status
+        self._samples = samples
+        self._drain = drain
+        self._routes: dict[tuple[str, str], Callable[[Scope, Receive, Send], Awaitable[None]]] = {
+            ("POST", protocol.GENERATE): self._generate,
+            ("POST", protocol.ABORT): self._abort,
+            ("POST", protocol.DRAIN): self._start_drain,
+            ("POST", protocol.TOKENIZE): self._tokenize,
+            ("POST", protocol.DETOKENIZE): self._detokenize,
+            ("GET", protocol.LOAD): self._load,
+            ("GET", protocol.METRICS): self._metrics,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get((scope["method"], scope["path"]))
+        try:
+            if route is None:
+                raise Problem("not_found", f"no route {scope['method']} {scope['path']}")
+            await route(scope, receive, send)
+        except Problem as problem:
+            await send_problem(send, problem)
+        except ClientGoneError:
+            _log.debug("a client left before its request was complete")
+        except Exception:
+            _log.exception("%s raised", scope["path"])
+            await send_problem(send, Problem("internal_error", "the engine could not handle this request"))
+
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.GenerateRequest)
+        service = self._ready(new_work=True)
+        opened = await service.generate(request)
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/x-ndjson")],
+            }
+        )
+        watching = asyncio.create_task(_close_when_gone(receive, service, request.id, opened))
+        try:
+            ended = False
+            while not ended:
+                events = await opened.stream.drain()
+                ended = is_terminal(events[-1])
+                body = b"".join(map(protocol.encode_line, events))
+                await send({"type": "http.response.body", "body": body, "more_body": not ended})
+        finally:
+            watching.cancel()
+            service.close(request.id, opened)
+
+    async def _abort(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.AbortRequest)
+        self._ready().abort(request.id)
+        await send_json(send, {})
+
+    async def _start_drain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._drain()
+        await send_json(send, self._status())
+
+    async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.TokenizeRequest)
+        await send_json(send, await asyncio.to_thread(self._ready().tokenize, request))
+
+    async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.DetokenizeRequest)
+        await send_json(send, await asyncio.to_thread(self._ready().detokenize, request))
+
+    async def _load(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, self._status())
+
+    async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, self._samples())
+
+    def _ready(self, *, new_work: bool = False) -> Service:
+        phase = self._status().phase
+        if phase == "draining" and new_work:
+            raise Problem("draining", "this engine takes no new requests", retry_after_s=1)
+        if self.service is None:
+            raise Problem("not_ready", f"this engine is {phase}", retry_after_s=1)
+        return self.service
+
+
+async def _decoded(scope: Scope, receive: Receive, kind: type[T]) -> T:
+    body = await read_body(scope, receive, max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem("invalid_json", f"not the engine protocol: {error}") from None
+
+
+async def _close_when_gone(receive: Receive, service: Service, request_id: str, opened: Opened) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    service.close(request_id, opened)

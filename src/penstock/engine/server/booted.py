@@ -1,0 +1,31 @@
+"""An engine that is ready to step, as whoever put it together hands it to whoever drives it.
+
+Data only: made at wiring, which alone names the executor; driven by the server or by a benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penstock.engine.loop import Loop
+from penstock.engine.sequence import Executor
+from penstock.text.tokenizer import Tokenizer
+
+Progress = Callable[[float, str], None]
+"""Called with a share from 0 to 1 and what is being done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """An engine ready to step.  ``context_limit`` says in words what ``context_tokens`` is limited by."""
+
+    loop: Loop
+    executor: Executor
+    tokenizer: Tokenizer
+    dtype: str
+    vocab_size: int
+    context_tokens: int
+    context_limit: str
+    weights_bytes: int
+    kv_bytes: int

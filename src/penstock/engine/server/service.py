@@ -1,0 +1,201 @@
+"""What the engine protocol's verbs do, without HTTP.
+
+In: decoded requests; out: streams, token ids, load.  Rendering and tokenising run in a thread, so that neither a slow
+template nor a long prompt holds up the streams that are running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass
+
+from penstock.engine.prefix import prefix_root
+from penstock.engine.sequence import Sequence
+from penstock.engine.server.booted import Booted
+from penstock.engine.server.runner import Runner
+from penstock.engine.server.stream import TextStream
+from penstock.wire.engine import (
+    Detokenized,
+    DetokenizeRequest,
+    GenerateRequest,
+    Load,
+    Phase,
+    Tokenized,
+    TokenizeRequest,
+)
+from penstock.wire.errors import Problem
+
+
+@dataclass(slots=True)
+class Opened:
+    """A stream under way.  ``sequence_id`` is unique per attempt, where the request's id is not."""
+
+    stream: TextStream
+    sequence_id: str
+
+
+class Service:
+    """The verbs of one booted engine."""
+
+    def __init__(self, booted: Booted, runner: Runner, *, model: str, max_waiting: int) -> None:
+        self._booted = booted
+        self._runner = runner
+        self._model = model
+        self._max_waiting = max_waiting
+        self._attempts = itertools.count()
+        self._open: defaultdict[str, set[str]] = defaultdict(set)
+
+    @property
+    def num_open(self) -> int:
+        """Requests whose streams are not closed."""
+        return len(self._open)
+
+    async def generate(self, request: GenerateRequest) -> Opened:
+        """Queue a request.  Raises a ``Problem`` when it cannot be rendered, does not fit, or too many wait."""
+        if len(self._runner.loop.scheduler.waiting) >= self._max_waiting:
+            message = f"{self._max_waiting} requests are waiting already"
+            raise Problem("overloaded", message, retry_after_s=max(1.0, 100 * self._runner.step_time_s))
+        prompt_ids = await asyncio.to_thread(self._prompt_ids, request)
+        max_tokens = self._checked_max_tokens(request, len(prompt_ids))
+        stream = TextStream(request, prompt_ids, self._booted.tokenizer)
+        opened = Opened(stream, f"{request.id}#{next(self._attempts)}")
+        sequence = self._sequence(request, opened, prompt_ids, max_tokens)
+        stream.accept()
+        if self._is_complete(request, stream, max_tokens):
+            stream.finish("length", None, 0)
+        else:
+            self._open[request.id].add(opened.sequence_id)
+            self._runner.submit(sequence)
+        return opened
+
+    def close(self, request_id: str, opened: Opened) -> None:
+        """The stream's reader is done or gone: whatever still runs is aborted."""
+        self._runner.abort(opened.sequence_id)
+        attempts = self._open.get(request_id)
+        if attempts is not None:
+            attempts.discard(opened.sequence_id)
+            if not attempts:
+                del self._open[request_id]
+
+    def abort(self, request_id: str) -> None:
+        for sequence_id in self._open.get(request_id, set()):
+            self._runner.abort(sequence_id)
+
+    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        tokenizer = self._booted.tokenizer
+        if request.text is not None:
+            token_ids = tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
+        else:
+            token_ids = self._render(request.messages or [], request.add_generation_prompt, False, request)
+        texts = [tokenizer.token_bytes(token_id).decode(errors="replace") for token_id in token_ids]
+        return Tokenized(token_ids=token_ids, token_texts=texts, context_tokens=self._booted.context_tokens)
+
+    def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        self._check_ids(request.token_ids, "tokens")
+        return Detokenized(text=self._booted.tokenizer.decode(request.token_ids, skip_special_tokens=False))
+
+    def load(self, phase: Phase) -> Load:
+        scheduler, pool = self._runner.loop.scheduler, self._runner.loop.scheduler.pool
+        return Load(
+            phase=phase,
+            progress=1.0,
+            model=self._model,
+            context_tokens=self._booted.context_tokens,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            queued_tokens=self._runner.loop.num_queued_tokens,
+            kv_blocks_total=pool.num_blocks,
+            kv_blocks_cached=pool.num_cached,
+            kv_blocks_used=pool.num_used,
+            kv_block_tokens=scheduler.rules.block_tokens,
+            step_time_s=self._runner.step_time_s,
+            weights_bytes=self._booted.weights_bytes,
+            kv_bytes=self._booted.kv_bytes,
+        )
+
+    def _prompt_ids(self, request: GenerateRequest) -> list[int]:
+        if request.messages is not None:
+            prompt_ids = self._render(
+                request.messages, request.add_generation_prompt, request.continue_final_message, request
+            )
+        elif request.text is not None:
+            prompt_ids = self._booted.tokenizer.encode(request.text)
+        else:
+            prompt_ids = list(request.token_ids or [])
+            self._check_ids(prompt_ids, "prompt")
+        self._check_ids(request.emitted_token_ids, "emitted_token_ids")
+        if not prompt_ids:
+            raise Problem("invalid_value", "the prompt has no tokens; give at least one", param="prompt")
+        return prompt_ids
+
+    def _render(
+        self,
+        messages: list[dict[str, object]],
+        add_prompt: bool,
+        go_on: bool,
+        request: GenerateRequest | TokenizeRequest,
+    ) -> list[int]:
+        template = self._booted.tokenizer.chat_template
+        if template is None:
+            message = f"{self._model} has no chat template; use /v1/completions, or add chat_template.jinja beside it"
+            raise Problem("template_error", message, param="messages")
+        reserved = {"messages", "add_generation_prompt", "continue_final_message"} & request.template_kwargs.keys()
+        if reserved:
+            names = ", ".join(sorted(reserved))
+            raise Problem("invalid_value", f"{names}: not for template arguments to set", param="chat_template_kwargs")
+        text = template.render(
+            messages,
+            add_generation_prompt=add_prompt and not go_on,
+            continue_final_message=go_on,
+            **request.template_kwargs,
+        )
+        return self._booted.tokenizer.encode(text, add_special_tokens=False)
+
+    def _check_ids(self, token_ids: list[int], param: str) -> None:
+        vocab_size = self._booted.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                message = f"token id {token_id} is not in the vocabulary of {vocab_size} tokens"
+                raise Problem("invalid_value", message, param=param)
+
+    def _checked_max_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
+        context, room = self._booted.context_tokens, self._booted.context_tokens - num_prompt
+        wanted = request.max_tokens if request.max_tokens is not None else max(1, room)
+        if wanted > room:
+            asked = (
+                f"and {request.max_tokens} tokens of output were asked for"
+                if request.max_tokens
+                else "before any output"
+            )
+            why = self._booted.context_limit
+            message = f"the prompt has {num_prompt} tokens {asked}; {why} holds {context} tokens"
+            raise Problem("context_length_exceeded", message, param="max_tokens" if room > 0 else "prompt")
+        if len(request.emitted_token_ids) > wanted:
+            message = f"{len(request.emitted_token_ids)} emitted tokens exceed max_tokens {wanted}"
+            raise Problem("invalid_value", message, param="emitted_token_ids")
+        return wanted
+
+    def _sequence(self, request: GenerateRequest, opened: Opened, prompt_ids: list[int], max_tokens: int) -> Sequence:
+        stop_token_ids = frozenset(request.stop_token_ids)
+        if not request.ignore_eos:
+            stop_token_ids |= self._booted.tokenizer.stop_token_ids
+        return Sequence(
+            id=opened.sequence_id,
+            token_ids=prompt_ids + request.emitted_token_ids,
+            num_prompt_tokens=len(prompt_ids),
+            max_tokens=max_tokens,
+            sampling=request.sampling,
+            sink=opened.stream,
+            min_tokens=request.min_tokens,
+            stop_token_ids=stop_token_ids,
+            prefix_root=prefix_root(cache_salt=request.cache_salt),
+            num_logprobs=request.logprobs,
+            score_prompt=request.echo and request.logprobs is not None,
+        )
+
+    def _is_complete(self, request: GenerateRequest, stream: TextStream, max_tokens: int) -> bool:
+        """A resumed request may have been cut just before its terminal event."""
+        emitted = request.emitted_token_ids
+        return stream.stopped_by is not None or (bool(emitted) and len(emitted) >= max_tokens)

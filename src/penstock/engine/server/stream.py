@@ -1,0 +1,142 @@
+"""From tokens to the protocol's events, for one request.
+
+In: tokens as the loop commits them; out: Accepted, Deltas, and one Finished or Failed, for whoever reads the stream.
+What has been sent as text depends on the token ids alone, so replaying emitted ids restores the state exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.engine.sequence import TokenScore
+from penstock.text.detokenize import Detokenizer
+from penstock.text.stop import StopMatcher
+from penstock.text.tokenizer import Tokenizer
+from penstock.wire.engine import (
+    Accepted,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+    failed,
+)
+from penstock.wire.errors import Problem
+
+
+class TextStream:
+    """A :class:`~penstock.engine.sequence.TokenSink` that an HTTP response drains.
+
+    Held events are bounded by ``max_tokens``; those of one step are drained together.
+    """
+
+    def __init__(self, request: GenerateRequest, prompt_ids: list[int], tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._prompt_ids = prompt_ids
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._stops = StopMatcher(request.stop)
+        self._stopped_by: str | None = None
+        self._num_output = 0
+        self._prompt_scores: list[TokenScore] = []
+        self._events: list[Event] = []
+        self._wake = asyncio.Event()
+        for token_id in request.emitted_token_ids:
+            self._text_of(token_id)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the text, if one did (a resumed request may start that way)."""
+        return self._stopped_by
+
+    async def drain(self) -> list[Event]:
+        """Wait for events and take all there are."""
+        await self._wake.wait()
+        self._wake.clear()
+        events, self._events = self._events, []
+        return events
+
+    def accept(self) -> None:
+        """Announce the request, unless its prompt is still to be scored: then the last score announces it."""
+        if not (self._scores_prompt and len(self._prompt_ids) > 1):
+            self._announce()
+
+    def prompt_scored(self, scores: list[TokenScore]) -> None:
+        self._prompt_scores += scores
+        if len(self._prompt_scores) == len(self._prompt_ids) - 1:
+            self._announce()
+
+    def push(self, token_id: int, score: TokenScore | None) -> bool:
+        text = self._text_of(token_id)
+        logprobs = [self._logprob(score)] if score is not None else None
+        self._put(Delta(token_ids=[token_id], text=text, logprobs=logprobs))
+        return self._stopped_by is not None
+
+    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
+        held = ""
+        if self._stopped_by is None:
+            held, self._stopped_by = self._stops.push(self._detokenizer.flush())
+            if self._stopped_by is None:
+                held += self._stops.flush()
+        if self._stopped_by is not None and reason == "length":
+            reason = "stop"
+        if stop_token_id is not None:
+            self._num_output += 1
+        usage = Usage(prompt=len(self._prompt_ids), cached=num_cached_tokens, output=self._num_output)
+        stop = self._stopped_by if self._stopped_by is not None else stop_token_id
+        self._put(Finished(reason=reason, usage=usage, text=held, stop=stop))
+
+    def fail(self, problem: Problem) -> None:
+        self._put(failed(problem))
+
+    @property
+    def _scores_prompt(self) -> bool:
+        return self._request.echo and self._request.logprobs is not None
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake.set()
+
+    def _text_of(self, token_id: int) -> str:
+        self._num_output += 1
+        text = self._detokenizer.push(token_id)
+        if self._num_output <= self._request.min_tokens:
+            # A stop string counts only behind min_tokens, so text before that is not looked at.
+            return text
+        text, self._stopped_by = self._stops.push(text)
+        return text
+
+    def _announce(self) -> None:
+        echo = self._request.echo
+        scores = None
+        if self._scores_prompt:
+            first = self._entry(self._prompt_ids[0], None, [])
+            scores = [first, *map(self._logprob, self._prompt_scores)]
+        self._put(
+            Accepted(
+                prompt_tokens=len(self._prompt_ids),
+                prompt_text=self._tokenizer.decode(self._prompt_ids) if echo else None,
+                prompt_token_ids=self._prompt_ids if echo else None,
+                prompt_logprobs=scores,
+            )
+        )
+
+    def _logprob(self, score: TokenScore) -> TokenLogprob:
+        return self._entry(score.token_id, score.logprob, score.top)
+
+    def _entry(self, token_id: int, logprob: float | None, top: list[tuple[int, float]]) -> TokenLogprob:
+        alternatives = []
+        for other, other_logprob in top:
+            data = self._tokenizer.token_bytes(other)
+            alternatives.append(TopLogprob(other, data.decode(errors="replace"), other_logprob, list(data)))
+        data = self._tokenizer.token_bytes(token_id)
+        return TokenLogprob(token_id, data.decode(errors="replace"), logprob, list(data), alternatives)
+
+
+def is_terminal(event: Event) -> bool:
+    """Whether a stream ends with this event."""
+    return isinstance(event, Finished | Failed)

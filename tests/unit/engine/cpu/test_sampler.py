@@ -1,0 +1,234 @@
+"""From logits to tokens: filters, penalties and the draw."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from penstock.engine.cpu.defaults import Rules, SamplingDefaults
+from penstock.engine.cpu.draw import draw, uniform
+from penstock.engine.cpu.sampler import Sampler
+from penstock.engine.sequence import Sequence, TokenScore
+from penstock.wire.engine import FinishReason, Sampling
+from penstock.wire.errors import Problem
+
+VOCAB = 40
+
+
+class NoSink:
+    def prompt_scored(self, scores: list[TokenScore]) -> None: ...
+
+    def push(self, token_id: int, score: TokenScore | None) -> bool:
+        return False
+
+    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None: ...
+
+    def fail(self, problem: Problem) -> None: ...
+
+
+def sequence(
+    sampling: Sampling,
+    *,
+    prompt: list[int] | None = None,
+    output: list[int] | None = None,
+    min_tokens: int = 0,
+    stop_token_ids: frozenset[int] = frozenset(),
+) -> Sequence:
+    prompt = [0] if prompt is None else prompt
+    return Sequence(
+        id="",
+        token_ids=prompt + (output or []),
+        num_prompt_tokens=len(prompt),
+        max_tokens=100,
+        sampling=sampling,
+        sink=NoSink(),
+        min_tokens=min_tokens,
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def greedy(logits: list[float], **changes: object) -> int:
+    """The token of one greedy row whose sampling or sequence has ``changes``."""
+    of_sampling = {key: value for key, value in changes.items() if key in Sampling.__struct_fields__}
+    of_sequence = {key: value for key, value in changes.items() if key not in of_sampling}
+    sampling = Sampling(**{"seed": 0, "temperature": 0.0, **of_sampling})  # type: ignore[arg-type]
+    return Sampler(SamplingDefaults()).sample(torch.tensor([logits]), [sequence(sampling, **of_sequence)])[0]  # type: ignore[arg-type]
+
+
+def reachable(logits: list[float], rules: Rules) -> set[int]:
+    """Every token that some number in [0, 1) draws."""
+    points = [i / 997 for i in range(997)] + [0.0, math.nextafter(1.0, 0.0)]
+    return {draw(torch.tensor(logits), rules, at) for at in points}
+
+
+def logs(*probabilities: float) -> list[float]:
+    return [math.log(p) for p in probabilities]
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    """Among equal logits, frequent in bf16, the lowest id wins."""
+    assert greedy([0.0, 3.0, 3.0, 1.0]) == 1
+    wide = torch.zeros(70_000)
+    wide[[31, 69_999, 40_000]] = 1.0
+    assert greedy(wide.tolist()) == 31
+
+
+def test_top_k_keeps_k() -> None:
+    """Top-k leaves the k most probable tokens."""
+    assert reachable(logs(0.1, 0.4, 0.2, 0.3), Rules(seed=0, top_k=2)) == {1, 3}
+
+
+@pytest.mark.parametrize("top_k", [0, 4, 99])
+def test_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
+    """Top-k of 0, or of the vocabulary's size or more, filters nothing."""
+    assert reachable(logs(0.1, 0.4, 0.2, 0.3), Rules(seed=0, top_k=top_k)) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.0, {1}), (0.39, {1}), (0.41, {1, 3}), (0.71, {1, 2, 3}), (0.95, {0, 1, 2, 3})]
+)
+def test_top_p_keeps_the_smallest_sufficient_set(top_p: float, kept: set[int]) -> None:
+    """Top-p keeps the most probable tokens until they hold p, and always one."""
+    assert reachable(logs(0.1, 0.4, 0.2, 0.3), Rules(seed=0, top_p=top_p)) == kept
+
+
+def test_top_p_counts_after_top_k() -> None:
+    """Top-p measures the mass that top-k left."""
+    assert reachable(logs(0.1, 0.4, 0.2, 0.3), Rules(seed=0, top_k=2, top_p=0.55)) == {1}
+
+
+def test_min_p_is_relative_to_the_best() -> None:
+    """Min-p drops tokens less probable than its share of the best one."""
+    assert reachable(logs(0.1, 0.4, 0.2, 0.3), Rules(seed=0, min_p=0.6)) == {1, 3}
+    assert reachable(logs(0.1, 0.4, 0.2, 0.3), Rules(seed=0, min_p=1.5)) == {1}
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=50),
+    top_p=st.floats(0.0, 1.0),
+    temperature=st.floats(0.05, 5.0),
+)
+def test_the_nucleus_is_minimal(logits: list[float], top_p: float, temperature: float) -> None:
+    """What top-p leaves is what sorting all tokens and cutting at p leaves."""
+    rules = Rules(seed=0, top_p=top_p, temperature=temperature)
+    weights = ((torch.tensor(logits) - max(logits)) / temperature).exp().double()
+    ordered, order = weights.sort(descending=True, stable=True)
+    before = (ordered.cumsum(0) - ordered) / ordered.sum()
+    certain = {int(t) for t, b in zip(order, before, strict=True) if b < top_p - 1e-6} | {int(order[0])}
+    possible = {int(t) for t, b in zip(order, before, strict=True) if b < top_p + 1e-6} | {int(order[0])}
+    drawn = {draw(torch.tensor(logits), rules, i / 50) for i in range(50)}
+    assert drawn <= possible
+    assert draw(torch.tensor(logits), rules, 0.0) == min(certain) or len(possible) > len(certain)
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Over many positions tokens come as often as their probabilities say (chi-squared, 3 degrees, p = 1e-6)."""
+    probabilities = (0.1, 0.4, 0.2, 0.3)
+    logits, rules, draws = torch.tensor(logs(*probabilities)), Rules(seed=3), 4000
+    counts = Counter(draw(logits, rules, uniform(3, position)) for position in range(draws))
+    assert sum((counts[i] - draws * p) ** 2 / (draws * p) for i, p in enumerate(probabilities)) < 30.7
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1), position=st.integers(0, 2**31))
+def test_any_64_bit_seed_gives_a_number_in_range(seed: int, position: int) -> None:
+    """Negative and huge seeds are as good as any, and neighbours give other numbers."""
+    at = uniform(seed, position)
+    assert 0.0 <= at < 1.0
+    assert at not in (uniform(seed, position + 1), uniform(seed + 1, position), uniform(position, seed + 1))
+
+
+@pytest.mark.parametrize("logits", [[math.nan] * 4, [math.inf, 0.0, 1.0, 2.0], [-math.inf] * 4])
+def test_logits_that_are_not_finite_still_give_a_token(logits: list[float]) -> None:
+    """A broken model yields some token of the vocabulary instead of an error for the whole step."""
+    rules = Rules(seed=0, top_k=2, top_p=0.5, min_p=0.1)
+    assert 0 <= draw(torch.tensor(logits), rules, 0.5) < 4
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 1e-4, 1e4, 1e300])
+def test_extreme_temperatures_draw_a_token(temperature: float) -> None:
+    """The coldest temperatures take the best token and the hottest ones some token."""
+    token = greedy([1.0, 5.0, 2.0, 4.9], temperature=temperature)
+    assert token == 1 if temperature < 1 else 0 <= token < 4
+
+
+def test_repetition_penalty_counts_prompt_and_output() -> None:
+    """Tokens of prompt or output are divided by the penalty where positive, multiplied where negative."""
+    assert greedy([4.0, 3.0, 3.9, 1.0], repetition_penalty=2.0, prompt=[0, 0], output=[2]) == 1
+    assert greedy([-1.0, -1.5, -9.0, -9.0], repetition_penalty=2.0, prompt=[0], output=[]) == 1
+
+
+def test_presence_and_frequency_count_the_output_only() -> None:
+    """OpenAI's penalties look at what was generated: once for presence, per occurrence for frequency."""
+    logits = [4.0, 3.0, 0.0, 0.0]
+    assert greedy(logits, presence_penalty=1.5, prompt=[0, 0, 0]) == 0
+    assert greedy(logits, presence_penalty=1.5, output=[0]) == 1
+    assert greedy(logits, frequency_penalty=0.6, output=[0]) == 0
+    assert greedy(logits, frequency_penalty=0.6, output=[0, 0]) == 1
+
+
+def test_logit_bias_is_added_and_unknown_ids_change_nothing() -> None:
+    """A bias moves its token; an id outside the vocabulary moves none, the last one least of all."""
+    assert greedy([4.0, 3.0, 0.0, 3.5], logit_bias={1: 2.0}) == 1
+    assert greedy([4.0, 3.0, 0.0, 3.5], logit_bias={-1: 100.0, 4: 100.0}) == 0
+
+
+def test_stop_tokens_are_barred_before_min_tokens() -> None:
+    """A stop token cannot come before min_tokens were generated, not even biased, and can afterwards."""
+    stops = frozenset({0, 999})
+    barred = {"min_tokens": 2, "stop_token_ids": stops, "logit_bias": {0: 50.0}}
+    assert greedy([4.0, 3.0], output=[1], **barred) == 1
+    assert greedy([4.0, 3.0], output=[1, 1], **barred) == 0
+
+
+def test_logits_are_left_as_they_are() -> None:
+    """Penalties work on a copy: scores are taken from what the model said."""
+    logits = torch.tensor([[4.0, 3.0, 2.0]])
+    before = logits.clone()
+    sampling = Sampling(seed=0, repetition_penalty=2.0, logit_bias={0: -100.0}, top_p=0.9)
+    Sampler(SamplingDefaults()).sample(logits, [sequence(sampling)])
+    assert torch.equal(logits, before)
+
+
+samplings = st.builds(
+    Sampling,
+    seed=st.integers(-(2**63), 2**63 - 1),
+    temperature=st.sampled_from([None, 0.0, 0.3, 1.0, 2.0]),
+    top_p=st.sampled_from([None, 0.3, 0.9, 1.0]),
+    top_k=st.sampled_from([None, -1, 0, 1, 5]),
+    min_p=st.sampled_from([None, 0.0, 0.1]),
+    repetition_penalty=st.sampled_from([None, 1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 1.0]),
+    frequency_penalty=st.sampled_from([0.0, -0.5]),
+    logit_bias=st.sampled_from([None, {3: 5.0}]),
+)
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.tuples(samplings, st.integers(0, 5)), min_size=1, max_size=8), source=st.integers(0, 1000))
+def test_company_does_not_change_a_token(rows: list[tuple[Sampling, int]], source: int) -> None:
+    """A row draws the same token alone, in company, and in company in another order."""
+    generator = torch.Generator().manual_seed(source)
+    logits = torch.randn(len(rows), VOCAB, generator=generator) * 3
+    output = torch.randint(VOCAB, (5,), generator=generator).tolist()
+    sequences = [sequence(sampling, output=output[:length]) for sampling, length in rows]
+    sampler = Sampler(SamplingDefaults(temperature=0.7, top_k=20))
+    together = sampler.sample(logits, sequences)
+    alone = [sampler.sample(logits[i : i + 1], [sequences[i]])[0] for i in range(len(rows))]
+    backwards: Tensor = logits.flip(0)
+    assert together == alone == sampler.sample(backwards, sequences[::-1])[::-1]
+
+
+@pytest.mark.parametrize("vocab", [50_000])
+def test_company_does_not_change_a_token_of_a_large_vocabulary(vocab: int) -> None:
+    """The same holds where torch splits rows over threads and vector widths."""
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(0))
+    sequences = [sequence(Sampling(seed=i, top_p=0.95 if i % 2 else None)) for i in range(5)]
+    sampler = Sampler(SamplingDefaults())
+    together = sampler.sample(logits, sequences)
+    assert together == [sampler.sample(logits[i : i + 1], [sequences[i]])[0] for i in range(5)]
