@@ -1,0 +1,1 @@
+"""The gateway: one visible pipeline from a data request to the engines and back.  ``http/`` is its edge."""

@@ -1,0 +1,96 @@
+"""One data request from its head to its one terminal event: what is measured on the way.
+
+In: what the stages learn, and every engine event that goes to the client; out: ``RequestEnded``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from penstock.events.list import Outcome, RequestEnded
+from penstock.wire.engine import Accepted, Delta, Event, Finished
+from penstock.wire.errors import Problem
+
+_CLIENT_GONE_STATUS = 499
+_REFUSALS = frozenset({"draining", "not_ready", "overloaded"})
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is there to answer."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far."""
+
+    id: str
+    route: str
+    started: float
+    model: str = ""
+    streamed: bool = False
+    choices_per_prompt: int = 1
+    accepted: bool = False
+    response_started: bool = False
+    client_gone: bool = False
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+    num_tokens: dict[int, int] = field(default_factory=dict)
+    num_prompt_tokens: dict[int, int] = field(default_factory=dict)
+    num_cached_tokens: dict[int, int] = field(default_factory=dict)
+
+    def note(self, index: int, events: list[Event], now: float) -> None:
+        """Count what choice ``index`` delivers."""
+        for event in events:
+            if isinstance(event, Delta):
+                if self.first_token_at is None:
+                    self.first_token_at = now
+                self.last_token_at = now
+                self.num_tokens[index] = self.num_tokens.get(index, 0) + len(event.token_ids)
+            elif isinstance(event, Accepted):
+                self.accepted = True
+                self.num_prompt_tokens[index] = event.prompt_tokens
+            elif isinstance(event, Finished):
+                self.num_tokens[index] = event.usage.output
+                self.num_prompt_tokens[index] = event.usage.prompt
+                self.num_cached_tokens[index] = event.usage.cached
+
+    def ended(self, error: BaseException | None, now: float) -> RequestEnded:
+        """The terminal event; ``error`` is what ended the call early."""
+        outcome, status, code = self._outcome(error)
+        longest = max(self.num_tokens.values(), default=0)
+        ttft_s = tpot_s = None
+        if self.first_token_at is not None:
+            ttft_s = self.first_token_at - self.started
+            if longest > 1:
+                tpot_s = (self.last_token_at - self.first_token_at) / (longest - 1)
+        return RequestEnded(
+            id=self.id,
+            route=self.route,
+            model=self.model,
+            outcome=outcome,
+            status=status,
+            code=code,
+            streamed=self.streamed,
+            duration_s=now - self.started,
+            ttft_s=ttft_s,
+            tpot_s=tpot_s,
+            prompt_tokens=self._once_per_prompt(self.num_prompt_tokens),
+            cached_tokens=self._once_per_prompt(self.num_cached_tokens),
+            output_tokens=sum(self.num_tokens.values()),
+        )
+
+    def _once_per_prompt(self, counts: dict[int, int]) -> int:
+        return sum(count for index, count in counts.items() if index % self.choices_per_prompt == 0)
+
+    def _outcome(self, error: BaseException | None) -> tuple[Outcome, int, str]:
+        if error is None:
+            return "finished", 200, ""
+        if isinstance(error, ClientGone | asyncio.CancelledError):
+            return "cancelled", 200 if self.response_started else _CLIENT_GONE_STATUS, "cancelled"
+        code = error.code if isinstance(error, Problem) else "internal_error"
+        status = error.spec.status if isinstance(error, Problem) else 500
+        if self.response_started:
+            return "failed", 200, code
+        refused = not self.accepted and (status < 500 or code in _REFUSALS)
+        return ("rejected" if refused else "failed"), status, code

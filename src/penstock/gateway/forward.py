@@ -1,0 +1,205 @@
+"""Forwarding one sequence, and going on with it elsewhere when its engine is lost.
+
+In: an engine request; out: its events as if nothing had happened, or one ``Problem``.
+``policy.route`` and ``policy.retry`` decide; this carries out.  A sequence is resumed by sending the same request with
+the token ids it has emitted: docs/decisions/001-engine-protocol.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from penstock.events.list import StreamResumed
+from penstock.gateway.replicas import Lease, ModelState, Replicas
+from penstock.gateway.upstream import Upstream
+from penstock.policy.retry import FailedAttempt, RetryMemory, RetryRules, RetryVerdict, decide
+from penstock.ports import Clock, Emit
+from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, problem_of
+from penstock.wire.errors import Problem
+
+T = TypeVar("T")
+
+_LOST = frozenset({"engine_lost", "not_ready", "draining"})
+_EXPECTED_OUTPUT_TOKENS = 256
+_RETRY_AFTER_S = 2.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one sequence has behind it.  ``lost_at``: the gap it is in began then."""
+
+    emitted: list[int] = field(default_factory=list)
+    accepted: bool = False
+    attempts: int = 0
+    lost_at: float | None = None
+    memory: RetryMemory = field(default_factory=RetryMemory)
+    verdict: RetryVerdict | None = None
+    problem: Problem | None = None
+
+
+class Forwarder:
+    """Sends sequences to replicas.  Shared by all requests of a gateway; keeps nothing of any."""
+
+    def __init__(self, replicas: Replicas, upstream: Upstream, rules: RetryRules, clock: Clock, emit: Emit) -> None:
+        self._replicas = replicas
+        self._upstream = upstream
+        self._rules = rules
+        self._clock = clock
+        self._emit = emit
+
+    async def stream(
+        self, model: str, request: GenerateRequest, prompt_tokens: int
+    ) -> AsyncGenerator[list[Event], None]:
+        """Events of one sequence: one ``Accepted``, deltas, one ``Finished``.  Raises ``Problem``, also midway.
+
+        ``prompt_tokens`` is an estimate, for routing.  Closing the generator aborts the sequence at its engine.
+        """
+        progress = Progress()
+        expected = prompt_tokens + min(request.max_tokens or _EXPECTED_OUTPUT_TOKENS, _EXPECTED_OUTPUT_TOKENS)
+        while True:
+            lease = await self._lease(model, expected, progress)
+            try:
+                async with aclosing(self._attempt(lease, request, progress, model)) as batches:
+                    async for events in batches:
+                        yield events
+                return
+            except Problem as problem:
+                self._note_failure(model, lease, problem, progress)
+            finally:
+                lease.end()
+            await self._pause(progress)
+
+    async def call(self, model: str, send: Callable[[str], Awaitable[T]]) -> T:
+        """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost."""
+        progress = Progress()
+        while True:
+            lease = await self._lease(model, 0, progress)
+            try:
+                return await send(lease.state.replica.socket)
+            except Problem as problem:
+                self._note_failure(model, lease, problem, progress)
+            finally:
+                lease.end()
+            await self._pause(progress)
+
+    async def _attempt(
+        self, lease: Lease, request: GenerateRequest, progress: Progress, model: str
+    ) -> AsyncGenerator[list[Event], None]:
+        """One attempt at one replica, from the emitted tokens on; records what it emits in ``progress``."""
+        progress.attempts += 1
+        if progress.attempts > 1:
+            # Another id: at a replica that is alive the broken attempt may not have been aborted yet.
+            request = msgspec.structs.replace(
+                request, id=f"{request.id}.{progress.attempts}", emitted_token_ids=[*progress.emitted]
+            )
+        async with aclosing(self._upstream.generate(lease.state.replica.socket, request)) as batches:
+            async for batch in batches:
+                events = self._take(batch, lease, request, progress, model)
+                last = events[-1] if events else None
+                if isinstance(last, Failed) or (isinstance(last, Finished) and last.reason == "cancelled"):
+                    if len(events) > 1:
+                        yield events[:-1]
+                    raise _problem_of_end(last)
+                if events:
+                    yield events
+
+    def _take(
+        self, batch: list[Event], lease: Lease, request: GenerateRequest, progress: Progress, model: str
+    ) -> list[Event]:
+        """Record a batch in ``progress``; what of it is news to the client: not a later attempt's ``Accepted``."""
+        for event in batch:
+            if isinstance(event, Delta):
+                progress.emitted.extend(event.token_ids)
+        if not isinstance(batch[0], Accepted):
+            return batch
+        self._note_taken_up(lease, request, progress, model)
+        known, progress.accepted = progress.accepted, True
+        return batch[1:] if known else batch
+
+    async def _lease(self, model: str, tokens: int, progress: Progress) -> Lease:
+        """A replica to send to, waited for within the bounds.  Raises ``Problem`` when there is none in time."""
+        deadline = progress.verdict.deadline if progress.verdict else None
+        avoid = progress.verdict.avoid if progress.verdict else frozenset()
+        while True:
+            state = self._model(model, progress)
+            lease = self._replicas.lease(state, tokens, avoid)
+            if lease is not None:
+                return lease
+            now = self._clock.now()
+            if deadline is None:
+                # A new request waits for an engine that is being restarted, not for one that never was ready.
+                deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
+            if now >= deadline:
+                raise self._none_in_time(model, progress)
+            await self._replicas.changed(deadline - now)
+
+    def _model(self, model: str, progress: Progress) -> ModelState:
+        try:
+            return self._replicas.find(model)
+        except Problem:
+            if progress.problem is not None:
+                raise progress.problem from None
+            raise
+
+    def _none_in_time(self, model: str, progress: Progress) -> Problem:
+        if progress.problem is None:
+            message = f"No replica of {model!r} is ready."
+            return Problem("not_ready", message, param="model", retry_after_s=_RETRY_AFTER_S)
+        message = (
+            f"The engine was lost and no replica of {model!r} was ready again in {self._rules.resume_timeout_s:g} s."
+        )
+        return Problem("engine_lost", message, retry_after_s=_RETRY_AFTER_S)
+
+    def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress) -> None:
+        """Ask the policy; raise the problem if it gives up, else leave its verdict in ``progress``."""
+        now = self._clock.now()
+        if problem.code in _LOST:
+            self._replicas.lost(lease.state)
+        progress.problem = problem
+        failed = {lease.state.id} | progress.memory.avoid
+        view = FailedAttempt(
+            code=problem.code,
+            replica=lease.state.id,
+            emitted_tokens=len(progress.emitted),
+            accepted=progress.accepted,
+            others=sum(state.routable and state.id not in failed for state in self._model(model, progress).replicas),
+        )
+        progress.verdict, progress.memory = decide(view, self._rules, progress.memory, now)
+        if progress.lost_at is None:
+            progress.lost_at = now
+        if not progress.verdict.resume:
+            if problem.spec.retryable and problem.retry_after_s is None:
+                problem.retry_after_s = _RETRY_AFTER_S
+            raise problem
+
+    def _note_taken_up(self, lease: Lease, request: GenerateRequest, progress: Progress, model: str) -> None:
+        if progress.lost_at is None:
+            return
+        if progress.accepted:
+            self._emit(
+                StreamResumed(
+                    id=request.id,
+                    model=model,
+                    replica=lease.state.id,
+                    emitted_tokens=len(progress.emitted),
+                    gap_s=self._clock.now() - progress.lost_at,
+                )
+            )
+        progress.lost_at = None
+
+    async def _pause(self, progress: Progress) -> None:
+        if progress.verdict is not None and progress.verdict.pause_s > 0:
+            await asyncio.sleep(progress.verdict.pause_s)
+
+
+def _problem_of_end(event: Failed | Finished) -> Problem:
+    """A stream that did not end well.  An engine that cancels what we did not cancel is going away."""
+    if isinstance(event, Finished):
+        return Problem("draining", "The engine cancelled the sequence.")
+    return problem_of(event)

@@ -1,0 +1,1 @@
+"""The gateway's edge: ASGI application, HTTP server, control socket."""

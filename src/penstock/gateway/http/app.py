@@ -1,0 +1,159 @@
+"""The data listener: an ASGI application of nine routes.
+
+In: HTTP; out: OpenAI's bodies, streams and errors.  Decides nothing: the pipeline does.
+Every data route goes through ``_data``, and that through ``Gateway.open``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from math import ceil
+from typing import NamedTuple
+
+import msgspec
+
+from penstock import __version__
+from penstock.asgi.respond import Header, send_bytes, send_problem
+from penstock.asgi.server import Receive, Scope, Send
+from penstock.gateway.call import ClientGone
+from penstock.gateway.http import data
+from penstock.gateway.http.body import header, read_data_body, refuse_unread
+from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
+from penstock.gateway.pipeline import Gateway
+from penstock.gateway.replicas import ModelState
+from penstock.wire.errors import Problem
+from penstock.wire.openai import listing
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+_MODEL_PREFIX = "/v1/models/"
+_NOT_READY_RETRY_S = 1.0
+_BODY_PROBLEMS = frozenset({"body_too_large", "request_timeout"})
+_BEFORE_BODY = frozenset({"draining", "not_found", "method_not_allowed"})
+"""Problems that are known before the body is read."""
+
+
+class Route(NamedTuple):
+    """``data`` routes are POST and go through the pipeline; the others are GET, given the path, and answer JSON."""
+
+    path: str
+    data: Handler | None = None
+    plain: Callable[[str], bytes] | None = None
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, gateway: Gateway, rules: HttpRules) -> None:
+        self._gateway = gateway
+        self._rules = rules
+        routes = [
+            Route("/v1/chat/completions", data=data.chat_completions),
+            Route("/v1/completions", data=data.text_completions),
+            Route("/tokenize", data=data.tokenize),
+            Route("/detokenize", data=data.detokenize),
+            Route("/v1/models", plain=self._models),
+            Route(_MODEL_PREFIX, plain=self._model),
+            Route("/health", plain=self._health),
+            Route("/ready", plain=self._ready),
+            Route("/version", plain=self._version),
+        ]
+        self.routes = {route.path: route for route in routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", scope["type"]
+        headers = self._headers(scope)
+        try:
+            route = self._match(scope, headers)
+            if route.data is not None:
+                await self._data(route.path, route.data, scope, receive, send, headers)
+            elif route.plain is not None:
+                await send_bytes(send, route.plain(scope["path"]), content_type=b"application/json", headers=headers)
+        except Problem as problem:
+            await self._answer_problem(problem, scope, receive, send, headers)
+
+    def _match(self, scope: Scope, headers: list[Header]) -> Route:
+        """The route, or ``Problem``; a wrong method gets its ``allow`` header."""
+        path: str = scope["path"]
+        route = self.routes.get(path)
+        if route is None and path.startswith(_MODEL_PREFIX):
+            route = self.routes[_MODEL_PREFIX]
+        if route is None:
+            raise Problem("not_found", f"There is no {path[:200]!r} here.")
+        allowed = ("POST",) if route.data else ("GET", "HEAD")
+        if scope["method"] not in allowed:
+            headers.append((b"allow", ", ".join(allowed).encode()))
+            raise Problem("method_not_allowed", f"{route.path} takes {' and '.join(allowed)} only.")
+        return route
+
+    async def _data(
+        self, path: str, handle: Handler, scope: Scope, receive: Receive, send: Send, headers: list[Header]
+    ) -> None:
+        """One data request.  A client that goes away cancels whatever is done for it, and gets nothing."""
+        exchange: Exchange | None = None
+        try:
+            with self._gateway.open(path) as call:
+                exchange = Exchange(self._gateway, call, self._rules, send, headers)
+                body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
+                await while_connected(exchange, receive, handle, body)
+            return
+        except ClientGone:
+            return
+        except Problem as raised:
+            problem = raised
+        except Exception:
+            _log.exception("request %s ended by a bug", exchange and exchange.call.id)
+            problem = Problem("internal_error", "Something went wrong here; the log has the details.")
+        finally:
+            if exchange is not None and exchange.stream is not None:
+                exchange.stream.stop()
+        if exchange is None or exchange.stream is None or not exchange.stream.begun:
+            raise problem
+        await exchange.stream.fail(problem)
+
+    async def _answer_problem(
+        self, problem: Problem, scope: Scope, receive: Receive, send: Send, headers: list[Header]
+    ) -> None:
+        """The error as a response; the unread rest of a body is read and dropped, and the connection ends."""
+        declared = header(scope, b"content-length")
+        has_body = declared not in (None, b"0") or header(scope, b"transfer-encoding") is not None
+        if problem.code in _BODY_PROBLEMS or (has_body and problem.code in _BEFORE_BODY):
+            if problem.retry_after_s is not None:
+                headers.append((b"retry-after", str(ceil(problem.retry_after_s)).encode()))
+            await refuse_unread(send, receive, problem, headers)
+        else:
+            await send_problem(send, problem, headers=headers)
+
+    def _headers(self, scope: Scope) -> list[Header]:
+        """list[Header] of every response: the request's id, the caller's own if it is a sane one."""
+        sent = header(scope, b"x-request-id")
+        request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else b"req-" + uuid.uuid4().hex.encode()
+        headers = [(b"x-request-id", request_id)]
+        if self._gateway.draining:
+            headers.append((b"connection", b"close"))
+        return headers
+
+    def _models(self, _path: str) -> bytes:
+        return listing.encode_models([_card(state) for state in self._gateway.replicas.models])
+
+    def _model(self, path: str) -> bytes:
+        return listing.encode_model(_card(self._gateway.replicas.find(path.removeprefix(_MODEL_PREFIX))))
+
+    def _health(self, _path: str) -> bytes:
+        return b'{"status":"ok"}'
+
+    def _ready(self, _path: str) -> bytes:
+        if not self._gateway.replicas.ready:
+            what = "is draining" if self._gateway.draining else "has a model without a ready replica"
+            raise Problem("not_ready", f"This server {what}.", retry_after_s=_NOT_READY_RETRY_S)
+        return b'{"status":"ready"}'
+
+    def _version(self, _path: str) -> bytes:
+        return msgspec.json.encode({"version": __version__})
+
+
+def _card(state: ModelState) -> listing.ModelCard:
+    return listing.ModelCard(id=state.model.name, created=state.model.created, max_model_len=state.context_tokens)

@@ -1,0 +1,188 @@
+"""The data routes: decode, hand to the pipeline, write what comes back.
+
+In: a body that was read and its exchange; out: one response.  The dialect is ``wire.openai``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from penstock.asgi.respond import Header, send_bytes
+from penstock.asgi.server import Receive, Send
+from penstock.gateway.call import Call, ClientGone
+from penstock.gateway.http.stream import EventStream
+from penstock.gateway.pipeline import Gateway
+from penstock.wire import sse
+from penstock.wire.engine import Accepted, Event, Finished, GenerateRequest
+from penstock.wire.openai import chat, completions, fields, listing
+from penstock.wire.openai.chat_answer import ChatBody, ChatStream
+from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
+
+_STREAM_HEADERS: list[Header] = [
+    (b"content-type", sse.CONTENT_TYPE),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class HttpRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one HTTP exchange.  Bytes and seconds."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    body_timeout_s: float = 30.0
+    keep_alive_s: float = 15.0
+
+
+class StreamRenderer(Protocol):
+    def push(self, index: int, events: list[Event]) -> bytes: ...
+    def end(self) -> bytes: ...
+
+
+class BodyRenderer(Protocol):
+    def push(self, index: int, events: list[Event]) -> None: ...
+    def body(self) -> bytes: ...
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One data request's HTTP side.  ``stream`` is set once the answer is to be streamed."""
+
+    gateway: Gateway
+    call: Call
+    rules: HttpRules
+    send: Send
+    headers: list[Header]
+    stream: EventStream | None = None
+    watcher: asyncio.Task[None] | None = None
+
+    def watch(self, receive: Receive) -> None:
+        """From now on a client that goes away cancels the running task."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.watcher = asyncio.create_task(_cancel_when_gone(receive, task, self.call))
+
+    def unwatch(self) -> None:
+        """Before the last message: the server reports a complete response as a disconnect, too."""
+        if self.watcher is not None:
+            self.watcher.cancel()
+
+    async def answer(self, body: bytes) -> None:
+        self.unwatch()
+        await send_bytes(self.send, body, content_type=b"application/json", headers=self.headers)
+
+    async def write_stream(self, choices: list[GenerateRequest], renderer: StreamRenderer, body_bytes: int) -> None:
+        """Stream every choice.  The head waits until every choice was accepted: until then a problem has a status."""
+        stream = self.stream = EventStream(self.send, [*_STREAM_HEADERS, *self.headers], self.rules.keep_alive_s)
+        waiting, running = len(choices), len(choices)
+        async with aclosing(self.gateway.generate(self.call, choices, body_bytes)) as merged:
+            async for index, events in merged:
+                frames = renderer.push(index, events)
+                running -= isinstance(events[-1], Finished)
+                if stream.begun:
+                    if running:
+                        await stream.send(frames)
+                        continue
+                else:
+                    waiting -= isinstance(events[0], Accepted)
+                    stream.hold(frames)
+                    frames = b""
+                    if waiting and running and not stream.holds_enough:
+                        continue
+                    self.call.response_started = True
+                    await stream.begin()
+                if not running:
+                    self.unwatch()
+                    await stream.end(frames + renderer.end())
+                    return
+        raise AssertionError("the choices ended without being finished")
+
+    async def write_body(self, choices: list[GenerateRequest], renderer: BodyRenderer, body_bytes: int) -> None:
+        """Collect every choice and answer at once."""
+        running = len(choices)
+        async with aclosing(self.gateway.generate(self.call, choices, body_bytes)) as merged:
+            async for index, events in merged:
+                renderer.push(index, events)
+                running -= isinstance(events[-1], Finished)
+                if not running:
+                    await self.answer(renderer.body())
+                    return
+        raise AssertionError("the choices ended without being finished")
+
+
+Handler = Callable[[Exchange, bytes], Awaitable[None]]
+
+
+async def _cancel_when_gone(receive: Receive, task: asyncio.Task[Any], call: Call) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    call.client_gone = True
+    task.cancel()
+
+
+async def while_connected(exchange: Exchange, receive: Receive, handle: Handler, body: bytes) -> None:
+    """Run a handler.  Raises ``ClientGone`` in its place, and cancels it, when the client goes away."""
+    exchange.watch(receive)
+    try:
+        await handle(exchange, body)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if exchange.call.client_gone and task is not None and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        exchange.unwatch()
+
+
+async def chat_completions(exchange: Exchange, body: bytes) -> None:
+    """POST /v1/chat/completions"""
+    call, request = exchange.call, chat.decode(body)
+    call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
+    exchange.gateway.find(call, request.model)
+    choices = chat.engine_requests(request, call.id, fields.draw_seed())
+    identity = (f"chatcmpl-{call.id}", request.model, int(time.time()), request.num_choices)
+    if request.stream:
+        renderer = ChatStream(*identity, include_usage=request.include_usage)
+        await exchange.write_stream(choices, renderer, len(body))
+    else:
+        await exchange.write_body(choices, ChatBody(*identity), len(body))
+
+
+async def text_completions(exchange: Exchange, body: bytes) -> None:
+    """POST /v1/completions"""
+    call, request = exchange.call, completions.decode(body)
+    call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
+    exchange.gateway.find(call, request.model)
+    choices = completions.engine_requests(request, call.id, fields.draw_seed())
+    identity = (f"cmpl-{call.id}", request.model, int(time.time()), request.num_choices, request.choices_per_prompt)
+    if request.stream:
+        renderer = CompletionStream(*identity, include_usage=request.include_usage)
+        await exchange.write_stream(choices, renderer, len(body))
+    else:
+        await exchange.write_body(choices, CompletionBody(*identity), len(body))
+
+
+async def tokenize(exchange: Exchange, body: bytes) -> None:
+    """POST /tokenize"""
+    request = listing.decode_tokenize(body)
+    exchange.gateway.find(exchange.call, request.model)
+    question = listing.tokenize_request(request)
+    upstream = exchange.gateway.upstream
+    tokens = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.tokenize(socket, question))
+    await exchange.answer(listing.tokenize_answer(request, tokens))
+
+
+async def detokenize(exchange: Exchange, body: bytes) -> None:
+    """POST /detokenize"""
+    request = listing.decode_detokenize(body)
+    exchange.gateway.find(exchange.call, request.model)
+    question = listing.detokenize_request(request)
+    upstream = exchange.gateway.upstream
+    text = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
+    await exchange.answer(listing.detokenize_answer(text))

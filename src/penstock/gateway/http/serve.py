@@ -1,0 +1,128 @@
+"""A gateway process: data listener, control socket, and the watching of replicas, until it is told to stop.
+
+In: settings and the ports it is wired with; out: nothing; it serves.
+The one place where the gateway's machines meet their edges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.asgi.respond import send_json, send_problem
+from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
+from penstock.config.desired import Acknowledgement, DesiredState
+from penstock.config.settings import GatewaySettings
+from penstock.gateway.http.app import App
+from penstock.gateway.http.data import HttpRules
+from penstock.gateway.http.server import HttpServer
+from penstock.gateway.pipeline import Gateway
+from penstock.gateway.replicas import Replicas
+from penstock.gateway.watch import Watcher
+from penstock.policy.retry import RetryRules
+from penstock.ports import Emit
+from penstock.runtimes.upstream import HttpUpstream
+from penstock.wire.errors import Problem
+
+LOAD = "/gateway/load"
+METRICS = "/gateway/metrics"
+
+
+class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """``version``: the desired state it routes by."""
+
+    version: int
+    in_flight: int
+
+
+class _LoopClock:
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def serve_gateway(
+    settings: GatewaySettings,
+    *,
+    states: AsyncIterator[DesiredState],
+    acknowledge: Callable[[Acknowledgement], None],
+    emit: Emit,
+    samples: Callable[[], Sequence[Any]],
+    stop: asyncio.Event,
+) -> None:
+    """Serve until ``stop`` is set and the running requests have ended; the caller bounds that by cancelling.
+
+    Raises whatever ends the watching of ``states``: a gateway that cannot follow them must not go on.
+    """
+    raise_file_limit()
+    replicas = Replicas()
+    upstream = HttpUpstream()
+    rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
+    gateway = Gateway(replicas, upstream, rules, _LoopClock(), emit)
+    http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
+    watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
+    data = HttpServer(App(gateway, http_rules))
+    await data.start(socket.socket(fileno=os.dup(settings.listen_fd)))
+    control_stop = asyncio.Event()
+    control = asyncio.create_task(
+        serve_app(ControlApp(gateway, samples), bind_unix(settings.control_socket), control_stop)
+    )
+    following = asyncio.create_task(watcher.follow(states))
+    background = [following, asyncio.create_task(watcher.acknowledge_regularly())]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await next(task for task in background if task.done())
+            # A finite sequence of states (a fixed set of replicas) may end; the last one stays in force.
+            await stop.wait()
+        await data.stop()
+        watcher.acknowledge()
+    finally:
+        await data.close()
+        for task in (*background, stopping):
+            task.cancel()
+        await asyncio.gather(*background, stopping, return_exceptions=True)
+        await watcher.close()
+        await upstream.close()
+        control_stop.set()
+        await control
+        _unlink(settings.control_socket)
+
+
+class ControlApp:
+    """The control socket's ASGI application: two questions the controller asks."""
+
+    def __init__(self, gateway: Gateway, samples: Callable[[], Sequence[Any]]) -> None:
+        self._gateway = gateway
+        self._samples = samples
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == LOAD:
+            load = GatewayLoad(version=self._gateway.replicas.version, in_flight=self._gateway.in_flight)
+            await send_json(send, load)
+        elif path == METRICS:
+            await send_json(send, self._samples())
+        else:
+            await send_problem(send, Problem("not_found", f"There is no {path[:200]!r} here."))
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def raise_file_limit() -> None:
+    """As many file descriptors as the system lets this process have: one stream needs two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

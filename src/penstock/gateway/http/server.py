@@ -1,0 +1,159 @@
+"""Serving an ASGI application on one socket: uvicorn's protocol with bounds on what it leaves open.
+
+In: a bound socket and an application; out: HTTP/1.1.  Knows no routes.
+Bounds here: size and time of a request's head, and how many requests a client may pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from email.utils import formatdate
+from typing import Any
+
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from penstock.wire.errors import Problem
+
+_MAX_HEAD_BYTES = 64 * 1024
+_HEAD_TIMEOUT_S = 30.0
+_LINGER_BYTES = 16 * 1024 * 1024
+_LINGER_S = 2.0
+_MAX_PIPELINED = 64
+_IDLE_CONNECTION_S = 75
+_BACKLOG = 4096
+_CANCEL_TIMEOUT_S = 1.0
+_DATE_INTERVAL_S = 1.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._in_head, self._head_seen, self._refused = True, False, False
+        self._running: RequestResponseCycle | None = None
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_TIMEOUT_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._head_bytes += len(data)
+            if self._head_bytes > _LINGER_BYTES:
+                self.transport.close()
+            return
+        if self._in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
+        self._head_seen = False
+        super().data_received(data)
+        if self._refused or self.transport.is_closing():
+            return
+        # Counted per read: a bound on memory, not on bytes.
+        self._head_bytes = self._head_bytes + len(data) if self._in_head and not self._head_seen else 0
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse(Problem("headers_too_large", f"The request's head is larger than {_MAX_HEAD_BYTES} bytes."))
+        elif len(self.pipeline) > _MAX_PIPELINED:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        # The base class tells only the newest of pipelined requests.
+        running = self._running
+        super().connection_lost(exc)
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_seen = False, True
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem("bad_request", msg))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer what never became a request; drop what still comes for a while, lest a reset overtake the answer."""
+        self._refused = True
+        self._stop_head_timer()
+        if self._running is not None and not self._running.response_complete:
+            self.transport.close()
+            return
+        body = msgspec.json.encode(problem.body())
+        head = f"HTTP/1.1 {problem.spec.status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.write_eof()
+        self._head_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class HttpServer:
+    """One listening socket.  ``start``, then ``stop`` when no request is wanted any more."""
+
+    def __init__(self, app: Any) -> None:
+        # Streams that fail are left incomplete on purpose, which uvicorn would log as an error each time;
+        # bugs are caught and logged by the application itself.
+        self._config = uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=_IDLE_CONNECTION_S,
+        )
+        self._config.load()
+        self._state = ServerState()
+        self._server: asyncio.Server | None = None
+        self._date_task: asyncio.Task[None] | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Accept connections from a bound socket."""
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._date_task = asyncio.create_task(self._keep_date())
+        self._server = await loop.create_server(
+            lambda: BoundedProtocol(self._config, self._state, {}), sock=listener, backlog=_BACKLOG
+        )
+
+    async def stop(self) -> None:
+        """Accept nothing more, end idle connections, and return when the running requests have ended."""
+        assert self._server is not None
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        while self._state.tasks:
+            await asyncio.wait(list(self._state.tasks))
+
+    async def close(self) -> None:
+        """End everything now; running requests see their clients go away."""
+        assert self._server is not None and self._date_task is not None
+        self._server.close()
+        self._date_task.cancel()
+        for connection in list(self._state.connections):
+            connection.transport.close()
+        if self._state.tasks:
+            await asyncio.wait(list(self._state.tasks), timeout=_CANCEL_TIMEOUT_S)
+
+    async def _keep_date(self) -> None:
+        while True:
+            self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+            await asyncio.sleep(_DATE_INTERVAL_S)

@@ -1,0 +1,27 @@
+"""The port between the gateway and the engines: production speaks HTTP, tests and simulations script it.
+
+In: a replica's socket path and a request of the engine protocol; out: its events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from penstock.wire import engine
+
+
+class Upstream(Protocol):
+    """Every method raises ``Problem``: the engine's own, ``engine_lost`` or ``engine_protocol``."""
+
+    def generate(self, socket: str, request: engine.GenerateRequest) -> AsyncGenerator[list[engine.Event], None]:
+        """Events that arrived together, up to and including the terminal one.  Closing it aborts the request."""
+
+    async def load(self, socket: str) -> engine.Load: ...
+
+    async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized: ...
+
+    async def detokenize(self, socket: str, request: engine.DetokenizeRequest) -> engine.Detokenized: ...
+
+    async def forget(self, socket: str) -> None:
+        """This replica is wanted no more and runs nothing of ours."""

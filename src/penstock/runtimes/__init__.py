@@ -1,0 +1,1 @@
+"""How engines are spoken to: one shared HTTP upstream, and per foreign engine one pure translation."""

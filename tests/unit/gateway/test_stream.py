@@ -1,0 +1,65 @@
+"""One event stream to one client."""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.gateway.http.stream import EventStream
+from penstock.wire import sse
+from penstock.wire.errors import Problem
+
+
+class Wire:
+    def __init__(self) -> None:
+        self.messages = []
+        self.arrived = asyncio.Event()
+
+    async def send(self, message) -> None:
+        self.messages.append(message)
+        self.arrived.set()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(2):
+            while len(self.messages) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+
+
+async def test_silence_is_filled_with_comments() -> None:
+    """A stream that is silent gets keep-alive comments until it ends, and none after."""
+    wire = Wire()
+    stream = EventStream(wire.send, [], keep_alive_s=0.02)
+    stream.hold(b"data: 1\n\n")
+    await stream.begin()
+    await wire.until(4)
+    await stream.end(sse.DONE)
+    count = len(wire.messages)
+    await asyncio.sleep(0.05)
+    assert len(wire.messages) == count
+    assert wire.body.startswith(b"data: 1\n\n: keep-alive\n\n: keep-alive\n\n") and wire.body.endswith(sse.DONE)
+    assert wire.messages[-1]["more_body"] is False
+
+
+async def test_a_busy_stream_has_no_comments() -> None:
+    """Frames that come more often than the keep-alive interval leave no room for comments."""
+    wire = Wire()
+    stream = EventStream(wire.send, [], keep_alive_s=0.5)
+    await stream.begin()
+    for _ in range(5):
+        await stream.send(b"data: x\n\n")
+    stream.stop()
+    assert sse.KEEP_ALIVE not in wire.body
+
+
+async def test_a_failed_stream_is_left_incomplete() -> None:
+    """The error is an event, and the response never ends cleanly."""
+    wire = Wire()
+    stream = EventStream(wire.send, [], keep_alive_s=10)
+    await stream.begin()
+    await stream.fail(Problem("engine_lost", "gone"))
+    assert b'data: {"error":{"message":"gone"' in wire.body and b"[DONE]" not in wire.body
+    assert all(message.get("more_body", True) for message in wire.messages)

@@ -1,0 +1,72 @@
+"""The engine's events as OpenAI's bodies and streams."""
+
+from __future__ import annotations
+
+import json
+
+from penstock.wire.engine import Accepted, Delta, Finished, TokenLogprob, TopLogprob, Usage
+from penstock.wire.openai.chat_answer import ChatBody, ChatStream
+from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
+
+ENTRY = TokenLogprob(1, "a", None, [97], [TopLogprob(1, "a", -0.5, [97])])
+
+
+def frames(data: bytes) -> list:
+    assert data.endswith(b"\n\n") or not data
+    return [json.loads(frame.removeprefix(b"data: ")) for frame in data.split(b"\n\n") if frame[6:7] == b"{"]
+
+
+def test_held_text_comes_before_the_reason() -> None:
+    """What was held back is its own delta, and the last chunk carries the reason alone."""
+    stream = ChatStream("id", "m", 1, 1, include_usage=False)
+    chunks = frames(
+        stream.push(0, [Accepted(prompt_tokens=1), Finished(reason="stop", usage=Usage(prompt=1), text="x")])
+    )
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"content": "x"},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+    assert all(chunk["object"] == "chat.completion.chunk" and "usage" not in chunk for chunk in chunks)
+    assert stream.end() == b"data: [DONE]\n\n"
+
+
+def test_empty_deltas_are_silent_unless_scored() -> None:
+    """A token without text yet makes no chunk, but its log-probability does."""
+    stream = ChatStream("id", "m", 1, 1, include_usage=True)
+    assert stream.push(0, [Delta(token_ids=[1])]) == b""
+    [chunk] = frames(stream.push(0, [Delta(token_ids=[1], logprobs=[ENTRY])]))
+    assert chunk["choices"][0]["logprobs"]["content"][0]["logprob"] == -9999.0
+    assert chunk["usage"] is None
+
+
+def test_usage_counts_a_prompt_once() -> None:
+    """Choices of one prompt share its tokens; other prompts add theirs."""
+    body = CompletionBody("id", "m", 1, 4, 2)
+    for index, prompt in enumerate([3, 3, 5, 5]):
+        usage = Usage(prompt=prompt, cached=1, output=2)
+        body.push(index, [Accepted(prompt_tokens=prompt), Finished(reason="length", usage=usage)])
+    usage = json.loads(body.body())["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (8, 8, 16)
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
+def test_offsets_go_on_over_chunks() -> None:
+    """``text_offset`` counts from the choice's beginning, over the echoed prompt and every chunk."""
+    stream = CompletionStream("id", "m", 1, 1, 1, include_usage=False)
+    first = stream.push(0, [Accepted(prompt_tokens=1, prompt_text="a", prompt_logprobs=[ENTRY])])
+    second = stream.push(0, [Delta(token_ids=[1], text="a", logprobs=[ENTRY])])
+    offsets = [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in frames(first + second)]
+    assert offsets == [[0], [1]]
+
+
+def test_special_characters_stay_one_line() -> None:
+    """Newlines and separators in the text never break a frame."""
+    text = 'a\n\nb\r\x85\u2028"\\é'
+    stream = ChatStream("id", "m", 1, 1, include_usage=False)
+    data = stream.push(0, [Delta(token_ids=[1], text=text)])
+    assert data.count(b"\n") == 2 and frames(data)[0]["choices"][0]["delta"]["content"] == text
+    body = ChatBody("id", "m", 1, 1)
+    body.push(0, [Delta(token_ids=[1], text=text), Finished(reason="stop", usage=Usage(prompt=1))])
+    assert json.loads(body.body())["choices"][0]["message"]["content"] == text
