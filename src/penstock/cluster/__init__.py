@@ -1,0 +1,1 @@
+"""Desired and observed state: the controller that keeps the one at the other."""

@@ -1,0 +1,291 @@
+"""The reconciler: which processes should run, what they are told, and how the service ends.
+
+In: what the driver observed, what gateways acknowledged, the time; out: actions.  Deterministic, without I/O.
+The desired state lists the replicas that live; gateways ask each whether it is ready, sooner than we could tell them.
+Requests are refused before anything that may hold one is stopped.
+Argued in docs/decisions/003-processes-and-desired-state.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from penstock.cluster.reconcile import Memory, Observed, Rules, decide
+from penstock.config.desired import Acknowledgement, DesiredState, Model, Replica
+from penstock.events.list import ReplicaChanged
+from penstock.ports import Emit
+from penstock.wire.engine import Load
+from penstock.wire.errors import Problem
+
+Stage = Literal["serving", "draining", "stopping", "stopped"]
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that should run.  ``socket``: where an engine speaks its protocol, a gateway its control routes."""
+
+    id: str
+    kind: Literal["engine", "gateway"]
+    socket: str
+
+
+class EndRules(msgspec.Struct, frozen=True, kw_only=True):
+    """How the service ends.  Seconds: for requests to finish, for processes to exit, and the latter when hurried."""
+
+    drain_timeout_s: float = 30.0
+    stop_timeout_s: float = 10.0
+    hurried_stop_s: float = 2.0
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start this member; ``incarnation`` counts from 1."""
+
+    id: str
+    incarnation: int
+
+
+class Terminate(msgspec.Struct, frozen=True):
+    """Ask it to finish what it does and exit."""
+
+    id: str
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """End it and whatever it started, at once."""
+
+    id: str
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """It has ended and that has been dealt with."""
+
+    id: str
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Make this the next desired state; answer with :meth:`Controller.published`."""
+
+    models: list[Model]
+    admitting: bool
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Something a person should know; ``lines`` is the end of the log of the process it is about."""
+
+    id: str
+    text: str
+    lines: tuple[str, ...] = ()
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """Nothing runs any more.  ``problem`` is why, when nobody had asked for it."""
+
+    problem: Problem | None
+
+
+Action = Start | Terminate | Kill | Forget | Publish | Tell | Finish
+
+
+class MemberState(msgspec.Struct, frozen=True, kw_only=True):
+    """One process as the admin listener, ``penstock ps`` and the progress display show it."""
+
+    id: str
+    kind: str
+    phase: str
+    why: str
+    pid: int | None
+    restarts: int
+    load: Load | None
+
+
+class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole service.  ``ready``: a gateway and at least one engine serve, and requests are admitted."""
+
+    stage: Stage
+    ready: bool
+    desired: DesiredState
+    members: list[MemberState]
+
+
+class Controller:
+    """The machine.  Call :meth:`step` often; it never waits."""
+
+    def __init__(
+        self, model: str, created: int, members: Sequence[Member], *, rules: Rules, end: EndRules, emit: Emit
+    ) -> None:
+        self._model = model
+        self._created = created
+        self._members = list(members)
+        self._rules = rules
+        self._end = end
+        self._emit = emit
+        self._stage: Stage = "serving"
+        self._stop_requests = 0
+        self._deadline: float | None = None
+        self._problem: Problem | None = None
+        self._desired = DesiredState()
+        self._memory = {member.id: Memory() for member in members}
+        self._why = {member.id: "not started yet" for member in members}
+        self._phase = {member.id: "" for member in members}
+        self._seen: dict[str, Observed] = {}
+        self._asked: set[tuple[str, int, str]] = set()  # (id, pid, verb): a signal is sent once
+
+    def request_stop(self) -> None:
+        """Drain and end; asked for again: hurry.  Takes effect with the next step."""
+        self._stop_requests += 1
+
+    def published(self, state: DesiredState) -> None:
+        """The last :class:`Publish` has become ``state``."""
+        self._desired = state
+
+    def state(self) -> ServiceState:
+        """A picture of the last step."""
+        members = [self._member_state(member) for member in self._members]
+        serving = {member.kind for member in members if member.phase == "ready"}
+        ready = self._stage == "serving" and serving == {"engine", "gateway"}
+        return ServiceState(stage=self._stage, ready=ready, desired=self._desired, members=members)
+
+    def step(
+        self, seen: Mapping[str, Observed], acknowledgements: Sequence[Acknowledgement], now: float
+    ) -> list[Action]:
+        """What to do now.  Everything returned is to be done, in order."""
+        self._seen = dict(seen)
+        actions: list[Action] = []
+        if self._stage == "stopping":  # from an earlier step, so that what that one started has been observed
+            actions += self._stop(now)
+        elif self._stage != "stopped":
+            for member in self._members:
+                actions += self._reconcile(member, now)
+            actions += self._publish()
+            self._advance(acknowledgements, now)
+        self._note_phases()
+        return actions
+
+    def _reconcile(self, member: Member, now: float) -> list[Action]:
+        seen = self._seen.get(member.id)
+        verdict, self._memory[member.id] = decide(seen, self._rules, self._memory[member.id], now)
+        self._why[member.id] = verdict.why
+        actions: list[Action] = []
+        if verdict.do == "start":
+            actions.append(Start(member.id, self._memory[member.id].starts))
+        if verdict.do == "give_up" and not self._others_serve(member):
+            self._problem = self._problem or verdict.problem
+        told: list[Action] = []
+        if seen is not None and seen.exit_code is not None:
+            actions.append(Forget(member.id))
+            told.append(Tell(member.id, verdict.why, seen.last_lines))
+            del self._seen[member.id]
+        elif seen is not None and verdict.do in ("kill", "give_up") and self._first(member.id, seen.pid, "kill"):
+            actions.append(Kill(member.id))
+            told.append(Tell(member.id, verdict.why))
+        ends_all = verdict.problem is not None and verdict.problem is self._problem  # and is then told as the end
+        return actions if ends_all else actions + told
+
+    def _others_serve(self, member: Member) -> bool:
+        # A checkpoint that vanished must not end the replicas that hold it in memory.
+        return any(
+            other.kind == member.kind
+            and other.id != member.id
+            and other.id in self._seen
+            and self._seen[other.id].ready
+            for other in self._members
+        )
+
+    def _publish(self) -> list[Action]:
+        living = [
+            Replica(id=member.id, socket=member.socket)
+            for member in self._members
+            if member.kind == "engine" and member.id in self._seen
+        ]
+        models = [Model(name=self._model, replicas=living, created=self._created)]
+        admitting = self._stage == "serving" and self._stop_requests == 0
+        if models == self._desired.models and admitting == self._desired.admitting:
+            return []
+        return [Publish(models, admitting)]
+
+    def _advance(self, acknowledgements: Sequence[Acknowledgement], now: float) -> None:
+        if self._problem is not None:
+            self._stage, self._deadline = "stopping", None
+        elif self._stop_requests and self._stage == "serving":
+            self._stage, self._deadline = "draining", now + self._end.drain_timeout_s
+        elif self._stage == "draining":
+            assert self._deadline is not None
+            if self._stop_requests > 1 or now >= self._deadline or self._drained(acknowledgements):
+                self._stage, self._deadline = "stopping", None
+
+    def _drained(self, acknowledgements: Sequence[Acknowledgement]) -> bool:
+        if self._desired.admitting:
+            return False
+        said = {a.gateway: a for a in acknowledgements}
+        for member in self._members:
+            seen = self._seen.get(member.id)
+            if member.kind != "gateway" or seen is None or seen.exit_code is not None:
+                continue
+            last = said.get(gateway_name(member.id, self._memory[member.id].starts))
+            # Silent so far means that it routes by no state at all, so it cannot hold a request.
+            if last is not None and (last.version < self._desired.version or last.in_flight > 0):
+                return False
+        return True
+
+    def _stop(self, now: float) -> list[Action]:
+        if self._deadline is None:
+            hurried = self._stop_requests > 1
+            self._deadline = now + (self._end.hurried_stop_s if hurried else self._end.stop_timeout_s)
+        elif self._stop_requests > 1:
+            self._deadline = min(self._deadline, now + self._end.hurried_stop_s)
+        actions: list[Action] = []
+        for id, seen in list(self._seen.items()):
+            if seen.exit_code is not None:
+                actions.append(Forget(id))
+                del self._seen[id]
+            elif self._first(id, seen.pid, "terminate"):
+                actions.append(Terminate(id))
+            elif now >= self._deadline and self._first(id, seen.pid, "kill"):
+                actions += [Kill(id), Tell(id, "did not exit in time and was killed")]
+        if not self._seen:
+            self._stage = "stopped"
+            actions.append(Finish(self._problem))
+        return actions
+
+    def _first(self, id: str, pid: int, verb: str) -> bool:
+        asked = (id, pid, verb)
+        fresh = asked not in self._asked
+        self._asked.add(asked)
+        return fresh
+
+    def _note_phases(self) -> None:
+        for member in self._members:
+            seen = self._seen.get(member.id)
+            phase = _phase(seen, self._memory[member.id])
+            if phase != self._phase[member.id]:
+                self._phase[member.id] = phase
+                if member.kind == "engine":
+                    self._emit(ReplicaChanged(replica=member.id, phase=phase, restarts=self._restarts(member.id)))
+
+    def _restarts(self, id: str) -> int:
+        return max(0, self._memory[id].starts - 1)
+
+    def _member_state(self, member: Member) -> MemberState:
+        seen = self._seen.get(member.id)
+        return MemberState(
+            id=member.id,
+            kind=member.kind,
+            phase=self._phase[member.id],
+            why=self._why[member.id],
+            pid=None if seen is None else seen.pid,
+            restarts=self._restarts(member.id),
+            load=None if seen is None else seen.load,
+        )
+
+
+def _phase(seen: Observed | None, memory: Memory) -> str:
+    if seen is None:
+        return "exited" if memory.failures else "starting"
+    return "starting" if seen.load is None else seen.load.phase
+
+
+def gateway_name(id: str, incarnation: int) -> str:
+    """Under which name one life of a gateway acknowledges: what an earlier life held is not held any more."""
+    return f"{id}.{incarnation}"

@@ -1,0 +1,1 @@
+"""How processes are started, watched and stopped, one file per place they run in."""

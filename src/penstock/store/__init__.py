@@ -1,0 +1,1 @@
+"""What is remembered: desired state, and where a model comes from."""
