@@ -42,7 +42,7 @@ def _no_default(directory: Path) -> None:
     raise AssertionError(f"the doctor was about to write a model to {directory}")
 
 
-_NO_DEFAULT = DefaultModel(directory=Path(), write=_no_default, note="")
+_NO_DEFAULT = DefaultModel(directory=Path(), write=_no_default)
 
 
 def inspect(directory: Path) -> Model:

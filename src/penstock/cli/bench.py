@@ -1,0 +1,16 @@
+"""``penstock bench``: the group of measuring commands; each has its own module."""
+
+from __future__ import annotations
+
+import typer
+
+from penstock.cli.bench_engine import engine
+from penstock.cli.bench_serve import serve
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``bench serve`` and ``bench engine``."""
+    bench = typer.Typer(help="Measure an endpoint or the engine.", no_args_is_help=True, rich_markup_mode=None)
+    bench.command("serve")(serve)
+    bench.command("engine")(engine)
+    app.add_typer(bench, name="bench")

@@ -1,0 +1,253 @@
+"""``penstock bench engine``: the engine without a server, on a fixed workload.
+
+In: a model and flags; out: a table on standard output, or one JSON object with ``--json``; progress on standard error.
+The batch (prompts of 32..256 tokens, outputs of 32..128, greedy, EOS ignored, no prefix cache, all present at the
+start) runs first to warm up, then for the figure; then a lone request, 32 tokens in and 64 out.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from penstock.cli.home import penstock_home
+from penstock.cli.sizes import parse_size
+from penstock.config.settings import DType, EngineSettings
+from penstock.wire.errors import Problem
+
+if TYPE_CHECKING:
+    from penstock.engine.loop import Loop
+    from penstock.engine.offline import OfflineRun
+    from penstock.engine.sequence import Executor
+
+VOCABULARY = 15000
+LONE_PROMPT_TOKENS, LONE_OUTPUT_TOKENS = 32, 64
+_DTYPES: dict[str, DType] = {
+    "auto": "auto",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp32": "float32",
+    "float32": "float32",
+}
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one engine.  ``batch[0]`` is the warm-up; the figures are medians of the others."""
+
+    requests: int
+    vocabulary: int
+    input_tokens: int
+    output_tokens: int
+    output_tokens_per_s: float
+    lone_tokens_per_s: float
+    batch: list[OfflineRun]
+    lone: list[OfflineRun]
+
+
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Field names are stable.  ``start_s``: from the command's first line to ready, imports included."""
+
+    model: str
+    dtype: str
+    quantization: str | None
+    start_s: float
+    peak_memory_bytes: int
+    weights_bytes: int
+    kv_bytes: int
+    measured: Measured
+    cpu: str
+    cpu_count: int
+    threads: int | None
+    versions: dict[str, str]
+
+
+def engine(
+    model: Annotated[
+        str | None, typer.Argument(help="A directory in Hugging Face layout, hf://org/name or org/name.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests in the batch.", min=1)] = 16,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "auto",
+    quantization: Annotated[str | None, typer.Option(help="Comes later; only none is accepted.")] = None,
+    runs: Annotated[int, typer.Option(help="Batches; the first one warms up.", min=2)] = 2,
+    kv_memory: Annotated[
+        int | None, typer.Option(help="For the KV cache, for example 2G.", parser=parse_size, metavar="SIZE")
+    ] = None,
+    max_step_tokens: Annotated[int, typer.Option(help="Token budget of a step.", min=1)] = 512,
+    threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the engine without a server: a batch of requests, then a lone one."""
+    begin = time.perf_counter()
+    if quantization not in (None, "none"):
+        message = f"quantization: {quantization!r} comes with a later release; this one computes in bf16 and fp32."
+        raise Problem("invalid_setting", message, param="quantization")
+    if dtype not in _DTYPES:
+        raise Problem("invalid_setting", f"dtype: {dtype!r} is none of {', '.join(_DTYPES)}.", param="dtype")
+
+    from penstock.cli.boot import boot
+    from penstock.cli.wiring import resolve_model
+
+    resolved = resolve_model(model, penstock_home())
+    settings = EngineSettings(
+        replica="bench",
+        socket="",
+        model_dir=str(resolved.directory),
+        served_name=resolved.name,
+        dtype=_DTYPES[dtype],
+        kv_memory_bytes=kv_memory,
+        max_step_tokens=max_step_tokens,
+        prefix_caching=False,
+        threads=threads,
+    )
+    say = _progress()
+    booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"))
+    start_s = time.perf_counter() - begin
+    vocabulary = min(VOCABULARY, booted.vocab_size)
+    measured = measure(booted.loop, booted.executor, requests, runs, vocabulary, booted.context_tokens, say)
+    say("")
+    report = EngineReport(
+        model=model or resolved.name,
+        dtype=booted.dtype,
+        quantization=None,
+        start_s=start_s,
+        peak_memory_bytes=_peak_memory_bytes(),
+        weights_bytes=booted.weights_bytes,
+        kv_bytes=booted.kv_bytes,
+        measured=measured,
+        cpu=_cpu(),
+        cpu_count=_cpu_count(),
+        threads=threads,
+        versions=_versions(),
+    )
+    print(_json(report) if as_json else "\n".join(_lines(report)))
+
+
+def measure(
+    loop: Loop,
+    executor: Executor,
+    requests: int,
+    runs: int,
+    vocabulary: int,
+    context_tokens: int,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measured:
+    """The batch ``runs`` times and the lone request ``runs - 1`` times.  Raises ``context_length_exceeded``."""
+    import statistics
+
+    from penstock.engine.offline import run_offline
+    from penstock.loadgen.workloads import FIRST_TOKEN_ID, offline_batch
+
+    if vocabulary <= FIRST_TOKEN_ID:
+        raise Problem("checkpoint_unsupported", f"A vocabulary of {vocabulary} is too small for random prompts.")
+    prompts, lengths = offline_batch(requests, vocabulary=vocabulary)
+    longest = max(len(prompt) + length for prompt, length in zip(prompts, lengths, strict=True))
+    if longest > context_tokens:
+        message = f"The workload's longest request has {longest} tokens; the context is {context_tokens}."
+        raise Problem("context_length_exceeded", message)
+
+    def batch(run: int) -> OfflineRun:
+        total = sum(lengths)
+        return run_offline(
+            loop,
+            executor,
+            prompts,
+            lengths,
+            clock=clock,
+            progress=lambda done: say(f"batch {run}: {done}/{total} tokens"),
+        )
+
+    def lone() -> OfflineRun:
+        return run_offline(loop, executor, [prompts[0][:LONE_PROMPT_TOKENS]], [LONE_OUTPUT_TOKENS], clock=clock)
+
+    batches = [batch(run) for run in range(runs)]
+    lones = [lone() for _ in range(runs - 1)]
+    return Measured(
+        requests=requests,
+        vocabulary=vocabulary,
+        input_tokens=batches[0].input_tokens,
+        output_tokens=batches[0].output_tokens,
+        output_tokens_per_s=statistics.median(run.output_tokens_per_s for run in batches[1:]),
+        lone_tokens_per_s=statistics.median(run.output_tokens_per_s for run in lones),
+        batch=batches,
+        lone=lones,
+    )
+
+
+def _json(report: EngineReport) -> str:
+    """One flat object: the report's fields and, beside them, those of ``measured``."""
+    fields = msgspec.to_builtins(report)
+    measured = fields.pop("measured")
+    return msgspec.json.encode(fields | measured).decode()
+
+
+def _lines(report: EngineReport) -> list[str]:
+    measured, last = report.measured, report.measured.batch[-1]
+    lines = [
+        f"{report.model}, {report.dtype}, {report.cpu}, {report.cpu_count} cores",
+        f"start       {report.start_s:.2f} s",
+        f"warm-up     {measured.batch[0].output_tokens_per_s:.1f} output tokens/s in {measured.batch[0].seconds:.2f} s",
+        f"batch       {measured.output_tokens_per_s:.1f} output tokens/s in {last.seconds:.2f} s",
+        f"workload    {measured.requests} requests, {measured.input_tokens} tokens in, {measured.output_tokens} out",
+        f"lone        {measured.lone_tokens_per_s:.1f} output tokens/s",
+    ]
+    lines += [
+        f"{name:<11} {one.steps} steps of {one.mean_step_s * 1000:.2f} ms, {one.tokens / one.steps:.0f} tokens each"
+        for name, one in (("prefill", last.prefill), ("decode", last.decode))
+        if one.mean_step_s is not None
+    ]
+    lines += [f"scheduling  {1 - last.executor_s / last.seconds:.1%} of the time"]
+    lines += [f"memory      {report.peak_memory_bytes / 2**20:.0f} MiB at most"]
+    if measured.vocabulary < VOCABULARY:
+        lines.append(f"note        token ids below {measured.vocabulary}, the model's vocabulary, not {VOCABULARY}")
+    return lines
+
+
+def _progress() -> Callable[[str], None]:
+    """Overwrites one line on a terminal; silent elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _peak_memory_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu() -> str:
+    import platform
+    from pathlib import Path
+
+    listing = Path("/proc/cpuinfo")
+    names = listing.read_text().split("model name") if listing.exists() else []
+    return names[1].split("\n")[0].strip("\t :") if len(names) > 1 else platform.processor() or platform.machine()
+
+
+def _cpu_count() -> int:
+    """Cores this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from penstock import __version__
+
+    found = {"penstock": __version__, "python": platform.python_version()}
+    for package in ("torch", "numba"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,103 @@
+"""Entry points of the processes that the controller starts; hidden, since nobody types them.
+
+In: settings as one JSON line on standard input, which then stays open; out: an exit code, and on a problem one
+marked line on standard error.  When standard input ends the controller is gone: the child finishes within bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import typer
+
+from penstock.wire.errors import Problem
+
+_ORPHAN_LIMIT_S = 5.0
+"""What an orphan may take to finish: nobody is left to kill it."""
+
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the hidden commands."""
+    app.command("engine", hidden=True)(engine)
+    app.command("gateway", hidden=True)(gateway)
+    app.command("seeded", hidden=True)(seeded)
+
+
+def engine() -> None:
+    """One replica: loads a checkpoint and serves the engine protocol on a Unix socket."""
+    from penstock.cli.wiring import engine_process
+    from penstock.config.settings import EngineSettings
+
+    _run(EngineSettings, engine_process)
+
+
+def gateway() -> None:
+    """One gateway: answers on the inherited data listener."""
+    from penstock.cli.wiring import gateway_process
+    from penstock.config.settings import GatewaySettings
+
+    _run(GatewaySettings, gateway_process)
+
+
+def seeded(directory: Annotated[Path, typer.Argument()]) -> None:
+    """Write the seeded checkpoint: in a process of its own, since it imports torch."""
+    from penstock.models.seeded import write_seeded_checkpoint
+
+    _ending_well(lambda: write_seeded_checkpoint(directory))
+
+
+def _run(kind: type[_Settings], serve: Callable[[_Settings, asyncio.Event], Awaitable[None]]) -> None:
+    import uvloop
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        threading.Thread(target=_watch_lifeline, args=(loop, stop), name="lifeline", daemon=True).start()
+        await serve(settings, stop)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+
+    _ending_well(run)
+
+
+def _watch_lifeline(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    # os.read and not sys.stdin: a daemon thread inside a buffered read aborts the interpreter's exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    try:
+        loop.call_soon_threadsafe(stop.set)
+    except RuntimeError:
+        return  # the loop is closed: the process is ending anyway
+    timer = threading.Timer(_ORPHAN_LIMIT_S, os._exit, args=(1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _ending_well(run: Callable[[], None]) -> None:
+    """Run; a problem becomes the marked line that the controller looks for."""
+    from penstock.cluster.drivers.local import EXIT_PROBLEM, PROBLEM_MARK
+    from penstock.wire import engine as protocol
+
+    try:
+        run()
+    except Problem as problem:
+        print(PROBLEM_MARK + protocol.encode(protocol.failed(problem)).decode(), file=sys.stderr, flush=True)
+        sys.exit(EXIT_PROBLEM)

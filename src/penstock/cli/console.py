@@ -1,0 +1,31 @@
+"""Words for the person at the terminal: plain lines, red for a problem, nothing on standard output but data.
+
+In: text and problems; out: lines on standard error.  Colour only where a terminal shows it and NO_COLOR is unset.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from penstock.wire.errors import Problem
+
+_RED, _BOLD, _RESET = "\x1b[31m", "\x1b[1m", "\x1b[0m"
+
+
+def coloured() -> bool:
+    """Whether standard error understands colour."""
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def say(line: str) -> None:
+    """One line for a person, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_problem(problem: Problem) -> None:
+    """The message, what to do about it, and the code to look up."""
+    red, bold, reset = (_RED, _BOLD, _RESET) if coloured() else ("", "", "")
+    say(f"{red}{bold}error{reset}{red}: {problem.message}{reset} [{problem.code}]")
+    if problem.spec.hint:
+        say(f"  {problem.spec.hint}")

@@ -1,0 +1,114 @@
+"""What ``penstock serve`` shows: progress on standard error, then where the service is on standard output.
+
+In: pictures of the service; out: a spinner on a terminal, else one line per change.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from penstock.cli.console import say
+from penstock.cluster.controller import MemberState, ServiceState, Tell
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+class ServeDisplay:
+    """Implements ``wiring.Display``."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._last = ""
+        self._banner = ""
+        self._announced = False
+        self._draining = False
+
+    def note(self, line: str) -> None:
+        say(line)
+
+    def tell(self, message: Tell) -> None:
+        for line in message.lines:
+            self._line(f"{message.id} | {line}")
+        self._line(f"{message.id}: {message.text}")
+
+    def when_ready(self, model: str, url: str, admin_url: str) -> None:
+        self._banner = banner(model, url, admin_url)
+
+    def show(self, state: ServiceState) -> None:
+        if state.ready and not self._announced:
+            self._announced = True
+            self._stop()
+            print(self._banner, flush=True)
+        if state.stage == "draining" and not self._draining:
+            self._draining = True
+            self._stop()
+            say("draining: no new requests, running ones finish; Ctrl-C again to hurry")
+        if not self._announced and state.stage == "serving":
+            self._progress(state)
+        if state.stage == "stopped":
+            self._stop()
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _progress(self, state: ServiceState) -> None:
+        waiting = [member for member in state.members if member.kind == "engine" and member.phase != "ready"]
+        coarse = ", ".join(f"{member.id} {_where(member)}" for member in waiting)
+        if sys.stderr.isatty():
+            if self._status is None:  # not before: a download draws its own bars
+                self._status = _spinner()
+            self._status.update(", ".join(f"{member.id} {_where(member)}{_percent(member)}" for member in waiting))
+        elif coarse and coarse != self._last:
+            say(coarse)
+        self._last = coarse
+
+    def _line(self, text: str) -> None:
+        if self._status is not None:
+            self._status.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(text)
+
+    def _stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def banner(model: str, url: str, admin_url: str) -> str:
+    """Where the service is, and a request to paste."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    return "\n".join(
+        (
+            f"serving {model}",
+            f"  API     {url}/v1",
+            f"  admin   {admin_url}  (/health /ready /metrics /admin/state)",
+            "",
+            f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
+            f"  -d {shlex.quote(body)}",
+            "",
+            "or talk to it from another terminal: penstock chat",
+        )
+    )
+
+
+def _where(member: MemberState) -> str:
+    detail = member.load.detail if member.load is not None else ""
+    return f"{member.phase}: {detail}" if detail else member.phase
+
+
+def _percent(member: MemberState) -> str:
+    share = member.load.progress if member.load is not None else 0.0
+    return f" {share:.0%}" if share > 0 else ""
+
+
+def _spinner() -> Status:
+    from rich.console import Console
+
+    status = Console(stderr=True).status("starting")
+    status.start()
+    return status

@@ -1,0 +1,129 @@
+"""``penstock ps``: the services that run on this machine for this user.
+
+In: run directories and each service's admin listener; out: a table, or JSON with ``--json``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from penstock.cluster.controller import ServiceState
+    from penstock.cluster.rundir import Service
+
+_ADMIN_TIMEOUT_S = 2.0
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One service.  ``phase`` is its stage once every replica is ready; ``kv_use`` is 0..1, ``None`` when unknown."""
+
+    model: str
+    phase: str
+    replicas: int | None
+    replicas_ready: int | None
+    restarts: int | None
+    pid: int
+    url: str
+    admin_url: str
+    uptime_s: float
+    kv_use: float | None
+    version: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("ps", help="List the services that run on this machine.")(ps)
+
+
+def ps(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the services that run on this machine."""
+    from penstock.cli.home import penstock_home
+    from penstock.cluster.rundir import running
+
+    now = time.time()
+    rows = [row(service, _ask(service.admin_url), now) for service in running(penstock_home())]
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(rows)).decode())
+    elif rows:
+        typer.echo(table(rows))
+    else:
+        typer.echo("nothing is being served; start with: penstock serve")
+
+
+def row(service: Service, state: ServiceState | None, now: float) -> Row:
+    """What is known of one service; ``state`` is ``None`` when its admin listener did not answer."""
+    engines = [] if state is None else [member for member in state.members if member.kind == "engine"]
+    ready = sum(member.phase == "ready" for member in engines)
+    loads = [member.load for member in engines if member.load is not None]
+    blocks = sum(load.kv_blocks_total for load in loads)
+    return Row(
+        model=service.model,
+        phase=_phase(state),
+        replicas=None if state is None else len(engines),
+        replicas_ready=None if state is None else ready,
+        restarts=None if state is None else sum(member.restarts for member in engines),
+        pid=service.pid,
+        url=service.url,
+        admin_url=service.admin_url,
+        uptime_s=max(0.0, round(now - service.started_at, 1)),
+        kv_use=sum(load.kv_blocks_used for load in loads) / blocks if blocks else None,
+        version=service.version,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Columns wide enough for what they hold."""
+    cells = [("MODEL", "REPLICAS", "PHASE", "PID", "URL", "UPTIME", "KV USE", "RESTARTS")]
+    for r in rows:
+        cells.append(
+            (
+                r.model,
+                "?" if r.replicas is None else f"{r.replicas_ready}/{r.replicas}",
+                r.phase,
+                str(r.pid),
+                r.url,
+                _duration(r.uptime_s),
+                "-" if r.kv_use is None else f"{r.kv_use:.0%}",
+                "?" if r.restarts is None else str(r.restarts),
+            )
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _phase(state: ServiceState | None) -> str:
+    if state is None:
+        return "unreachable"
+    if state.stage != "serving" or state.ready:
+        return "ready" if state.ready else state.stage
+    phases = {member.phase for member in state.members if member.kind == "engine"}
+    return next((phase for phase in ("loading", "starting", "failed", "exited") if phase in phases), "starting")
+
+
+def _ask(admin_url: str) -> ServiceState | None:
+    import urllib.request
+
+    from penstock.cluster.controller import ServiceState
+
+    # Without the environment's proxies: the address is this machine's own.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{admin_url}/admin/state", timeout=_ADMIN_TIMEOUT_S) as response:
+            return msgspec.json.decode(response.read(), type=ServiceState)
+    except (OSError, msgspec.MsgspecError):
+        return None  # shown as unreachable
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

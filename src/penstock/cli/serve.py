@@ -1,0 +1,164 @@
+"""``penstock serve [MODEL]``: one command serves a model.
+
+In: flags, each also as an environment variable PENSTOCK_*; out: a running service until SIGTERM or Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli.sizes import parse_size
+from penstock.config.settings import DType
+from penstock.wire.errors import Problem
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve", help="Serve a model over the OpenAI API.")(serve)
+
+
+def _option(*names: str, help: str, parser: Callable[[str], Any] | None = None, metavar: str | None = None) -> Any:
+    """An option that is also read from PENSTOCK_<NAME>."""
+    variable = "PENSTOCK_" + names[0].split("/")[0].removeprefix("--").replace("-", "_").upper()
+    return typer.Option(*names, envvar=variable, help=help, parser=parser, metavar=metavar)
+
+
+def _count(low: int, high: int | None = None) -> dict[str, Any]:
+    """An option that takes a whole number from ``low`` to ``high``; the error names the value and what is allowed."""
+    allowed = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not {allowed}.") from None
+        if number < low or (high is not None and number > high):
+            raise typer.BadParameter(f"{number} is not {allowed}.")
+        return number
+
+    return {"parser": parse, "metavar": "NUMBER"}
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise typer.BadParameter(f"{text!r} is not a number of seconds of at least 0.")
+    return seconds
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            envvar="PENSTOCK_MODEL",
+            help="A directory in Hugging Face layout, hf://org/name[@revision] or org/name. "
+            "Without one: a small random checkpoint, made on the spot.",
+            show_default=False,
+        ),
+    ] = None,
+    served_name: Annotated[
+        str | None, _option("--served-name", help="Name that requests use; by default the directory's or org/name.")
+    ] = None,
+    host: Annotated[str, _option("--host", help="Address of the API.")] = "127.0.0.1",
+    port: Annotated[int, _option("--port", help="Port of the API; 0 takes a free one.", **_count(0, 65535))] = 8000,
+    admin_host: Annotated[str, _option("--admin-host", help="Address of health and metrics.")] = "127.0.0.1",
+    admin_port: Annotated[
+        int, _option("--admin-port", help="Port of health and metrics; 0 takes a free one.", **_count(0, 65535))
+    ] = 8001,
+    replicas: Annotated[int, _option("--replicas", help="Engine processes.", **_count(1, 64))] = 1,
+    drain_timeout: Annotated[
+        float,
+        _option(
+            "--drain-timeout",
+            help="Seconds that running requests get to finish at the end.",
+            parser=_seconds,
+            metavar="SECONDS",
+        ),
+    ] = 30.0,
+    dtype: Annotated[DType, _option("--dtype", help="Numbers to compute with; auto takes the checkpoint's.")] = "auto",
+    max_model_len: Annotated[
+        int | None,
+        _option(
+            "--max-model-len",
+            help="Longest prompt and answer together, in tokens; by default the model's.",
+            **_count(1),
+        ),
+    ] = None,
+    kv_memory: Annotated[
+        int | None,
+        _option(
+            "--kv-memory",
+            help="Memory for the KV cache of each replica, like 512MiB or 2G; by default from what is free.",
+            parser=parse_size,
+            metavar="SIZE",
+        ),
+    ] = None,
+    max_step_tokens: Annotated[
+        int, _option("--max-step-tokens", help="Tokens computed in one step.", **_count(1))
+    ] = 512,
+    max_num_seqs: Annotated[int, _option("--max-num-seqs", help="Sequences computed at a time.", **_count(1))] = 256,
+    prefix_caching: Annotated[
+        bool, _option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
+    ] = True,
+    threads: Annotated[int | None, _option("--threads", help="CPU threads of each replica.", **_count(1))] = None,
+    insecure_no_auth: Annotated[
+        bool,
+        _option(
+            "--insecure-no-auth",
+            help="Allow addresses other than loopback although nothing asks for a key yet; "
+            "for containers and proxies that guard the port themselves.",
+        ),
+    ] = False,
+) -> None:
+    """Serve a model over the OpenAI API until SIGTERM or Ctrl-C; running requests then finish."""
+    from penstock.cli.display import ServeDisplay
+    from penstock.cli.home import penstock_home
+    from penstock.cli.wiring import controller_process
+    from penstock.config.settings import ServeSettings
+
+    _check_host("--host", host, insecure_no_auth)
+    _check_host("--admin-host", admin_host, insecure_no_auth)
+    if port == admin_port != 0:
+        raise Problem("invalid_setting", f"--port and --admin-port are both {port}; they must differ.", param="--port")
+    settings = ServeSettings(
+        source=model,
+        served_name=served_name,
+        host=host,
+        port=port,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        replicas=replicas,
+        drain_timeout_s=drain_timeout,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        kv_memory_bytes=kv_memory,
+        max_step_tokens=max_step_tokens,
+        max_num_seqs=max_num_seqs,
+        prefix_caching=prefix_caching,
+        threads=threads,
+    )
+    display = ServeDisplay()
+    try:
+        controller_process(settings, penstock_home(), display)
+    finally:
+        display.close()
+
+
+def _check_host(option: str, host: str, insecure: bool) -> None:
+    from penstock.cluster.listen import is_loopback
+
+    if not insecure and not is_loopback(host):
+        raise Problem(
+            "invalid_setting",
+            f"{option} {host} can be reached from other machines and this release asks nobody for a key; it serves "
+            "127.0.0.1 and ::1. Where something in front guards the port, say so with --insecure-no-auth "
+            "(PENSTOCK_INSECURE_NO_AUTH=1).",
+            param=option,
+        )

@@ -1,0 +1,269 @@
+"""The one place that names every concrete class: what each kind of process is made of.
+
+In: resolved settings; out: a running process.  Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from penstock import __version__
+from penstock.asgi.server import serve_app
+from penstock.cli.console import say
+from penstock.cluster.admin.app import AdminApp
+from penstock.cluster.admin.gather import Gather
+from penstock.cluster.controller import Controller, EndRules, Member, ServiceState, Tell, gateway_name
+from penstock.cluster.drivers.local import EXIT_PROBLEM, Launch, LocalDriver, written_problem
+from penstock.cluster.listen import listen
+from penstock.cluster.reconcile import Rules
+from penstock.cluster.rundir import RunDir, Service
+from penstock.cluster.supervise import supervise
+from penstock.config.settings import EngineSettings, GatewaySettings, ServeSettings
+from penstock.observe import exposition
+from penstock.observe.folds import Folds
+from penstock.store.desired import DesiredStore
+from penstock.store.sources import DefaultModel, Resolved, resolve
+from penstock.wire.engine import LOAD, METRICS, Load
+from penstock.wire.errors import Problem
+
+GATEWAY_LOAD = "/gateway/load"
+GATEWAY_METRICS = "/gateway/metrics"
+DEFAULT_MODEL = "seeded-1"
+"""The number changes when the recipe does, so that an upgrade makes its own."""
+_END_S = 8.0
+"""What a child gets for running requests after SIGTERM; less than the controller waits before it kills."""
+
+
+class Monotonic:
+    """The production clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+class Display(Protocol):
+    """Where ``penstock serve`` shows what happens: a terminal or plain lines."""
+
+    def note(self, line: str) -> None: ...
+
+    def when_ready(self, model: str, url: str, admin_url: str) -> None: ...
+
+    def show(self, state: ServiceState) -> None: ...
+
+    def tell(self, message: Tell) -> None: ...
+
+
+class _GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway's control socket says of itself; ``ready``: it would route a request."""
+
+    version: int
+    in_flight: int
+    ready: bool = True
+
+
+def controller_process(settings: ServeSettings, home: Path, display: Display) -> None:
+    """Serve until asked to stop.  Binds both listeners before anything is downloaded or loaded.
+
+    Raises ``Problem`` for whatever keeps the service from running.
+    """
+    # Until the event loop takes over, nothing serves: ending at once is the whole drain.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with (
+        closing(listen(settings.host, settings.port, option="--port")) as data,
+        closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
+    ):
+        resolved = resolve(settings.source, _default_model(home, display.note))
+        run = RunDir.create(home, os.getpid())
+        try:
+            asyncio.run(_control(settings, resolved, run, data, admin, display))
+        finally:
+            run.remove()
+
+
+async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Answer on the data listener until ``stop``."""
+    from penstock.gateway.http.serve import serve_gateway
+
+    folds = Folds()
+    with closing(DesiredStore(settings.store_path)) as store:
+        serving = asyncio.create_task(
+            serve_gateway(
+                settings,
+                states=store.watch(),
+                acknowledge=store.acknowledge,
+                emit=folds,
+                samples=folds.samples,
+                stop=stop,
+            )
+        )
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        _, unfinished = await asyncio.wait([serving], timeout=_END_S)
+        for task in unfinished:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+
+
+async def engine_process(settings: EngineSettings, stop: asyncio.Event) -> None:
+    """Load the checkpoint and serve the engine protocol until ``stop``."""
+    from penstock.cli.boot import boot
+    from penstock.engine.server.booted import Booted, Progress
+    from penstock.engine.server.serve import serve_engine
+
+    folds = Folds()
+
+    def booted(settings: EngineSettings, progress: Progress) -> Booted:
+        return boot(settings, progress, folds)
+
+    await serve_engine(settings, boot=booted, samples=folds.samples, stop=stop, drain_timeout_s=_END_S)
+
+
+async def _control(
+    settings: ServeSettings,
+    resolved: Resolved,
+    run: RunDir,
+    data: socket.socket,
+    admin: socket.socket,
+    display: Display,
+) -> None:
+    name = settings.served_name or resolved.name
+    clock, folds = Monotonic(), Folds()
+    gateways = [Member(id="gateway-0", kind="gateway", socket=str(run.sockets / "gateway-0.sock"))]
+    engines = [
+        Member(id=f"engine-{n}", kind="engine", socket=str(run.sockets / f"engine-{n}.sock"))
+        for n in range(settings.replicas)
+    ]
+    store_path = run.path / "store.sqlite"
+    controller = Controller(
+        name,
+        int(time.time()),
+        [*gateways, *engines],
+        rules=Rules(),
+        end=EndRules(drain_timeout_s=settings.drain_timeout_s),
+        emit=folds,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
+    launches = {member.id: _gateway_launch(member, store_path, data) for member in gateways}
+    launches |= {member.id: _engine_launch(member, settings, name, resolved.directory) for member in engines}
+    scrape = {member.id: (member.socket, GATEWAY_METRICS) for member in gateways}
+    scrape |= {member.id: (member.socket, METRICS) for member in engines}
+    page = Gather(scrape, folds.samples, exposition.render, exposition.CONTENT_TYPE)
+    ended = asyncio.Event()
+    with closing(DesiredStore(store_path)) as store:
+        listening = asyncio.create_task(serve_app(AdminApp(__version__, controller.state, page), admin, ended))
+        service = Service(
+            pid=os.getpid(),
+            model=name,
+            url=url_of(data, settings.host),
+            admin_url=url_of(admin, settings.admin_host),
+            started_at=time.time(),
+            version=__version__,
+        )
+        run.describe(service)
+        display.when_ready(service.model, service.url, service.admin_url)
+        try:
+            driver = LocalDriver(launches, run.path, clock)
+            await supervise(controller, driver, store, clock=clock, tell=display.tell, show=display.show)
+        finally:
+            ended.set()
+            await listening
+
+
+def _gateway_launch(member: Member, store_path: Path, data: socket.socket) -> Launch:
+    def settings(incarnation: int) -> bytes:
+        return msgspec.json.encode(
+            GatewaySettings(
+                gateway=gateway_name(member.id, incarnation),
+                control_socket=member.socket,
+                store_path=str(store_path),
+                listen_fd=data.fileno(),
+            )
+        )
+
+    def answers(body: bytes) -> Load:
+        said = msgspec.json.decode(body, type=_GatewayLoad)
+        return Load(phase="ready" if said.ready else "loading", running=said.in_flight)
+
+    return Launch(
+        argv=_command("gateway"),
+        settings=settings,
+        socket=member.socket,
+        route=GATEWAY_LOAD,
+        answers=answers,
+        pass_fds=(data.fileno(),),
+    )
+
+
+def _engine_launch(member: Member, serve: ServeSettings, name: str, directory: Path) -> Launch:
+    settings = EngineSettings(
+        replica=member.id,
+        socket=member.socket,
+        model_dir=str(directory),
+        served_name=name,
+        dtype=serve.dtype,
+        max_model_len=serve.max_model_len,
+        kv_memory_bytes=serve.kv_memory_bytes,
+        kv_share=1.0 / serve.replicas,
+        max_step_tokens=serve.max_step_tokens,
+        max_num_seqs=serve.max_num_seqs,
+        prefix_caching=serve.prefix_caching,
+        threads=serve.threads or _threads_each(serve.replicas),
+    )
+    line = msgspec.json.encode(settings)
+    return Launch(argv=_command("engine"), settings=lambda _: line, socket=member.socket, route=LOAD)
+
+
+def _command(kind: str) -> list[str]:
+    # -P: a folder named like one of our modules in the working directory must not be imported.
+    return [sys.executable, "-P", "-m", "penstock", kind]
+
+
+def _threads_each(replicas: int) -> int | None:
+    """One replica chooses by itself; several would each take every core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return None if replicas == 1 else max(1, cores // replicas)
+
+
+def resolve_model(source: str | None, home: Path) -> Resolved:
+    """The checkpoint that ``source`` names, or the default one, for a command that runs it without a service."""
+    return resolve(source, _default_model(home, say))
+
+
+def _default_model(home: Path, say: Callable[[str], None]) -> DefaultModel:
+    def write(directory: Path) -> None:
+        say("no model given: a small random checkpoint made on the spot; its answers are noise")
+        _write_seeded(directory)
+
+    return DefaultModel(directory=home / "models" / DEFAULT_MODEL, write=write)
+
+
+def _write_seeded(directory: Path) -> None:
+    if (directory / "tokenizer.json").is_file() and (directory / "config.json").is_file():
+        return  # spares the second it takes to import torch and find that out
+    made = subprocess.run([*_command("seeded"), str(directory)], stderr=subprocess.PIPE, check=False)
+    if made.returncode != 0:
+        lines = made.stderr.decode("utf-8", "replace").splitlines()
+        known = written_problem(lines) if made.returncode == EXIT_PROBLEM else None
+        raise known or Problem("internal_error", f"The default model could not be made: {(lines or ['?'])[-1]}")
+
+
+def url_of(listener: socket.socket, host: str) -> str:
+    """Where this machine reaches ``listener``."""
+    address, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, host)
+    return f"http://[{shown}]:{port}" if ":" in shown and not shown.startswith("[") else f"http://{shown}:{port}"

@@ -1,0 +1,118 @@
+"""`penstock serve` as a user starts it: real processes, real sockets, the seeded model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = "seeded-1"
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    """Poll a condition; fail by saying what was waited for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Running:
+    """One `penstock serve`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    admin_port: int
+    home: Path
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    def get(self, url: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError:
+            return 0, b""
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self.get(f"{self.admin_url}/admin/state")[1])
+        return state
+
+    def metrics(self) -> str:
+        return self.get(f"{self.admin_url}/metrics")[1].decode()
+
+    def wait_ready(self, timeout_s: float = 90) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, f"it ended:\n{self.log.read_text()}"
+            return self.get(f"{self.url}/ready")[0] == 200
+
+        wait_until(ready, timeout_s=timeout_s, what=f"readiness of {self.url}")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+Serve = Callable[..., Running]
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Start services that end with the module."""
+    started: list[Running] = []
+
+    def start(*args: str, wait: bool = True, env: dict[str, str] | None = None) -> Running:
+        home = tmp_path_factory.mktemp("home")
+        log = home / "serve.log"
+        port, admin_port = free_port(), free_port()
+        command = [sys.executable, "-m", "penstock", "serve", *args]
+        command += ["--port", str(port), "--admin-port", str(admin_port)]
+        environment = os.environ | {"PENSTOCK_HOME": str(home), "HF_HUB_OFFLINE": "1"} | (env or {})
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        running = Running(process, port, admin_port, home, log)
+        started.append(running)
+        if wait:
+            running.wait_ready()
+        return running
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.stop()
+
+
+@pytest.fixture(scope="module")
+def service(serve: Serve) -> Running:
+    """One service that the tests of a module share."""
+    return serve()

@@ -1,0 +1,56 @@
+"""The offline measurement around the engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from penstock.cli.bench_engine import measure
+from penstock.cost.time import StepTime
+from penstock.engine.kv_cache import BlockPool
+from penstock.engine.loop import Loop
+from penstock.engine.scheduler import Scheduler
+from penstock.policy.batch import BatchRules
+from penstock.sim.clock import VirtualClock
+from penstock.sim.executor import SimulatedExecutor
+from penstock.wire.errors import Problem
+
+
+def _engine() -> tuple[Loop, SimulatedExecutor, VirtualClock]:
+    clock = VirtualClock()
+    rules = BatchRules(max_step_tokens=512, max_num_seqs=256, block_tokens=32)
+    loop = Loop(Scheduler(rules, BlockPool(4096), prefix_caching=False), lambda event: None)
+    return loop, SimulatedExecutor(clock, StepTime(0.01, 0.0, 0.0)), clock
+
+
+def test_batch_twice_then_a_lone_request() -> None:
+    """The fixed workload runs once to warm up and once for the figure, then 32 tokens in and 64 out alone."""
+    loop, executor, clock = _engine()
+    measured = measure(loop, executor, 16, 2, 15000, 4096, lambda text: None, clock.now)
+    assert (measured.input_tokens, measured.output_tokens) == (2687, 1288)
+    assert len(measured.batch) == 2 and len(measured.lone) == 1
+    assert measured.output_tokens_per_s == measured.batch[1].output_tokens_per_s
+    assert (measured.lone[0].input_tokens, measured.lone[0].output_tokens) == (32, 64)
+    assert measured.lone_tokens_per_s == pytest.approx(64 / (64 * 0.01))
+
+
+def test_a_short_context_is_refused() -> None:
+    """A model whose context the workload exceeds is an error with both numbers, before anything runs."""
+    loop, executor, clock = _engine()
+    with pytest.raises(Problem) as caught:
+        measure(loop, executor, 16, 2, 15000, 128, lambda text: None, clock.now)
+    assert caught.value.code == "context_length_exceeded" and "128" in caught.value.message
+    assert clock.now() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"), [(("--quantization", "int8"), "later release"), (("--dtype", "fp4"), "fp4")]
+)
+def test_what_comes_later_is_refused_by_name(flags: tuple[str, ...], says: str) -> None:
+    """Settings that this release does not have are named at once, not after loading."""
+    command = [sys.executable, "-m", "penstock", "bench", "engine", "/no/such/model", *flags]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert says in done.stderr and "[invalid_setting]" in done.stderr

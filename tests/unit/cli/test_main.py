@@ -1,0 +1,148 @@
+"""The command as a process: what it imports, how it ends, and that its children end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "aiohttp",
+    "uvicorn",
+    "rich",
+    "numpy",
+    "huggingface_hub",
+    "sqlite3",
+    "penstock.engine",
+)
+
+
+def penstock(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "penstock", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PENSTOCK_HOME": str(home), **environment},
+        check=False,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """--help lists every command without a module that costs more than a few milliseconds."""
+    script = (
+        "import sys\nsys.argv = ['penstock', '--help']\nfrom penstock.cli.main import main\n"
+        f"try:\n    main()\nfinally:\n    print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    for command in ("serve", "chat", "ps", "bench", "doctor"):
+        assert f"\n  {command} " in out
+    for hidden in ("engine", "gateway", "seeded"):
+        assert f"\n  {hidden} " not in out
+
+
+def test_a_problem_is_one_message_with_its_hint_and_exit_code_one(tmp_path: Path) -> None:
+    """No traceback, and nothing on standard output."""
+    ended = penstock("serve", str(tmp_path / "nowhere"), "--port", "0", "--admin-port", "0", home=tmp_path / "home")
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert f"error: There is no directory {tmp_path / 'nowhere'}." in ended.stderr
+    assert "[source_not_found]" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_ends_serve_before_anything_is_loaded(tmp_path: Path) -> None:
+    """The message names the port; the model that does not exist was not even looked at."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = penstock("serve", "/nowhere", "--port", port, home=tmp_path)
+    assert ended.returncode == 1
+    assert f"Port {port} on 127.0.0.1" in ended.stderr
+    assert "[port_in_use]" in ended.stderr
+
+
+@pytest.mark.parametrize("how", ["sigterm", "end of input"])
+def test_a_child_ends_by_signal_and_by_the_death_of_its_controller(how: str, tmp_path: Path) -> None:
+    """Both set its stop event, and it exits with 0."""
+    script = (
+        "from penstock.cli.children import _run\nfrom penstock.config.settings import EngineSettings\n"
+        "async def serve(settings, stop):\n    print('runs', settings.replica, flush=True)\n    await stop.wait()\n"
+        "_run(EngineSettings, serve)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write('{"replica": "e7", "socket": "s", "model_dir": "m", "served_name": "n"}\n')
+    child.stdin.flush()
+    assert child.stdout.readline() == "runs e7\n"
+    if how == "sigterm":
+        child.send_signal(signal.SIGTERM)
+    else:
+        child.stdin.close()
+    assert child.wait(20) == 0
+    child.stdout.close()
+    child.stdin.close()
+
+
+def test_an_orphan_that_cannot_finish_is_ended_after_its_bound() -> None:
+    """A child that ignores its stop event does not outlive the controller by more than the bound."""
+    script = (
+        "import asyncio\nfrom penstock.cli import children\nfrom penstock.config.settings import EngineSettings\n"
+        "children._ORPHAN_LIMIT_S = 0.2\n"
+        "async def serve(settings, stop):\n    print('runs', flush=True)\n    await asyncio.Event().wait()\n"
+        "children._run(EngineSettings, serve)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write('{"replica": "e7", "socket": "s", "model_dir": "m", "served_name": "n"}\n')
+    child.stdin.flush()
+    child.stdout.readline()
+    began = time.monotonic()
+    child.stdin.close()
+    assert child.wait(20) == 1
+    assert time.monotonic() - began < 10
+    child.stdout.close()
+
+
+def test_a_problem_of_a_child_is_written_where_the_controller_finds_it(tmp_path: Path) -> None:
+    """The marked line decodes into the same problem, and the exit code says to look for it."""
+    from penstock.cluster.drivers.local import EXIT_PROBLEM, written_problem
+
+    script = (
+        "from penstock.cli.children import _ending_well\nfrom penstock.wire.errors import Problem\n"
+        "def run():\n    raise Problem('checkpoint_invalid', 'line\\nbreak', param='p')\n"
+        "_ending_well(run)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == EXIT_PROBLEM
+    problem = written_problem(ended.stderr.splitlines())
+    assert problem is not None
+    assert (problem.code, problem.message, problem.param) == ("checkpoint_invalid", "line\nbreak", "p")
+
+
+def test_ps_without_services_says_how_to_start_one(tmp_path: Path) -> None:
+    """An empty list is [] as JSON and a sentence otherwise."""
+    assert penstock("ps", "--json", home=tmp_path).stdout == "[]\n"
+    assert "penstock serve" in penstock("ps", home=tmp_path).stdout
+
+
+def test_a_home_that_cannot_be_written_ends_serve_with_its_name(tmp_path: Path) -> None:
+    """PENSTOCK_HOME below a file is a problem before any process is started."""
+    (tmp_path / "file").touch()
+    (tmp_path / "model").mkdir()
+    ended = penstock(
+        "serve", str(tmp_path / "model"), "--port", "0", "--admin-port", "0", home=tmp_path / "file" / "home"
+    )
+    assert ended.returncode == 1
+    assert "PENSTOCK_HOME" in ended.stderr
+    assert "Traceback" not in ended.stderr

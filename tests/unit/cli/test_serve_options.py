@@ -1,0 +1,134 @@
+"""How ``penstock serve`` turns flags and environment into settings, and what wrong ones are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from penstock.cli import wiring
+from penstock.cli.main import build
+from penstock.config.settings import ServeSettings
+from penstock.wire.errors import Problem
+
+DEFAULTS = ServeSettings()
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
+    """The settings that the controller was started with."""
+    seen: list[ServeSettings] = []
+
+    def record(settings: ServeSettings, home: Path, display: Any) -> None:
+        seen.append(settings)
+
+    monkeypatch.setattr(wiring, "controller_process", record)
+    return seen
+
+
+def serve(*arguments: str, **environment: str) -> Any:
+    return CliRunner().invoke(build(), ["serve", *arguments], env=environment)
+
+
+def test_without_flags_the_defaults_of_the_settings_hold(settings: list[ServeSettings]) -> None:
+    """The command line repeats no default that differs from the settings' own."""
+    assert serve().exit_code == 0
+    assert settings == [DEFAULTS]
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(settings: list[ServeSettings]) -> None:
+    """flag, then PENSTOCK_*, then default."""
+    serve("--port", "9001", PENSTOCK_PORT="9000", PENSTOCK_ADMIN_PORT="9002")
+    assert (settings[0].port, settings[0].admin_port, settings[0].replicas) == (9001, 9002, DEFAULTS.replicas)
+
+
+def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
+    """PENSTOCK_ and the flag's name in capitals."""
+    result = serve(
+        PENSTOCK_MODEL="org/name",
+        PENSTOCK_SERVED_NAME="n",
+        PENSTOCK_HOST="127.0.0.2",
+        PENSTOCK_PORT="1",
+        PENSTOCK_ADMIN_HOST="127.0.0.3",
+        PENSTOCK_ADMIN_PORT="2",
+        PENSTOCK_REPLICAS="3",
+        PENSTOCK_DRAIN_TIMEOUT="4.5",
+        PENSTOCK_DTYPE="bfloat16",
+        PENSTOCK_MAX_MODEL_LEN="5",
+        PENSTOCK_KV_MEMORY="2G",
+        PENSTOCK_MAX_STEP_TOKENS="6",
+        PENSTOCK_MAX_NUM_SEQS="7",
+        PENSTOCK_PREFIX_CACHING="false",
+        PENSTOCK_THREADS="8",
+    )
+    assert result.exit_code == 0, result.output
+    assert settings == [
+        ServeSettings(
+            source="org/name",
+            served_name="n",
+            host="127.0.0.2",
+            port=1,
+            admin_host="127.0.0.3",
+            admin_port=2,
+            replicas=3,
+            drain_timeout_s=4.5,
+            dtype="bfloat16",
+            max_model_len=5,
+            kv_memory_bytes=2 << 30,
+            max_step_tokens=6,
+            max_num_seqs=7,
+            prefix_caching=False,
+            threads=8,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--port", "65536", "from 0 to 65535"),
+        ("--port", "http", "from 0 to 65535"),
+        ("--replicas", "0", "from 1 to 64"),
+        ("--threads", "-1", "at least 1"),
+        ("--max-model-len", "1.5", "at least 1"),
+        ("--drain-timeout", "nan", "seconds of at least 0"),
+        ("--drain-timeout", "-1", "seconds of at least 0"),
+        ("--kv-memory", "lots", "512MiB"),
+        ("--dtype", "int4", "bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_bad_value_names_key_value_and_what_is_allowed(
+    option: str, value: str, allowed: str, by_variable: bool, settings: list[ServeSettings]
+) -> None:
+    """The exit code is 2, and a value that came from the environment names its variable."""
+    variable = "PENSTOCK_" + option.removeprefix("--").replace("-", "_").upper()
+    result = serve(**{variable: value}) if by_variable else serve(option, value)
+    said = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2
+    for words in (option, value, allowed):
+        assert words in said
+    assert not by_variable or variable in said
+    assert settings == []
+
+
+@pytest.mark.parametrize("option", ["--host", "--admin-host"])
+def test_other_machines_are_let_in_only_by_a_flag_that_says_so(option: str, settings: list[ServeSettings]) -> None:
+    """An address other than loopback is refused with the way out, and allowed with it."""
+    result = serve(option, "0.0.0.0")
+    assert isinstance(result.exception, Problem)
+    for words in (option, "0.0.0.0", "--insecure-no-auth", "PENSTOCK_INSECURE_NO_AUTH"):
+        assert words in result.exception.message
+    assert serve(option, "0.0.0.0", "--insecure-no-auth").exit_code == 0
+    assert serve(option, "0.0.0.0", PENSTOCK_INSECURE_NO_AUTH="1").exit_code == 0
+    assert len(settings) == 2
+
+
+def test_one_port_for_both_listeners_is_refused(settings: list[ServeSettings]) -> None:
+    """Both options are named, and port 0 twice is two free ports."""
+    result = serve("--port", "9000", "--admin-port", "9000")
+    assert isinstance(result.exception, Problem)
+    assert "--admin-port" in result.exception.message
+    assert serve("--port", "0", "--admin-port", "0").exit_code == 0
