@@ -67,7 +67,7 @@ async def test_chat_logprobs(client, stream):
 async def test_n_choices(client, script, stream):
     """``n`` gives as many choices with distinct seeds, and the first is what n=1 gives."""
     asked = {"model": "org/m", "messages": MESSAGES, "max_tokens": 3, "n": 3, "seed": 9}
-    texts = {}
+    texts: dict[int, str] = {}
     if stream:
         async for chunk in await client.chat.completions.create(**asked, stream=True):
             for choice in chunk.choices:

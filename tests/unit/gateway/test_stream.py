@@ -11,7 +11,7 @@ from penstock.wire.errors import Problem
 
 class Wire:
     def __init__(self) -> None:
-        self.messages = []
+        self.messages: list[Any] = []
         self.arrived = asyncio.Event()
 
     async def send(self, message) -> None:

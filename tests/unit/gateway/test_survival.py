@@ -17,7 +17,9 @@ BODY = {"model": "org/m", "messages": [{"role": "user", "content": "a b"}], "see
 
 async def chat(world, **changes):
     """Status, text per choice, finish reasons, and whether ``[DONE]`` came; a broken connection raises."""
-    texts, reasons, done = {}, {}, False
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    done = False
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{world.url}/v1/chat/completions", json=BODY | changes) as response,

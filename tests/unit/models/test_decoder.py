@@ -75,7 +75,7 @@ def test_every_parameter_gets_a_gradient(decoder: Decoder) -> None:
         hidden = hidden_of(model, token_ids, [18, 12])
         return torch.nn.functional.cross_entropy(model.logits(hidden[:-1]).double(), token_ids[1:])
 
-    loss().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    loss().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     weight = model.get_parameter("layers.0.qkv.weight")
@@ -93,7 +93,7 @@ def test_serving_first_does_not_hinder_training(decoder: Decoder) -> None:
     """A decoder that has run in inference mode still trains."""
     with torch.inference_mode():
         hidden_of(decoder, torch.arange(8), [8])
-    hidden_of(decoder, torch.arange(8), [8]).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    hidden_of(decoder, torch.arange(8), [8]).sum().backward()
     assert decoder.embedding.grad is not None
     decoder.zero_grad()
 

@@ -38,10 +38,11 @@ METRICS = "/gateway/metrics"
 
 
 class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """``version``: the desired state it routes by."""
+    """``version``: the desired state it routes by; ``ready``: it would route a request now."""
 
     version: int
     in_flight: int
+    ready: bool
 
 
 class _LoopClock:
@@ -108,7 +109,11 @@ class ControlApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == LOAD:
-            load = GatewayLoad(version=self._gateway.replicas.version, in_flight=self._gateway.in_flight)
+            load = GatewayLoad(
+                version=self._gateway.replicas.version,
+                in_flight=self._gateway.in_flight,
+                ready=self._gateway.replicas.ready,
+            )
             await send_json(send, load)
         elif path == METRICS:
             await send_json(send, self._samples())
