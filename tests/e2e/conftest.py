@@ -91,10 +91,10 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Start services that end with the module."""
     started: list[Running] = []
 
-    def start(*args: str, wait: bool = True, env: dict[str, str] | None = None) -> Running:
+    def start(*args: str, wait: bool = True, env: dict[str, str] | None = None, port: int | None = None) -> Running:
         home = tmp_path_factory.mktemp("home")
         log = home / "serve.log"
-        port, admin_port = free_port(), free_port()
+        port, admin_port = port or free_port(), free_port()
         command = [sys.executable, "-m", "penstock", "serve", *args]
         command += ["--port", str(port), "--admin-port", str(admin_port)]
         environment = os.environ | {"PENSTOCK_HOME": str(home), "HF_HUB_OFFLINE": "1"} | (env or {})

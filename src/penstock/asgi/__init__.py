@@ -1,1 +1,1 @@
-"""What every listener of ours shares: a server on a socket, reading bodies within bounds, answering JSON and errors."""
+"""What our listeners share: serving on a socket, reading bodies within bounds, answering JSON and errors."""

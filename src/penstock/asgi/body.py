@@ -1,4 +1,7 @@
-"""Read a request's body within bounds of size and time."""
+"""Reading a request's body within bounds of size and time.
+
+In: ASGI's receive; out: bytes, or a ``Problem``.  Decodes nothing, and never waits for more than it was told.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
-        raise Problem("request_timeout", f"the body was not complete after {timeout_s:g} s") from None
+        raise Problem("request_timeout", f"The body was not complete after {timeout_s:g} s.") from None
 
 
 def _too_large(max_bytes: int) -> Problem:
-    return Problem("body_too_large", f"the body is larger than the {max_bytes} bytes this server takes")
+    return Problem("body_too_large", f"The body is larger than the {max_bytes} bytes that this server takes.")

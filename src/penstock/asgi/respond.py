@@ -1,4 +1,7 @@
-"""Answer with JSON, with bytes, or with a problem from the error table."""
+"""Answer with JSON, with bytes, or with a problem from the error table.
+
+In: values; out: one complete response each.  Streams are written by whoever has one.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,13 @@ async def send_json(send: Send, value: Any, *, status: int = 200, headers: Itera
 
 
 async def send_problem(send: Send, problem: Problem, *, headers: Iterable[Header] = ()) -> None:
-    """OpenAI's error body with the table's status, and ``retry-after`` (whole seconds) where there is one."""
-    extra = list(headers)
-    if problem.retry_after_s is not None:
-        extra.append((b"retry-after", str(math.ceil(problem.retry_after_s)).encode()))
-    await send_json(send, problem.body(), status=problem.spec.status, headers=extra)
+    """OpenAI's error body with the table's status, and ``retry-after`` where there is one."""
+    headers = [*headers, *retry_after(problem)]
+    await send_json(send, problem.body(), status=problem.spec.status, headers=headers)
+
+
+def retry_after(problem: Problem) -> list[Header]:
+    """The ``retry-after`` header in whole seconds, where the problem says when to try again."""
+    if problem.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(math.ceil(problem.retry_after_s)).encode())]

@@ -1,6 +1,7 @@
 """Run an ASGI application on a Unix socket or an inherited listening socket, until told to stop.
 
 In: an application and where to listen; out: nothing, until ``stop`` is set.  Signals stay with the caller.
+For callers of our own on this machine: clients meet the stricter server of ``gateway/http``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _BACKLOG = 4096
+_IDLE_CONNECTION_S = 75
+_GRACE_S = 1
 
 
 class _Server(uvicorn.Server):
@@ -39,10 +42,8 @@ def bind_unix(path: str) -> socket.socket:
     return listener
 
 
-async def serve_app(
-    app: Application, listener: socket.socket, stop: asyncio.Event, *, keep_alive_s: int = 75, grace_s: float = 1.0
-) -> None:
-    """Serve until ``stop`` is set; connections that are still open ``grace_s`` later are cut."""
+async def serve_app(app: Application, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set; connections that are still open a second later are cut."""
     config = uvicorn.Config(
         app,
         loop="none",
@@ -55,8 +56,8 @@ async def serve_app(
         server_header=False,
         date_header=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=keep_alive_s,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
+        timeout_keep_alive=_IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=_GRACE_S,
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

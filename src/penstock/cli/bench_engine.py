@@ -90,6 +90,7 @@ def engine(
         raise Problem("invalid_setting", f"dtype: {dtype!r} is none of {', '.join(_DTYPES)}.", param="dtype")
 
     from penstock.cli.boot import boot
+    from penstock.cli.diagnosis.probe import read_cpu
     from penstock.cli.wiring import resolve_model
 
     resolved = resolve_model(model, penstock_home())
@@ -107,6 +108,7 @@ def engine(
     say = _progress()
     booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"))
     start_s = time.perf_counter() - begin
+    cpu = read_cpu()
     vocabulary = min(VOCABULARY, booted.vocab_size)
     measured = measure(booted.loop, booted.executor, requests, runs, vocabulary, booted.context_tokens, say)
     say("")
@@ -119,8 +121,8 @@ def engine(
         weights_bytes=booted.weights_bytes,
         kv_bytes=booted.kv_bytes,
         measured=measured,
-        cpu=_cpu(),
-        cpu_count=_cpu_count(),
+        cpu=cpu.model,
+        cpu_count=cpu.allowed_cores,
         threads=threads,
         versions=_versions(),
     )
@@ -220,22 +222,6 @@ def _peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _cpu() -> str:
-    import platform
-    from pathlib import Path
-
-    listing = Path("/proc/cpuinfo")
-    names = listing.read_text().split("model name") if listing.exists() else []
-    return names[1].split("\n")[0].strip("\t :") if len(names) > 1 else platform.processor() or platform.machine()
-
-
-def _cpu_count() -> int:
-    """Cores this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:

@@ -149,10 +149,11 @@ async def _drive(target: Target, demands: Sequence[Demand], seed: int) -> tuple[
     import dataclasses
     import signal
 
+    from penstock.cli.open_files import allow_open_files
     from penstock.loadgen.client import Tally, reach, run_open_loop
 
     target = dataclasses.replace(target, model=await reach(target.url, target.api_key, target.model or None))
-    _raise_file_limit(len(demands))
+    allow_open_files(len(demands) + 64)  # open loop: as many sockets as there are requests in flight
     stop, tally, loop = asyncio.Event(), Tally(), asyncio.get_running_loop()
 
     def interrupt() -> None:
@@ -168,16 +169,6 @@ async def _drive(target: Target, demands: Sequence[Demand], seed: int) -> tuple[
         await asyncio.wait([ticker])
         loop.remove_signal_handler(signal.SIGINT)
     return target, outcomes, stop.is_set()
-
-
-def _raise_file_limit(connections: int) -> None:
-    """Open loop means as many sockets as there are requests in flight; take what the system allows."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 64 if hard == resource.RLIM_INFINITY else min(connections + 64, hard)
-    if soft != resource.RLIM_INFINITY and wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _show_progress(tally: Tally, planned: int) -> None:

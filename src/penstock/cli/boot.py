@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import (
+    KV_SHARE_OF_FREE,
+    LOGITS_ROWS,
     KvNeeds,
     kv_blocks,
     kv_bytes_per_token,
@@ -31,9 +33,6 @@ from penstock.wire.errors import Problem
 if TYPE_CHECKING:
     from penstock.models.config import ModelConfig
 
-# A CPU's memory is everybody's: unless told otherwise, half of what is free stays with the rest of the machine.
-_KV_SHARE_OF_FREE = 0.5
-
 
 def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event: None) -> Booted:
     """Load a checkpoint and size the KV memory from what is then free.
@@ -43,7 +42,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     progress(0.0, "starting torch")
     from penstock.engine.cpu.allocator import keep_freed_memory
     from penstock.engine.cpu.defaults import SamplingDefaults
-    from penstock.engine.cpu.executor import LOGITS_ROWS, CpuExecutor
+    from penstock.engine.cpu.executor import CpuExecutor
     from penstock.engine.cpu.memory import free_memory_bytes
     from penstock.engine.cpu.threads import use_threads
     from penstock.models.load import load_decoder
@@ -76,7 +75,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     num_blocks = kv_blocks(
         needs,
         free_bytes=free_memory_bytes(),
-        share=settings.kv_share * _KV_SHARE_OF_FREE,
+        share=settings.kv_share * KV_SHARE_OF_FREE,
         workspace=workspace,
         override_bytes=settings.kv_memory_bytes,
     )
@@ -116,7 +115,7 @@ def _check_weights_fit(directory: Path, settings: EngineSettings, free_bytes: in
     num_parameters = sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
     needed = weights_bytes(num_parameters, 4 if wide else 2)
     if needed > free_bytes:
-        message = f"the weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free"
+        message = f"The weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free."
         raise Problem("insufficient_memory", message)
 
 

@@ -60,8 +60,11 @@ def seeded(directory: Annotated[Path, typer.Argument()]) -> None:
 def _run(kind: type[_Settings], serve: Callable[[_Settings, asyncio.Event], Awaitable[None]]) -> None:
     import uvloop
 
+    from penstock.cli.open_files import allow_open_files
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
+    allow_open_files()
 
     async def main() -> None:
         stop = asyncio.Event()

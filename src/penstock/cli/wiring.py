@@ -31,15 +31,15 @@ from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
 from penstock.config.settings import EngineSettings, GatewaySettings, ServeSettings
+from penstock.engine.cpu.cores import available_cores
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
 from penstock.store.desired import DesiredStore
 from penstock.store.sources import DefaultModel, Resolved, resolve
+from penstock.wire import gateway as gateway_wire
 from penstock.wire.engine import LOAD, METRICS, Load
 from penstock.wire.errors import Problem
 
-GATEWAY_LOAD = "/gateway/load"
-GATEWAY_METRICS = "/gateway/metrics"
 DEFAULT_MODEL = "seeded-1"
 """The number changes when the recipe does, so that an upgrade makes its own."""
 _END_S = 8.0
@@ -63,14 +63,6 @@ class Display(Protocol):
     def show(self, state: ServiceState) -> None: ...
 
     def tell(self, message: Tell) -> None: ...
-
-
-class _GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway's control socket says of itself; ``ready``: it would route a request."""
-
-    version: int
-    in_flight: int
-    ready: bool = True
 
 
 def controller_process(settings: ServeSettings, home: Path, display: Display) -> None:
@@ -160,7 +152,7 @@ async def _control(
         asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
     launches = {member.id: _gateway_launch(member, store_path, data) for member in gateways}
     launches |= {member.id: _engine_launch(member, settings, name, resolved.directory) for member in engines}
-    scrape = {member.id: (member.socket, GATEWAY_METRICS) for member in gateways}
+    scrape = {member.id: (member.socket, gateway_wire.METRICS) for member in gateways}
     scrape |= {member.id: (member.socket, METRICS) for member in engines}
     page = Gather(scrape, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     ended = asyncio.Event()
@@ -196,14 +188,14 @@ def _gateway_launch(member: Member, store_path: Path, data: socket.socket) -> La
         )
 
     def answers(body: bytes) -> Load:
-        said = msgspec.json.decode(body, type=_GatewayLoad)
+        said = gateway_wire.decode_load(body)
         return Load(phase="ready" if said.ready else "loading", running=said.in_flight)
 
     return Launch(
         argv=_command("gateway"),
         settings=settings,
         socket=member.socket,
-        route=GATEWAY_LOAD,
+        route=gateway_wire.LOAD,
         answers=answers,
         pass_fds=(data.fileno(),),
     )
@@ -235,8 +227,7 @@ def _command(kind: str) -> list[str]:
 
 def _threads_each(replicas: int) -> int | None:
     """One replica chooses by itself; several would each take every core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return None if replicas == 1 else max(1, cores // replicas)
+    return None if replicas == 1 else max(1, available_cores() // replicas)
 
 
 def resolve_model(source: str | None, home: Path) -> Resolved:

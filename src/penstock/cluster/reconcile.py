@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.wire.engine import Load
+from penstock.wire.engine import Load, problem_of
 from penstock.wire.errors import Fault, Problem
 
 Do = Literal["start", "keep", "kill", "give_up"]
@@ -130,7 +130,7 @@ def _ended(seen: Observed, rules: Rules, memory: Memory, now: float) -> tuple[Ve
 
 def _failed_to_load(load: Load, memory: Memory) -> tuple[Verdict, Memory]:
     failed = load.problem
-    problem = None if failed is None else Problem(failed.code, failed.message, param=failed.param)
+    problem = None if failed is None else problem_of(failed)
     if problem is not None and problem.spec.fault is Fault.CALLER:
         return Verdict(do="give_up", why=problem.message, problem=problem), memory
     return Verdict(do="kill", why=f"loading failed: {problem.message if problem else load.detail}"), memory

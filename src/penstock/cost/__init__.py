@@ -1,1 +1,1 @@
-"""What things cost: memory, time, money.  Pure formulas with their sources."""
+"""What things cost: memory and time.  Pure formulas with their sources."""

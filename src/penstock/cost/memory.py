@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from penstock.wire.errors import Problem
 
+# A CPU's memory is everybody's: unless told otherwise, half of what is free stays with the rest of the machine.
+KV_SHARE_OF_FREE = 0.5
+# Logits are computed for so many rows at a time: with a vocabulary of 150,000 that bounds them to 40 MB in float32.
+LOGITS_ROWS = 64
 # Left to the allocator, the tokenizer, Python and the neighbours that grow after we looked.
 _RESERVED_SHARE = 0.1
 # An engine whose KV cache cannot hold a question and an answer of this length is not worth starting.

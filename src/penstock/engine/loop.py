@@ -62,7 +62,7 @@ class Loop:
 
     def commit(self, plan: StepPlan, result: StepResult) -> None:
         """Hand out what a step computed.  Sequences preempted or ended since the plan are passed over."""
-        assert self._in_step
+        assert self._in_step and result.step == plan.step
         self._in_step = False
         self._apply_aborts()
         for i, sequence in enumerate(plan.sequences):

@@ -11,7 +11,7 @@ from collections import deque
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.prefix import extend_chain
 from penstock.engine.sequence import Sequence, StepPlan
-from penstock.policy.batch import BatchRules, BatchVerdict, Held, batch
+from penstock.policy.batch import BatchRules, BatchVerdict, batch
 
 
 class Scheduler:
@@ -23,7 +23,6 @@ class Scheduler:
         self.prefix_caching = prefix_caching
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
-        self.held: Held = ""
         self.num_preempted = 0
         """Preemptions since the start."""
         self._step = 0
@@ -92,7 +91,6 @@ class Scheduler:
 
     def _decide(self) -> BatchVerdict[Sequence]:
         verdict = batch(self, self.rules)
-        self.held = verdict.held
         for sequence in verdict.preempted:
             self._preempt(sequence)
         for _ in range(verdict.num_admitted):

@@ -1,4 +1,4 @@
-"""The one list of events.  Every metric, log line and span is derived from these and from nothing else.
+"""The one list of events.  Every metric is derived from these and from nothing else.
 
 Times are durations in seconds, sizes in tokens or bytes, as the names say.  Adding one: docs/architecture.md.
 """

@@ -18,14 +18,13 @@ import msgspec
 from penstock.events.list import StreamResumed
 from penstock.gateway.replicas import Lease, ModelState, Replicas
 from penstock.gateway.upstream import Upstream
-from penstock.policy.retry import FailedAttempt, RetryMemory, RetryRules, RetryVerdict, decide
+from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryMemory, RetryRules, RetryVerdict, decide
 from penstock.ports import Clock, Emit
 from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, problem_of
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
 
-_LOST = frozenset({"engine_lost", "not_ready", "draining"})
 _EXPECTED_OUTPUT_TOKENS = 256
 _RETRY_AFTER_S = 2.0
 
@@ -159,7 +158,7 @@ class Forwarder:
     def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress) -> None:
         """Ask the policy; raise the problem if it gives up, else leave its verdict in ``progress``."""
         now = self._clock.now()
-        if problem.code in _LOST:
+        if problem.code in RESUMABLE:
             self._replicas.lost(lease.state)
         progress.problem = problem
         failed = {lease.state.id} | progress.memory.avoid

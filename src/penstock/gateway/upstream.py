@@ -1,4 +1,4 @@
-"""The port between the gateway and the engines: production speaks HTTP, tests and simulations script it.
+"""The port between the gateway and the engines: production speaks HTTP, tests script it.
 
 In: a replica's socket path and a request of the engine protocol; out: its events.
 """

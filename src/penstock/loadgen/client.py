@@ -71,7 +71,6 @@ class Tally:
     sent: int = 0
     ended: int = 0
     failed: int = 0
-    chunks: int = 0
 
 
 async def reach(url: str, api_key: str | None, model: str | None) -> str:
@@ -216,7 +215,6 @@ class _Exchange:
                 outcome.gaps_s.append(at_s - outcome.last_s)
             outcome.last_s = at_s
             outcome.num_chunks += 1
-            self._tally.chunks += 1
 
     def _fail(self, code: str, message: str) -> None:
         if self._outcome.error is None:

@@ -25,7 +25,7 @@ def packed_causal(lengths: Sequence[int]) -> Attend:
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(torch.split(q, sizes), torch.split(k, sizes), torch.split(v, sizes), strict=True)
-        return torch.cat([_causal(*part) for part in parts])
+        return torch.cat([causal(*part) for part in parts])
 
     return attend
 
@@ -35,7 +35,8 @@ def packed_positions(lengths: Sequence[int]) -> Tensor:
     return torch.cat([torch.arange(length) for length in lengths])
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One sequence whose rows see each other and nothing else: q[T, Hq, D], k and v[T, Hkv, D] -> [T, Hq, D]."""
     grouped = q.shape[1] != k.shape[1]
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)

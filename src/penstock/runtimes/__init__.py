@@ -1,1 +1,1 @@
-"""How engines are spoken to: one shared HTTP upstream, and per foreign engine one pure translation."""
+"""How the gateway speaks to engines: the engine protocol over HTTP."""

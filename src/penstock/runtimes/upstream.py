@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from penstock.wire import engine
-from penstock.wire.errors import ERRORS, Problem
+from penstock.wire.errors import Problem
 
 T = TypeVar("T")
 
@@ -190,6 +190,4 @@ def _problem_of(status: int, body: bytes) -> Problem:
         error = _decode_error(body).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return Problem("engine_protocol", f"The engine answered {status} without an error body.")
-    if error.code not in ERRORS:
-        return Problem("engine_protocol", f"The engine answered the unknown code {error.code!r}.")
-    return Problem(error.code, error.message, param=error.param)
+    return engine.problem_of(engine.Failed(code=error.code, message=error.message, param=error.param))

@@ -1,4 +1,7 @@
-"""What a full or read-only disk is called when we write below PENSTOCK_HOME."""
+"""What a full or read-only disk is called when we write below PENSTOCK_HOME.
+
+In: the path that is written; out: a ``Problem`` in place of the ``OSError``.  Writes nothing itself.
+"""
 
 from __future__ import annotations
 

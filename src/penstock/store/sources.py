@@ -49,7 +49,7 @@ def resolve(source: str | None, default: DefaultModel, *, fetch: Fetch | None = 
     if source is None:
         return _default(default)
     if source.startswith("hf://"):
-        return _from_hub(source, source.removeprefix("hf://"), fetch or _snapshot)
+        return _from_hub(source, source.removeprefix("hf://"), fetch or snapshot)
     if not source.strip():
         raise Problem("source_not_found", "The model's name is empty.", param="MODEL")
     path = Path(source).expanduser()
@@ -62,7 +62,7 @@ def resolve(source: str | None, default: DefaultModel, *, fetch: Fetch | None = 
             param="MODEL",
         )
     if _HUB_NAME.match(source) and not source.startswith("."):
-        return _from_hub(source, source, fetch or _snapshot)
+        return _from_hub(source, source, fetch or snapshot)
     raise Problem("source_not_found", _what_is_wrong(source, path), param="MODEL")
 
 
@@ -97,10 +97,11 @@ def _from_hub(source: str, name: str, fetch: Fetch) -> Resolved:
     return Resolved(directory=directory, name=repo)
 
 
-def _snapshot(repo: str, revision: str | None) -> str:
+def snapshot(repo: str, revision: str | None, *, cached_only: bool = False) -> str:
+    """A :data:`Fetch` from the hub; with ``cached_only`` nothing is downloaded."""
     from huggingface_hub import snapshot_download  # 0.1 s to import
 
-    return snapshot_download(repo, revision=revision, allow_patterns=list(ALLOWED_FILES))
+    return snapshot_download(repo, revision=revision, allow_patterns=list(ALLOWED_FILES), local_files_only=cached_only)
 
 
 def _hub_problem(error: Exception, source: str, repo: str, revision: str | None) -> Problem:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock.wire.errors import Problem
+from penstock.wire.errors import ERRORS, Problem
 
 GENERATE = "/engine/generate"
 ABORT = "/engine/abort"
@@ -159,7 +159,6 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     progress: float = 0.0
     problem: Failed | None = None
     model: str = ""
-    weight_version: int = 0
     context_tokens: int = 0
     running: int = 0
     waiting: int = 0
@@ -207,7 +206,6 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 encode = msgspec.json.Encoder().encode
 decode_event = msgspec.json.Decoder(Event).decode
-decode_generate = msgspec.json.Decoder(GenerateRequest).decode
 decode_load = msgspec.json.Decoder(Load).decode
 
 
@@ -222,5 +220,7 @@ def failed(problem: Problem) -> Failed:
 
 
 def problem_of(event: Failed) -> Problem:
-    """The way back: raise this where the stream is read."""
+    """The way back: raise this where the stream is read.  A code of another release becomes ``engine_protocol``."""
+    if event.code not in ERRORS:
+        return Problem("engine_protocol", f"The engine answered the unknown code {event.code!r}: {event.message}")
     return Problem(event.code, event.message, param=event.param)

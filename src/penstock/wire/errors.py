@@ -67,11 +67,17 @@ ERRORS: dict[str, ErrorSpec] = {
     "checkpoint_invalid": _caller(422, "Fetch or export the checkpoint again."),
     "checkpoint_unsupported": _caller(422, "docs/reference/models.md lists the supported architectures."),
     "checkpoint_unsafe": _caller(422, "Convert the weights to safetensors; Penstock never unpickles."),
+    "artefact_invalid": _caller(422, "Remove the directory and run the stage that writes it again."),
     "insufficient_memory": _caller(507, "Lower --max-model-len or --kv-memory, or take a smaller model."),
     "insufficient_disk": _caller(507, "Free some disk space or move HF_HOME / PENSTOCK_HOME."),
     "store_unavailable": _later(503, Fault.US, "Check the disk and the rights of PENSTOCK_HOME, then start again."),
     "port_in_use": _caller(409, "Choose another port with --port or --admin-port."),
     "invalid_setting": _caller(400, "Correct the named setting."),
+    # What `penstock train` and `penstock runs` can meet.
+    "recipe_invalid": _caller(422, "docs/howto/train.md lists what a recipe may say."),
+    "run_busy": _caller(409, "Wait for it, or give another --run-dir."),
+    "run_not_found": _caller(404, "`penstock runs list` shows the runs that exist."),
+    "training_diverged": _caller(422, "Lower learning_rate or clip_norm, or lengthen warmup_steps."),
     # What `penstock bench` and `penstock chat` can meet.
     "trace_invalid": _caller(422, "Give Azure's CSV or Mooncake's JSON lines, plain or .gz."),
     "server_unreachable": _later(503, Fault.UPSTREAM, "Start a server with `penstock serve`, or give its URL."),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli.diagnosis import cgroup, checkpoint, network
+from penstock.cli.diagnosis import checkpoint, network
 from penstock.cli.diagnosis.facts import Model
 from penstock.cli.diagnosis.probe import ENGINE_PACKAGES, gather, read_cpuinfo, read_gpus
 from penstock.cluster.rundir import RunDir, Service
@@ -109,44 +109,6 @@ def test_nvidia_smi_rows_are_read() -> None:
         ("NVIDIA L4", 23034),
         ("NVIDIA GB10", 0),
     ]
-
-
-class TestControlGroups:
-    """What the process's control group grants."""
-
-    def membership(self, tmp_path: Path, text: str) -> Path:
-        path = tmp_path / "membership"
-        path.write_text(text)
-        return path
-
-    def test_version_2_takes_the_tightest_ancestor(self, tmp_path: Path) -> None:
-        """A pod's bound holds for its containers, whatever theirs is."""
-        inner = tmp_path / "root" / "pod" / "container"
-        inner.mkdir(parents=True)
-        (inner / "cpu.max").write_text("max 100000\n")
-        (inner.parent / "cpu.max").write_text("250000 100000\n")
-        membership = self.membership(tmp_path, "0::/pod/container\n")
-        assert cgroup.cpu_quota(tmp_path / "root", membership) == 2.5
-
-    def test_version_1_is_read_by_controller(self, tmp_path: Path) -> None:
-        """The older interface has one tree per controller, and -1 for no bound."""
-        (tmp_path / "root/cpu/box").mkdir(parents=True)
-        (tmp_path / "root/cpu/box/cpu.cfs_quota_us").write_text("150000")
-        (tmp_path / "root/cpu/box/cpu.cfs_period_us").write_text("100000")
-        (tmp_path / "root/cpu/cpu.cfs_quota_us").write_text("-1")
-        (tmp_path / "root/cpu/cpu.cfs_period_us").write_text("100000")
-        membership = self.membership(tmp_path, "4:memory:/box\n1:cpu,cpuacct:/box\n0::/\n")
-        assert cgroup.cpu_quota(tmp_path / "root", membership) == 1.5
-
-    @pytest.mark.parametrize("text", ["", "0::/\n", "0::/../elsewhere\n", "4:memory:/gone\n"])
-    def test_no_bound_is_none(self, tmp_path: Path, text: str) -> None:
-        """No groups, unbounded ones, or ones that this process cannot see."""
-        membership = self.membership(tmp_path, text)
-        assert cgroup.cpu_quota(tmp_path / "root", membership) is None
-
-    def test_a_system_without_groups_is_none(self, tmp_path: Path) -> None:
-        """macOS has neither file."""
-        assert cgroup.cpu_quota(tmp_path, tmp_path / "missing") is None
 
 
 class TestPorts:

@@ -103,7 +103,7 @@ class ScriptedEngine:
         return web.Response(body=protocol.encode(protocol.Detokenized(text="".join(map(chr, asked.token_ids)))))
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
-        request = protocol.decode_generate(await http.read())
+        request = msgspec.json.decode(await http.read(), type=protocol.GenerateRequest)
         self.requests.append(request)
         behaviour = self.behave(request)
         if behaviour.refuse:

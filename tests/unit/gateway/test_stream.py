@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from penstock.gateway.http.stream import EventStream
 from penstock.wire import sse

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import penstock
+from penstock.wire.engine import Failed, problem_of
 from penstock.wire.errors import ERRORS, ErrorSpec, Fault, Problem
 
 SOURCE = Path(penstock.__file__).parent
@@ -94,3 +95,9 @@ def test_an_unlisted_code_is_our_bug() -> None:
     """It is found where it is raised, and not when a client reads the answer."""
     with pytest.raises(KeyError):
         Problem("no_such_code", "x")
+
+
+def test_a_code_of_another_release_is_still_a_problem() -> None:
+    """An engine that is newer than its reader cannot crash it with a code that the reader's table lacks."""
+    problem = problem_of(Failed(code="no_such_code", message="words"))
+    assert problem.code == "engine_protocol" and "no_such_code" in problem.message and "words" in problem.message

@@ -7,6 +7,7 @@ is the engine's word.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import msgspec
 
 from penstock.cli.diagnosis.facts import Model
 from penstock.config.settings import EngineSettings
-from penstock.cost.memory import kv_bytes_per_token, workspace_bytes
-from penstock.store.sources import ALLOWED_FILES, DefaultModel, resolve
+from penstock.cost.memory import LOGITS_ROWS, kv_bytes_per_token, workspace_bytes
+from penstock.store.sources import DefaultModel, resolve, snapshot
 from penstock.wire.errors import Problem
 
 
@@ -25,17 +26,11 @@ def find(source: str | None, home: Path) -> Model:
         written = sorted((home / "models").glob("*/config.json"))
         return inspect(written[-1].parent) if written else Model(name="the default model")
     try:
-        return inspect(resolve(source, _NO_DEFAULT, fetch=_cached).directory)
+        return inspect(resolve(source, _NO_DEFAULT, fetch=partial(snapshot, cached_only=True)).directory)
     except Problem as problem:
         if problem.code in ("hub_offline", "checkpoint_unsafe"):  # not fetched, or not its weights
             return Model(name=source)
         return Model(name=source, problem=problem.message)
-
-
-def _cached(repo: str, revision: str | None) -> str:
-    from huggingface_hub import snapshot_download  # 0.1 s to import
-
-    return snapshot_download(repo, revision=revision, allow_patterns=list(ALLOWED_FILES), local_files_only=True)
 
 
 def _no_default(directory: Path) -> None:
@@ -67,8 +62,8 @@ def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
         _count(config, field) for field in ("num_attention_heads", "hidden_size", "max_position_embeddings")
     )
     wide = (config.get("dtype") or config.get("torch_dtype")) in ("float32", None)
-    step_tokens, max_num_seqs, block_tokens = (
-        int(_ENGINE_DEFAULTS[field]) for field in ("max_step_tokens", "max_num_seqs", "block_tokens")
+    step_tokens, block_tokens = (
+        int(_ENGINE_DEFAULTS[field]) for field in ("max_step_tokens", "block_tokens")
     )
     return Model(
         name=name,
@@ -86,7 +81,7 @@ def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
             intermediate_size=_count(config, "intermediate_size"),
             context_tokens=context,
             vocab_size=_count(config, "vocab_size"),
-            logits_rows=max_num_seqs,
+            logits_rows=LOGITS_ROWS,
         ),
         block_tokens=block_tokens,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from penstock.cli.diagnosis.facts import Cpu, Facts, Finding, Memory, Model
 from penstock.cli.sizes import show_size
-from penstock.cost.memory import KvNeeds, kv_blocks
+from penstock.cost.memory import KV_SHARE_OF_FREE, KvNeeds, kv_blocks
 from penstock.wire.errors import Problem
 
 _MEANINGS = {
@@ -82,7 +82,12 @@ def memory(memory: Memory, model: Model) -> Finding:
         return Finding("memory", "fail", need, _SMALLER)
     needs = KvNeeds(model.block_tokens, model.kv_bytes_per_token, model.context_tokens, max_num_seqs=1)
     try:
-        blocks = kv_blocks(needs, free_bytes=usable - model.weights_bytes, workspace=model.workspace_bytes)
+        blocks = kv_blocks(
+            needs,
+            free_bytes=usable - model.weights_bytes,
+            share=KV_SHARE_OF_FREE,
+            workspace=model.workspace_bytes,
+        )
     except Problem as problem:
         return Finding("memory", "fail", f"{need}. {problem.message}", _SMALLER)
     context = f"the KV cache of one full context ({model.context_tokens} tokens)"

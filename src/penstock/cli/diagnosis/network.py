@@ -1,4 +1,7 @@
-"""Who holds a port on loopback, and whether the model hub answers: within a bound, whatever the network does."""
+"""Who holds a port on loopback, and whether the model hub answers.
+
+In: a port, an environment; out: facts, within a bound, whatever the network does.  Keeps nothing open.
+"""
 
 from __future__ import annotations
 

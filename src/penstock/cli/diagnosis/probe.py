@@ -23,9 +23,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from penstock.cli.diagnosis import cgroup, network
+from penstock.cli.diagnosis import network
 from penstock.cli.diagnosis.facts import Cpu, Facts, Gpu, Memory, Model, Place, Port, RunDirectory, Torch
 from penstock.cluster.rundir import running
+from penstock.engine.cpu.cgroup import cpu_quota
+from penstock.engine.cpu.cores import usable_cpus
 from penstock.engine.cpu.memory import free_memory_bytes
 
 ENGINE_PACKAGES = ("jinja2", "numpy", "safetensors", "tokenizers")
@@ -44,7 +46,7 @@ def gather(model: Model, home: Path, ports: dict[str, int], environment: Mapping
             python=sys.version_info[:3],
             torch=_torch(),
             missing_packages=[name for name in ENGINE_PACKAGES if importlib.util.find_spec(name) is None],
-            cpu=_cpu(),
+            cpu=read_cpu(),
             gpus=gpu_list,
             gpu_problem=gpu_problem,
             memory=Memory(total_bytes=psutil.virtual_memory().total, free_bytes=free_memory_bytes()),
@@ -85,17 +87,16 @@ def _assigned(text: str, name: str) -> str | None:
     return match[1] if match else None
 
 
-def _cpu() -> Cpu:
+def read_cpu() -> Cpu:
+    """The processor, and what of it this process may use."""
     model, flags = read_cpuinfo(_text(Path("/proc/cpuinfo")))
-    cores = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     return Cpu(
-        model=model or platform.processor(),
+        model=model or platform.processor() or platform.machine(),
         architecture=platform.machine(),
         flags=flags,
-        cores=cores,
-        allowed_cores=allowed,
-        quota_cores=cgroup.cpu_quota(),
+        cores=os.cpu_count() or 1,
+        allowed_cores=len(usable_cpus()),
+        quota_cores=cpu_quota(),
     )
 
 

@@ -8,7 +8,6 @@ Each child leads a process group, so that Ctrl-C in the terminal reaches the con
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -219,7 +218,7 @@ def written_problem(lines: Sequence[str]) -> Problem | None:
     for line in reversed(lines):
         if line.startswith(PROBLEM_MARK):
             try:
-                return problem_of(msgspec.convert(json.loads(line.removeprefix(PROBLEM_MARK)), Failed))
-            except (ValueError, KeyError):  # torn by another writer of the log, or a code of another release
+                return problem_of(msgspec.json.decode(line.removeprefix(PROBLEM_MARK), type=Failed))
+            except msgspec.MsgspecError:  # torn by another writer of the log
                 return None
     return None

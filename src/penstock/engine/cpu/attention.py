@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock.engine.cpu.batch import Chunk, DecodeGroup, StepBatch
 from penstock.engine.cpu.pages import KvPages
+from penstock.models.attention import causal
 
 
 class PagedAttention:
@@ -29,8 +30,8 @@ class PagedAttention:
         for group in batch.decodes:
             mixed[group.rows] = _decode(q[group.rows], keys, values, group)
         for chunk in batch.chunks:
-            if chunk.mask is None:
-                mixed[chunk.rows] = _causal(q[chunk.rows], k[chunk.rows], v[chunk.rows])
+            if chunk.mask is None:  # a sequence's first chunk: no page is read
+                mixed[chunk.rows] = causal(q[chunk.rows], k[chunk.rows], v[chunk.rows])
             else:
                 mixed[chunk.rows] = _continued(q[chunk.rows], keys, values, chunk)
         return mixed
@@ -66,12 +67,6 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tens
     return (mixed[:num_rows] / total[:num_rows, :, None]).to(q.dtype)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A sequence's first chunk: its rows see each other and nothing else, so no page is read."""
-    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-    return _heads_last(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
-
-
 def _continued(q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
     """A later chunk: q[T, Hq, D] against all pages of its sequence, which hold the chunk's own keys already."""
     assert chunk.mask is not None
@@ -80,12 +75,6 @@ def _continued(q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
         cache.index_select(0, chunk.pages).transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
         for cache in (keys, values)
     )
-    return _heads_last(F.scaled_dot_product_attention(_heads_first(q), k, v, attn_mask=chunk.mask, enable_gqa=True))
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).unsqueeze(0)
-
-
-def _heads_last(x: Tensor) -> Tensor:
-    return x.squeeze(0).transpose(0, 1)
+    q = q.transpose(0, 1).unsqueeze(0)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=chunk.mask, enable_gqa=True)
+    return mixed.squeeze(0).transpose(0, 1)

@@ -42,20 +42,16 @@ class DecodeGroup:
     owners: Tensor
     mask: Tensor
 
-    @property
-    def num_rows(self) -> int:
-        return int(self.rows.stop - self.rows.start)
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Prefill rows ``rows`` of one sequence, after ``start`` tokens that are in ``pages`` [n] already.
+    """Prefill rows ``rows`` of one sequence, whose ``pages`` [n] hold all its tokens so far.
 
-    ``mask`` [count, start + count]: additive and causal; ``None`` when ``start`` is 0 and rows see only each other.
+    ``mask`` [count, start + count]: additive and causal; ``None`` when ``start``, the tokens before the chunk, is 0
+    and rows see only each other.
     """
 
     rows: slice
-    start: int
     pages: Tensor
     mask: Tensor | None
 
@@ -185,4 +181,4 @@ def _chunk(offset: int, start: int, count: int, pages: Ints, dtype: torch.dtype)
     mask = None
     if start:
         mask = torch.full((count, start + count), -torch.inf, dtype=dtype).triu_(start + 1)
-    return Chunk(rows=slice(offset, offset + count), start=start, pages=torch.from_numpy(pages), mask=mask)
+    return Chunk(rows=slice(offset, offset + count), pages=torch.from_numpy(pages), mask=mask)

@@ -11,6 +11,7 @@ import time
 import torch
 from torch import Tensor
 
+from penstock.cost.memory import LOGITS_ROWS
 from penstock.engine.cpu.attention import PagedAttention
 from penstock.engine.cpu.batch import StepBatch, sampled_rows, scored_rows, step_batch
 from penstock.engine.cpu.defaults import SamplingDefaults
@@ -19,9 +20,6 @@ from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
 from penstock.engine.sequence import StepPlan, StepResult, TokenScore
 from penstock.models.decoder import Decoder
-
-# Logits are computed for so many rows at a time: with a vocabulary of 150,000 that bounds them to 40 MB in float32.
-LOGITS_ROWS = 64
 
 
 class CpuExecutor:

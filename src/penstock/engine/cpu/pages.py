@@ -42,7 +42,6 @@ class KvPages:
                 f"The system refused {num_bytes:,} bytes for {num_blocks:,} KV blocks of {block_tokens} tokens.",
             ) from error
         self.block_tokens = block_tokens
-        self.num_kv_heads = num_kv_heads
 
     def write(self, layer: int, k: Tensor, v: Tensor, pages: Tensor, slots: Tensor, opened: Tensor) -> None:
         """Store k, v [T, Hkv, D] at pages[T], slots[T]; zero the pages ``opened`` first.

@@ -49,7 +49,7 @@ class EngineApp:
         route = self._routes.get((scope["method"], scope["path"]))
         try:
             if route is None:
-                raise Problem("not_found", f"no route {scope['method']} {scope['path']}")
+                raise Problem("not_found", f"There is no route {scope['method']} {scope['path']} here.")
             await route(scope, receive, send)
         except Problem as problem:
             await send_problem(send, problem)
@@ -57,7 +57,7 @@ class EngineApp:
             _log.debug("a client left before its request was complete")
         except Exception:
             _log.exception("%s raised", scope["path"])
-            await send_problem(send, Problem("internal_error", "the engine could not handle this request"))
+            await send_problem(send, Problem("internal_error", "The engine could not handle this request."))
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.GenerateRequest)
@@ -108,9 +108,9 @@ class EngineApp:
     def _ready(self, *, new_work: bool = False) -> Service:
         phase = self._status().phase
         if phase == "draining" and new_work:
-            raise Problem("draining", "this engine takes no new requests", retry_after_s=1)
+            raise Problem("draining", "This engine takes no new requests.", retry_after_s=1)
         if self.service is None:
-            raise Problem("not_ready", f"this engine is {phase}", retry_after_s=1)
+            raise Problem("not_ready", f"This engine is {phase}.", retry_after_s=1)
         return self.service
 
 
@@ -119,7 +119,7 @@ async def _decoded(scope: Scope, receive: Receive, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem("invalid_json", f"not the engine protocol: {error}") from None
+        raise Problem("invalid_json", f"This is not the engine protocol: {error}.") from None
 
 
 async def _close_when_gone(receive: Receive, service: Service, request_id: str, opened: Opened) -> None:

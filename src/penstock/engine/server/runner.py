@@ -51,7 +51,7 @@ class Runner:
             result = await asyncio.get_running_loop().run_in_executor(thread, self._executor.execute, plan)
         except Exception as error:
             _log.exception("step %d with %d sequences raised", plan.step, len(plan.sequences))
-            message = f"the engine could not compute a step: {type(error).__name__}"
+            message = f"The engine could not compute a step: {type(error).__name__}."
             self.loop.fail(plan, error if isinstance(error, Problem) else Problem("internal_error", message))
             return True
         self.step_time_s += 0.1 * (result.seconds - self.step_time_s) if self.step_time_s else result.seconds

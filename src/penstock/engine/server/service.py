@@ -55,7 +55,7 @@ class Service:
     async def generate(self, request: GenerateRequest) -> Opened:
         """Queue a request.  Raises a ``Problem`` when it cannot be rendered, does not fit, or too many wait."""
         if len(self._runner.loop.scheduler.waiting) >= self._max_waiting:
-            message = f"{self._max_waiting} requests are waiting already"
+            message = f"{self._max_waiting} requests are waiting already."
             raise Problem("overloaded", message, retry_after_s=max(1.0, 100 * self._runner.step_time_s))
         prompt_ids = await asyncio.to_thread(self._prompt_ids, request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
@@ -89,7 +89,7 @@ class Service:
             token_ids = tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
         else:
             token_ids = self._render(request.messages or [], request.add_generation_prompt, False, request)
-        texts = [tokenizer.token_bytes(token_id).decode(errors="replace") for token_id in token_ids]
+        texts = [tokenizer.token_text(token_id) for token_id in token_ids]
         return Tokenized(token_ids=token_ids, token_texts=texts, context_tokens=self._booted.context_tokens)
 
     def detokenize(self, request: DetokenizeRequest) -> Detokenized:
@@ -127,7 +127,7 @@ class Service:
             self._check_ids(prompt_ids, "prompt")
         self._check_ids(request.emitted_token_ids, "emitted_token_ids")
         if not prompt_ids:
-            raise Problem("invalid_value", "the prompt has no tokens; give at least one", param="prompt")
+            raise Problem("invalid_value", "The prompt has no tokens; give at least one.", param="prompt")
         return prompt_ids
 
     def _render(
@@ -139,12 +139,12 @@ class Service:
     ) -> list[int]:
         template = self._booted.tokenizer.chat_template
         if template is None:
-            message = f"{self._model} has no chat template; use /v1/completions, or add chat_template.jinja beside it"
+            message = f"{self._model} has no chat template; use /v1/completions, or add chat_template.jinja beside it."
             raise Problem("template_error", message, param="messages")
         reserved = {"messages", "add_generation_prompt", "continue_final_message"} & request.template_kwargs.keys()
         if reserved:
             names = ", ".join(sorted(reserved))
-            raise Problem("invalid_value", f"{names}: not for template arguments to set", param="chat_template_kwargs")
+            raise Problem("invalid_value", f"{names}: not for template arguments to set.", param="chat_template_kwargs")
         text = template.render(
             messages,
             add_generation_prompt=add_prompt and not go_on,
@@ -157,7 +157,7 @@ class Service:
         vocab_size = self._booted.vocab_size
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:
-                message = f"token id {token_id} is not in the vocabulary of {vocab_size} tokens"
+                message = f"Token id {token_id} is not in the vocabulary of {vocab_size} tokens."
                 raise Problem("invalid_value", message, param=param)
 
     def _checked_max_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
@@ -170,10 +170,10 @@ class Service:
                 else "before any output"
             )
             why = self._booted.context_limit
-            message = f"the prompt has {num_prompt} tokens {asked}; {why} holds {context} tokens"
+            message = f"The prompt has {num_prompt} tokens {asked}; {why} holds {context} tokens."
             raise Problem("context_length_exceeded", message, param="max_tokens" if room > 0 else "prompt")
         if len(request.emitted_token_ids) > wanted:
-            message = f"{len(request.emitted_token_ids)} emitted tokens exceed max_tokens {wanted}"
+            message = f"{len(request.emitted_token_ids)} emitted tokens exceed max_tokens {wanted}."
             raise Problem("invalid_value", message, param="emitted_token_ids")
         return wanted
 

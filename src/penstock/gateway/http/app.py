@@ -10,13 +10,12 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
-from math import ceil
 from typing import NamedTuple
 
 import msgspec
 
 from penstock import __version__
-from penstock.asgi.respond import Header, send_bytes, send_problem
+from penstock.asgi.respond import Header, retry_after, send_bytes, send_problem
 from penstock.asgi.server import Receive, Scope, Send
 from penstock.gateway.call import ClientGone
 from penstock.gateway.http import data
@@ -121,14 +120,12 @@ class App:
         declared = header(scope, b"content-length")
         has_body = declared not in (None, b"0") or header(scope, b"transfer-encoding") is not None
         if problem.code in _BODY_PROBLEMS or (has_body and problem.code in _BEFORE_BODY):
-            if problem.retry_after_s is not None:
-                headers.append((b"retry-after", str(ceil(problem.retry_after_s)).encode()))
-            await refuse_unread(send, receive, problem, headers)
+            await refuse_unread(send, receive, problem, [*headers, *retry_after(problem)])
         else:
             await send_problem(send, problem, headers=headers)
 
     def _headers(self, scope: Scope) -> list[Header]:
-        """list[Header] of every response: the request's id, the caller's own if it is a sane one."""
+        """Headers of every response: the request's id, the caller's own if it is a sane one."""
         sent = header(scope, b"x-request-id")
         request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else b"req-" + uuid.uuid4().hex.encode()
         headers = [(b"x-request-id", request_id)]

@@ -6,6 +6,7 @@ In: a body that was read and its exchange; out: one response.  The dialect is ``
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from penstock.gateway.http.stream import EventStream
 from penstock.gateway.pipeline import Gateway
 from penstock.wire import sse
 from penstock.wire.engine import Accepted, Event, Finished, GenerateRequest
-from penstock.wire.openai import chat, completions, fields, listing
+from penstock.wire.openai import chat, completions, listing
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
 from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
 
@@ -145,7 +146,7 @@ async def chat_completions(exchange: Exchange, body: bytes) -> None:
     call, request = exchange.call, chat.decode(body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
     exchange.gateway.find(call, request.model)
-    choices = chat.engine_requests(request, call.id, fields.draw_seed())
+    choices = chat.engine_requests(request, call.id, _draw_seed())
     identity = (f"chatcmpl-{call.id}", request.model, int(time.time()), request.num_choices)
     if request.stream:
         renderer = ChatStream(*identity, include_usage=request.include_usage)
@@ -159,7 +160,7 @@ async def text_completions(exchange: Exchange, body: bytes) -> None:
     call, request = exchange.call, completions.decode(body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
     exchange.gateway.find(call, request.model)
-    choices = completions.engine_requests(request, call.id, fields.draw_seed())
+    choices = completions.engine_requests(request, call.id, _draw_seed())
     identity = (f"cmpl-{call.id}", request.model, int(time.time()), request.num_choices, request.choices_per_prompt)
     if request.stream:
         renderer = CompletionStream(*identity, include_usage=request.include_usage)
@@ -186,3 +187,8 @@ async def detokenize(exchange: Exchange, body: bytes) -> None:
     upstream = exchange.gateway.upstream
     text = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
     await exchange.answer(listing.detokenize_answer(text))
+
+
+def _draw_seed() -> int:
+    """A seed for a request that brings none, so that its resumption draws the same tokens."""
+    return secrets.randbits(63)

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from penstock.asgi.respond import send_json, send_problem
 from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
@@ -32,17 +28,7 @@ from penstock.policy.retry import RetryRules
 from penstock.ports import Emit
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.errors import Problem
-
-LOAD = "/gateway/load"
-METRICS = "/gateway/metrics"
-
-
-class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """``version``: the desired state it routes by; ``ready``: it would route a request now."""
-
-    version: int
-    in_flight: int
-    ready: bool
+from penstock.wire.gateway import LOAD, METRICS, GatewayLoad
 
 
 class _LoopClock:
@@ -63,7 +49,6 @@ async def serve_gateway(
 
     Raises whatever ends the watching of ``states``: a gateway that cannot follow them must not go on.
     """
-    raise_file_limit()
     replicas = Replicas()
     upstream = HttpUpstream()
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
@@ -123,11 +108,3 @@ class ControlApp:
 
 def _unlink(path: str) -> None:
     Path(path).unlink(missing_ok=True)
-
-
-def raise_file_limit() -> None:
-    """As many file descriptors as the system lets this process have: one stream needs two."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -71,15 +71,7 @@ class ChatRequest(fields.Shared, kw_only=True, frozen=True):
 
     @property
     def num_choices(self) -> int:
-        return self.n or 1
-
-    @property
-    def choices_per_prompt(self) -> int:
-        return self.n or 1
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return self.choices_per_prompt
 
 
 _decoder = msgspec.json.Decoder(ChatRequest)

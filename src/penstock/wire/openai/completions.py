@@ -37,16 +37,8 @@ class CompletionRequest(fields.Shared, kw_only=True, frozen=True):
         return [item for item in self.prompt if not isinstance(item, int)]
 
     @property
-    def choices_per_prompt(self) -> int:
-        return self.n or 1
-
-    @property
     def num_choices(self) -> int:
         return len(self.prompts) * self.choices_per_prompt
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 _decoder = msgspec.json.Decoder(CompletionRequest)

@@ -1,6 +1,6 @@
 """JSON bodies to typed requests, and every way that can fail as a ``Problem`` that names the field.
 
-In: the bytes of a body; out: a struct.  Knows no values, only types: ranges are ``fields.check``'s.
+In: the bytes of a body; out: a struct.  Knows no values, only types: ranges are checked beside each request.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ Ranges follow https://platform.openai.com/docs/api-reference; the wider ones are
 from __future__ import annotations
 
 import math
-import secrets
 from typing import Any
 
 import msgspec
@@ -61,6 +60,14 @@ class Shared(msgspec.Struct, kw_only=True, frozen=True):
     guided_choice: Absent = UNSET
     guided_grammar: Absent = UNSET
     use_beam_search: Absent = UNSET
+
+    @property
+    def choices_per_prompt(self) -> int:
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 SHARED_UNSUPPORTED = (
@@ -179,11 +186,6 @@ def _logit_bias(biases: dict[str, float]) -> dict[int, float]:
             raise Problem("invalid_value", message, param="logit_bias")
         result[int(key)] = value
     return result
-
-
-def draw_seed() -> int:
-    """A seed for a request that brings none, so that its resumption draws the same tokens."""
-    return secrets.randbits(63)
 
 
 def derived_seed(seed: int, choice: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from penstock.cost.memory import LOGITS_ROWS
 from penstock.engine.cpu.defaults import SamplingDefaults
-from penstock.engine.cpu.executor import LOGITS_ROWS, CpuExecutor
+from penstock.engine.cpu.executor import CpuExecutor
 from penstock.engine.cpu.pages import KvPages
 from penstock.engine.cpu.scores import score
 from penstock.engine.sequence import Sequence, StepPlan, TokenScore

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.engine.cpu.cgroup import cpu_quota
+from penstock.engine.cpu.cores import available_cores
 from penstock.engine.cpu.memory import free_memory_bytes
-from penstock.engine.cpu.threads import available_cores, use_threads
+from penstock.engine.cpu.threads import use_threads
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:
@@ -88,3 +90,40 @@ def test_a_stated_number_of_threads_is_what_torch_uses() -> None:
         assert use_threads(3) == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_quota_of_any_group_above_counts(tmp_path: Path) -> None:
+    """A pod's bound holds for its containers, whatever theirs is."""
+    files = {
+        "proc/self/cgroup": "0::/pod/container\n",
+        "sys/fs/cgroup/pod/cpu.max": "250000 100000\n",
+        "sys/fs/cgroup/pod/container/cpu.max": "max 100000\n",
+    }
+    assert cpu_quota(_write(tmp_path, files)) == 2.5
+
+
+def test_version_1_has_a_tree_per_controller(tmp_path: Path) -> None:
+    """The older interface is read in the tree of its controller; -1 is no bound."""
+    files = {
+        "proc/self/cgroup": "4:memory:/box\n1:cpu,cpuacct:/box\n0::/\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "150000\n",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "1000\n",
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "400\n",
+        "sys/fs/cgroup/memory/box/memory.stat": "inactive_file 0\n",
+    }
+    assert cpu_quota(_write(tmp_path, files)) == 1.5
+    assert free_memory_bytes(tmp_path) == 600
+
+
+@pytest.mark.parametrize("membership", ["", "0::/\n", "0::/../elsewhere\n", "4:memory:/gone\n"])
+def test_no_bound_is_none(tmp_path: Path, membership: str) -> None:
+    """No groups, unbounded ones, or ones that this process cannot see."""
+    assert cpu_quota(_write(tmp_path, {"proc/self/cgroup": membership})) is None
+
+
+def test_a_system_without_groups_has_no_quota(tmp_path: Path) -> None:
+    """macOS has none of the files."""
+    assert cpu_quota(tmp_path) is None

@@ -1,0 +1,157 @@
+"""The loop: aborts, late results, failing steps, and what a sequence's end looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from penstock.cost.time import StepTime
+from penstock.engine.kv_cache import BlockPool
+from penstock.engine.loop import Loop
+from penstock.engine.scheduler import Scheduler
+from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
+from penstock.events.list import Event, SequenceEnded, StepDone
+from penstock.policy.batch import BatchRules
+from penstock.sim.clock import VirtualClock
+from penstock.sim.executor import SimulatedExecutor
+from penstock.sim.replay import Recorder
+from penstock.wire.engine import Sampling
+from penstock.wire.errors import Problem
+
+CLOCK = VirtualClock()
+EXECUTOR = SimulatedExecutor(CLOCK, StepTime(1e-3, 0, 0))
+
+
+@dataclass
+class ScoreRecorder(Recorder):
+    """A recorder that takes prompt scores, which a simulation never asks for."""
+
+    heard: list[int] = field(default_factory=list)
+
+    def prompt_scored(self, scores: list[TokenScore]) -> None:
+        self.heard += [score.token_id for score in scores]
+
+
+def loop_of(num_blocks: int = 8, events: list[Event] | None = None) -> Loop:
+    rules = BatchRules(max_step_tokens=64, max_num_seqs=8, block_tokens=4)
+    seen: list[Event] = [] if events is None else events
+    return Loop(Scheduler(rules, BlockPool(num_blocks)), seen.append)
+
+
+def sequence(name: str, num_prompt: int = 6, max_tokens: int = 4, **fields: object) -> tuple[Sequence, Recorder]:
+    recorder = Recorder(CLOCK, CLOCK.now())
+    made = Sequence(name, list(range(num_prompt)), num_prompt, max_tokens, Sampling(seed=1), recorder, **fields)  # type: ignore[arg-type]  # fields of several types
+    return made, recorder
+
+
+def planned(loop: Loop) -> tuple[StepPlan, StepResult]:
+    plan = loop.plan()
+    assert plan is not None
+    return plan, EXECUTOR.execute(plan)
+
+
+def test_an_abort_during_a_step_frees_the_blocks_with_that_step() -> None:
+    """While a step computes nothing changes hands; with its commit the aborted request's blocks are idle."""
+    loop = loop_of()
+    aborted, recorder = sequence("a")
+    loop.submit(aborted)
+    plan, result = planned(loop)
+
+    loop.abort("a")
+    assert loop.scheduler.pool.num_used == 2
+    loop.commit(plan, result)
+
+    assert loop.scheduler.pool.num_used == 0
+    assert (recorder.reason, recorder.token_ids) == ("cancelled", [])
+
+
+def test_an_abort_between_steps_takes_effect_at_once_and_shows() -> None:
+    """Idle or waiting, an aborted request is gone immediately, and the gauges hear of it."""
+    events: list[Event] = []
+    loop = loop_of(events=events)
+    aborted, recorder = sequence("a")
+    loop.submit(aborted)
+    loop.commit(*planned(loop))
+
+    loop.abort("a")
+
+    assert recorder.num_terminal == 1
+    last = events[-1]
+    assert isinstance(last, StepDone) and (last.running, last.kv_blocks_used) == (0, 0)
+    assert loop.plan() is None
+
+
+def test_a_result_from_before_a_preemption_is_dropped() -> None:
+    """A token that was computed in an older epoch never reaches the sequence."""
+    loop = loop_of()
+    late, recorder = sequence("a")
+    loop.submit(late)
+    plan, result = planned(loop)
+    late.epoch += 1
+
+    loop.commit(plan, result)
+
+    assert recorder.token_ids == []
+    assert late.num_computed == 0
+
+
+def test_a_step_that_raises_ends_its_sequences_and_no_others() -> None:
+    """The planned sequences fail with the problem; one that was waiting goes on."""
+    loop = loop_of(num_blocks=2)
+    (failing, failed), (waiting, untouched) = sequence("a"), sequence("b", max_tokens=2)
+    loop.submit(failing)
+    loop.submit(waiting)
+    plan = loop.plan()
+    assert plan is not None and plan.sequences == [failing]
+
+    loop.fail(plan, Problem("internal_error", "the step raised"))
+    while len(loop):
+        loop.commit(*planned(loop))
+
+    assert failed.reason == "internal_error"
+    assert (untouched.reason, len(untouched.token_ids)) == ("length", 2)
+
+
+def test_a_stop_token_ends_a_sequence_only_behind_min_tokens() -> None:
+    """The same token is text before min_tokens and the end afterwards."""
+    loop = loop_of()
+    stopping, recorder = sequence("a", max_tokens=6, min_tokens=2, stop_token_ids=frozenset({7}))
+    loop.submit(stopping)
+    while len(loop):
+        plan, result = planned(loop)
+        loop.commit(plan, replace(result, token_ids=[7]))
+
+    assert recorder.reason == "stop"
+    assert recorder.token_ids == [7, 7]
+
+
+def test_prompt_scores_are_handed_out_once_even_if_computed_twice() -> None:
+    """After a preemption in the middle of scoring, the scores that were given already are not given again."""
+    loop = loop_of()
+    scored, _ = sequence("a", num_prompt=8, max_tokens=1, score_prompt=True)
+    recorder = ScoreRecorder(CLOCK, CLOCK.now())
+    scored.sink = recorder
+    loop.submit(scored)
+
+    def step(start: int, count: int, token: int | None) -> None:
+        plan, result = planned(loop)
+        plan.starts, plan.counts = [start], [count]
+        scores = [[TokenScore(position, -1.0, []) for position in range(start + 1, min(start + count, 7) + 1)]]
+        loop.commit(plan, replace(result, token_ids=[token], prompt_scores=scores))
+
+    step(0, 5, None)
+    scored.num_computed = 0
+    step(0, 8, 3)
+
+    assert recorder.heard == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_every_end_is_an_event() -> None:
+    """A sequence that leaves the engine is counted with its tokens."""
+    events: list[Event] = []
+    loop = loop_of(events=events)
+    loop.submit(sequence("a", max_tokens=3)[0])
+    while len(loop):
+        loop.commit(*planned(loop))
+
+    (ended,) = [event for event in events if isinstance(event, SequenceEnded)]
+    assert (ended.reason, ended.prompt_tokens, ended.output_tokens) == ("length", 6, 3)
