@@ -1,0 +1,41 @@
+"""Computing in bfloat16 on float32 weights: a table of ops that casts each weight where it is used.
+
+In: the table to wrap; out: a table.  The weights, their gradients and the optimiser's state stay float32, so that an
+update too small for bfloat16 is not lost; nothing else of the model knows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from penstock.models.ops import REFERENCE, Ops
+
+
+def ops_for(precision: str) -> Ops:
+    """The reference table for "float32", its mixed form for "bfloat16"."""
+    return REFERENCE if precision == "float32" else _mixed(REFERENCE, torch.bfloat16)
+
+
+def _mixed(ops: Ops, dtype: torch.dtype) -> Ops:
+    def embed(token_ids: Tensor, table: Tensor) -> Tensor:
+        # Looked up before it is cast: a batch uses few rows of the table.
+        return ops.embed(token_ids, table).to(dtype)
+
+    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return ops.norm(x, weight.to(dtype), eps)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def head(hidden: Tensor, weight: Tensor) -> Tensor:
+        return ops.head(hidden, weight.to(dtype))
+
+    return Ops(
+        embed=embed,
+        norm=norm,
+        linear=linear,
+        rope=ops.rope,
+        gated_activation=ops.gated_activation,
+        head=head,
+    )
