@@ -24,6 +24,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
     backoff_s: float = 0.5
     backoff_max_s: float = 30.0
+    served_backoff_max_s: float = 2.0
+    """The most after a process that had become ready: loading bounds how often it can die, and streams wait for it."""
     healthy_s: float = 60.0
     """Ready for this long: earlier failures are forgotten."""
     crash_limit: int = 5
@@ -109,7 +111,8 @@ def _absent(memory: Memory, now: float) -> tuple[Verdict, Memory]:
 def _ended(seen: Observed, rules: Rules, memory: Memory, now: float) -> tuple[Verdict, Memory]:
     failures = memory.failures + 1
     futile = 0 if memory.ready_since is not None else memory.futile + 1
-    delay_s = min(rules.backoff_max_s, rules.backoff_s * 2.0 ** min(failures - 1, 60))
+    longest_s = rules.backoff_max_s if futile else rules.served_backoff_max_s
+    delay_s = min(longest_s, rules.backoff_s * 2.0 ** min(failures - 1, 60))
     how = _how(seen.exit_code or 0)
     problem, why = None, f"ended {how}; next start in {delay_s:g} s"
     if seen.problem is not None and seen.problem.spec.fault is Fault.CALLER:

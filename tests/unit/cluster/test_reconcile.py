@@ -9,7 +9,15 @@ from penstock.cluster.reconcile import Memory, Observed, Rules, decide
 from penstock.wire.engine import Failed, Load
 from penstock.wire.errors import Problem
 
-RULES = Rules(backoff_s=1.0, backoff_max_s=8.0, healthy_s=60.0, crash_limit=3, first_answer_s=20.0, silence_s=5.0)
+RULES = Rules(
+    backoff_s=1.0,
+    backoff_max_s=8.0,
+    served_backoff_max_s=4.0,
+    healthy_s=60.0,
+    crash_limit=3,
+    first_answer_s=20.0,
+    silence_s=5.0,
+)
 
 
 def seen(phase: str | None = None, *, started_at: float = 0.0, answered_at: float | None = None) -> Observed:
@@ -38,6 +46,14 @@ def test_the_delay_before_a_restart_doubles_up_to_its_maximum() -> None:
         memory = msgspec.structs.replace(crash(memory, 100.0), futile=0)
         delays.append((memory.retry_at or 0.0) - 100.0)
     assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
+
+
+def test_a_process_that_served_is_never_kept_waiting_long() -> None:
+    """However often it was killed while ready, the delay stays at the smaller maximum: streams wait for it."""
+    memory = Memory()
+    for _ in range(20):
+        memory = crash(msgspec.structs.replace(memory, ready_since=0.0), 100.0)
+    assert memory.retry_at == 104.0
 
 
 def test_a_restart_waits_until_its_time() -> None:
