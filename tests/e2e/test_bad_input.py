@@ -194,7 +194,7 @@ def test_clients_that_vanish_leave_nothing_running(service: Any) -> None:
 
 
 def test_a_thousand_requests_at_once(service: Any) -> None:
-    """All of 1,000 simultaneous requests are answered, again and again, and memory stays where the second time left it."""
+    """All of 1,000 simultaneous requests are answered, each time, and memory stays where the second time left it."""
 
     async def flood() -> list[int]:
         connector = aiohttp.TCPConnector(limit=0)

@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -42,12 +42,17 @@ def bind_unix(path: str) -> socket.socket:
     return listener
 
 
-async def serve_app(app: Application, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set; connections that are still open a second later are cut."""
+async def serve_app(
+    app: Application, listener: socket.socket, stop: asyncio.Event, *, parser: Literal["httptools", "h11"] = "httptools"
+) -> None:
+    """Serve until ``stop`` is set; connections that are still open a second later are cut.
+
+    ``parser``: h11 is slower and bounds a request's head, which a port that others can reach needs.
+    """
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=parser,
         ws="none",
         lifespan="off",
         interface="asgi3",

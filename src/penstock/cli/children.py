@@ -53,8 +53,13 @@ def gateway() -> None:
 def seeded(directory: Annotated[Path, typer.Argument()]) -> None:
     """Write the seeded checkpoint: in a process of its own, since it imports torch."""
     from penstock.models.seeded import write_seeded_checkpoint
+    from penstock.store.disk import writing
 
-    _ending_well(lambda: write_seeded_checkpoint(directory))
+    def write() -> None:
+        with writing(directory):
+            write_seeded_checkpoint(directory)
+
+    _ending_well(write)
 
 
 def _run(kind: type[_Settings], serve: Callable[[_Settings, asyncio.Event], Awaitable[None]]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from typing import TextIO
 
 from penstock.wire.errors import Problem
 
@@ -18,9 +20,13 @@ def coloured() -> bool:
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def say(line: str) -> None:
-    """One line for a person, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+def say(line: str, file: TextIO | None = None) -> None:
+    """One line for a person, on standard error or ``file``.
+
+    Lost where it cannot be written: a full disk under a log or a reader that left must not end a service.
+    """
+    with suppress(OSError):
+        print(line, file=file or sys.stderr, flush=True)
 
 
 def print_problem(problem: Problem) -> None:

@@ -42,7 +42,7 @@ class ServeDisplay:
         if state.ready and not self._announced:
             self._announced = True
             self._stop()
-            print(self._banner, flush=True)
+            say(self._banner, sys.stdout)
         if state.stage == "draining" and not self._draining:
             self._draining = True
             self._stop()

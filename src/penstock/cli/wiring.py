@@ -157,7 +157,8 @@ async def _control(
     page = Gather(scrape, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     ended = asyncio.Event()
     with closing(DesiredStore(store_path)) as store:
-        listening = asyncio.create_task(serve_app(AdminApp(__version__, controller.state, page), admin, ended))
+        app = AdminApp(__version__, controller.state, page)
+        listening = asyncio.create_task(serve_app(app, admin, ended, parser="h11"))
         service = Service(
             pid=os.getpid(),
             model=name,

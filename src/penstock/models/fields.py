@@ -7,7 +7,7 @@ A missing, mistyped or absurd field raises ``checkpoint_invalid`` with the file,
 from __future__ import annotations
 
 import json
-import math
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Fields:
 
     def number(self, name: str, low: float, high: float, default: float | None = None) -> float:
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise self.wrong(name, "must be a finite number")
         if not low <= value <= high:
             raise self.wrong(name, f"must lie between {low:g} and {high:g}")
@@ -84,9 +84,13 @@ class Fields:
 def read_object(file: Path) -> Fields:
     """The JSON object in ``file``; raises ``checkpoint_invalid`` when there is none."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without end
+            raise Problem("checkpoint_invalid", f"{file} is not a file.")
         data = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise Problem("checkpoint_invalid", f"{file} is missing.") from None
+    except OSError as error:
+        raise Problem("checkpoint_invalid", f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise Problem("checkpoint_invalid", f"{file} is not valid JSON: {error}.") from None
     if not isinstance(data, dict):

@@ -12,6 +12,17 @@ from pathlib import Path
 
 from penstock.wire.errors import Problem
 
+_NOT_HERE = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,  # what /proc says to a new directory
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -21,7 +32,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Problem("insufficient_disk", f"No disk space left for {path}.") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NOT_HERE:
             message = f"{path} cannot be written ({error.strerror}); set PENSTOCK_HOME to a directory that can."
             raise Problem("invalid_setting", message, param="PENSTOCK_HOME") from error
         raise

@@ -70,7 +70,8 @@ class Tokenizer:
         Raises ``Problem("invalid_value")`` for text that UTF-8 cannot carry (a lone surrogate).
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # A batch of one: unlike encode() it lets other threads run meanwhile, and it keeps no offsets.
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except (UnicodeEncodeError, TypeError) as error:
             raise Problem("invalid_value", f"The text is not valid Unicode: {error}.", param="text") from error
         if not add_special_tokens or self._add_bos is None or self._add_bos == self._processor_adds_bos:

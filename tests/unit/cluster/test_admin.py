@@ -133,3 +133,26 @@ def test_metrics_come_from_every_process_that_answers_and_wait_for_none() -> Non
     assert b'penstock_own_value{process="controller"} 1.0' in page
     for absent in (b"silent", b"nonsense", b"gone"):
         assert absent not in page
+
+
+def test_a_head_without_end_is_not_kept() -> None:
+    """With the bounding parser a listener ends the connection of a client whose head grows and grows."""
+
+    async def flood() -> None:
+        listener, stop = socket.create_server(("127.0.0.1", 0)), asyncio.Event()
+        serving = asyncio.create_task(serve_app(AdminApp("1", lambda: STATE, _no_page), listener, stop, parser="h11"))
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(200):
+                writer.write(b"x-a: " + b"b" * 65_536 + b"\r\n")
+                await writer.drain()
+        writer.close()
+        stop.set()
+        await serving
+
+    asyncio.run(flood())
+
+
+async def _no_page() -> tuple[bytes, bytes]:
+    return b"text/plain", b""

@@ -92,12 +92,49 @@ async def test_a_good_chunked_body(world):
     assert (await ask(world, request(body, "transfer-encoding: chunked")))[0] == 200
 
 
-async def test_garbage_in_chunks(world):
-    """A broken chunk header ends the connection with a 400, or with nothing; the next client is served."""
-    raw = await world.exchange(request(b"zz\r\nnonsense\r\n", "transfer-encoding: chunked"))
-    assert raw == b"" or b" 400 " in raw
+@pytest.mark.parametrize("body", [b"zz\r\nnonsense\r\n", b"-5\r\nabc\r\n", b"ffffffffffffffffff\r\nabc\r\n"])
+async def test_garbage_in_chunks(world, script, body):
+    """A broken chunk header gets a 400, ends its request once, and the next client is served."""
+    status, _, answer = parse(await world.exchange(request(body, "transfer-encoding: chunked")))
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "bad_request")
+    await script.until(lambda: [event.outcome for event in world.ended] == ["cancelled"])
     assert (await ask(world, request(json.dumps(CHAT).encode())))[0] == 200
     assert await world.in_flight() == 0
+
+
+async def test_an_unknown_transfer_encoding(world):
+    """A body whose end nobody can tell gets a 400."""
+    status, _, answer = parse(await world.exchange(request(b"{}", "transfer-encoding: xchunked")))
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("size", [60_000, 70_000, 99_000])
+async def test_a_body_that_comes_after_its_head(world, size):
+    """A body is no head, however much of it arrives in one read."""
+    body = json.dumps(CHAT | {"user": "x" * size}).encode()
+    head, _, rest = request(body, "connection: close").partition(b"\r\n\r\n")
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(head + b"\r\n\r\n")
+    await writer.drain()
+    await world.in_flight()
+    writer.write(rest)
+    assert parse(await reader.read())[0] == 200
+    writer.close()
+
+
+@pytest.mark.parametrize("path", [PATH, "/health"])
+@pytest.mark.parametrize("flood", [b"0\r\n" + b"x-a: y\r\n" * 100_000, b"0\r\nx-a: " + b"b" * 700_000])
+async def test_trailer_floods(world, script, path, flood):
+    """Trailers without bounds end the connection, whether or not the request has been answered."""
+    method = "POST" if path == PATH else "GET"
+    _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(request(b"", "transfer-encoding: chunked", method=method, path=path))
+    with pytest.raises(ConnectionError):
+        for _ in range(100):
+            writer.write(flood)
+            await writer.drain()
+    writer.close()
+    await script.until(lambda: len(world.ended) == (path == PATH))
 
 
 async def test_a_body_that_drips(world):
@@ -107,6 +144,15 @@ async def test_a_body_that_drips(world):
     assert (status, headers["connection"]) == (408, "close")
     assert json.loads(body)["error"]["code"] == "request_timeout"
     assert [event.code for event in world.ended] == ["request_timeout"]
+
+
+async def test_many_copies_of_a_long_prompt(start_world):
+    """Choices times the body is bounded, since every choice carries its prompt to an engine."""
+    world = await start_world(1)
+    body = json.dumps(CHAT | {"n": 128, "messages": [{"role": "user", "content": "a" * 600_000}]}).encode()
+    status, _, answer = await ask(world, request(body))
+    assert (status, json.loads(answer)["error"]["param"]) == (400, "n")
+    assert not any(engine.requests for engine in world.engines)
 
 
 async def test_leaving_amid_the_body(world, script):

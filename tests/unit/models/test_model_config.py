@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,19 @@ def test_code_from_the_checkpoint_matters_only_for_an_unknown_architecture(tmp_p
     remote = {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
     assert read(tmp_path, QWEN3 | remote).num_layers == 2
     assert "auto_map" in refusal(tmp_path, QWEN3 | remote | {"architectures": ["CustomLM"]}).message
+
+
+def test_a_number_that_no_float_holds_is_refused(tmp_path: Path) -> None:
+    """A whole number of 400 digits is out of range like any other."""
+    assert refusal(tmp_path, QWEN3 | {"rms_norm_eps": 10**400}).code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "loop"])
+def test_a_config_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """A pipe is not waited for; a directory and a link to itself are no crash."""
+    path = tmp_path / "config.json"
+    make = {"pipe": lambda: os.mkfifo(path), "directory": path.mkdir, "loop": lambda: path.symlink_to(path)}
+    make[kind]()
+    with pytest.raises(Problem) as caught:
+        ModelConfig.from_directory(tmp_path)
+    assert caught.value.code == "checkpoint_invalid" and str(path) in caught.value.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,18 @@ def test_text_that_is_no_unicode_is_refused(tokenizer_of: dict[str, Tokenizer]) 
     with pytest.raises(Problem) as refused:
         tokenizer_of["byte_level"].encode("a\ud800")
     assert refused.value.code == "invalid_value"
+
+
+def test_other_threads_run_while_a_text_is_encoded(tokenizer_of: dict[str, Tokenizer]) -> None:
+    """Encoding a long prompt does not hold up the streams that are running."""
+    tokenizer, text = tokenizer_of["byte_level"], "ab c " * 200_000
+    encoding = threading.Thread(target=tokenizer.encode, args=(text,))
+    encoding.start()
+    turns = 0
+    while encoding.is_alive():
+        turns += 1
+        encoding.join(0.001)
+    assert turns > 10
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "日", "ab c"])

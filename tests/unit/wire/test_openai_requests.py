@@ -90,6 +90,15 @@ def test_refused_in_chat(changes, code, param) -> None:
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+@pytest.mark.parametrize("raw", [b"1e400", b"9" * 5000, b'"\xff\xfe"', b'{"a": [1e400]}'])
+def test_an_unsupported_field_that_cannot_be_read(raw: bytes) -> None:
+    """A field that is skipped unseen is the caller's mistake when what it holds cannot be read."""
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": ' + raw + b"}"
+    with pytest.raises(Problem) as caught:
+        chat.decode(body)
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "tools")
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [

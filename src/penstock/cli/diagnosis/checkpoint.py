@@ -62,9 +62,7 @@ def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
         _count(config, field) for field in ("num_attention_heads", "hidden_size", "max_position_embeddings")
     )
     wide = (config.get("dtype") or config.get("torch_dtype")) in ("float32", None)
-    step_tokens, block_tokens = (
-        int(_ENGINE_DEFAULTS[field]) for field in ("max_step_tokens", "block_tokens")
-    )
+    step_tokens, block_tokens = (int(_ENGINE_DEFAULTS[field]) for field in ("max_step_tokens", "block_tokens"))
     return Model(
         name=name,
         directory=directory,

@@ -93,11 +93,11 @@ class EngineApp:
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.TokenizeRequest)
-        await send_json(send, await asyncio.to_thread(self._ready().tokenize, request))
+        await send_json(send, await self._ready().tokenize(request))
 
     async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.DetokenizeRequest)
-        await send_json(send, await asyncio.to_thread(self._ready().detokenize, request))
+        await send_json(send, await self._ready().detokenize(request))
 
     async def _load(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, self._status())

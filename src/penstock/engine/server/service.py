@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Sequence
@@ -26,6 +28,12 @@ from penstock.wire.engine import (
     TokenizeRequest,
 )
 from penstock.wire.errors import Problem
+
+_LONG_TEXT_CHARS = 256 * 1024
+"""From here on a tokenisation counts in tenths of a second and of a gigabyte."""
+
+R = TypeVar("R", GenerateRequest, TokenizeRequest)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -46,6 +54,7 @@ class Service:
         self._max_waiting = max_waiting
         self._attempts = itertools.count()
         self._open: defaultdict[str, set[str]] = defaultdict(set)
+        self._long_text = asyncio.Lock()
 
     @property
     def num_open(self) -> int:
@@ -57,7 +66,7 @@ class Service:
         if len(self._runner.loop.scheduler.waiting) >= self._max_waiting:
             message = f"{self._max_waiting} requests are waiting already."
             raise Problem("overloaded", message, retry_after_s=max(1.0, 100 * self._runner.step_time_s))
-        prompt_ids = await asyncio.to_thread(self._prompt_ids, request)
+        prompt_ids = await self._beside(self._prompt_ids, request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
         stream = TextStream(request, prompt_ids, self._booted.tokenizer)
         opened = Opened(stream, f"{request.id}#{next(self._attempts)}")
@@ -83,7 +92,20 @@ class Service:
         for sequence_id in self._open.get(request_id, set()):
             self._runner.abort(sequence_id)
 
-    def tokenize(self, request: TokenizeRequest) -> Tokenized:
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        return await self._beside(self._tokenized, request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        return await asyncio.to_thread(self._detokenized, request)
+
+    async def _beside(self, work: Callable[[R], T], request: R) -> T:
+        """``work(request)`` in a thread.  Long texts take turns: short ones find a free thread, memory is bounded."""
+        if _num_chars(request) < _LONG_TEXT_CHARS:
+            return await asyncio.to_thread(work, request)
+        async with self._long_text:
+            return await asyncio.to_thread(work, request)
+
+    def _tokenized(self, request: TokenizeRequest) -> Tokenized:
         tokenizer = self._booted.tokenizer
         if request.text is not None:
             token_ids = tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
@@ -92,7 +114,7 @@ class Service:
         texts = [tokenizer.token_text(token_id) for token_id in token_ids]
         return Tokenized(token_ids=token_ids, token_texts=texts, context_tokens=self._booted.context_tokens)
 
-    def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+    def _detokenized(self, request: DetokenizeRequest) -> Detokenized:
         self._check_ids(request.token_ids, "tokens")
         return Detokenized(text=self._booted.tokenizer.decode(request.token_ids, skip_special_tokens=False))
 
@@ -199,3 +221,10 @@ class Service:
         """A resumed request may have been cut just before its terminal event."""
         emitted = request.emitted_token_ids
         return stream.stopped_by is not None or (bool(emitted) and len(emitted) >= max_tokens)
+
+
+def _num_chars(request: GenerateRequest | TokenizeRequest) -> int:
+    """Length of the text that is to become tokens; of messages, what their contents have."""
+    if request.messages is None:
+        return len(request.text or "")
+    return sum(len(content) for message in request.messages if isinstance(content := message.get("content"), str))

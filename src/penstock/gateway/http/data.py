@@ -22,6 +22,7 @@ from penstock.gateway.http.stream import EventStream
 from penstock.gateway.pipeline import Gateway
 from penstock.wire import sse
 from penstock.wire.engine import Accepted, Event, Finished, GenerateRequest
+from penstock.wire.errors import Problem
 from penstock.wire.openai import chat, completions, listing
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
 from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
@@ -37,6 +38,8 @@ class HttpRules(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one HTTP exchange.  Bytes and seconds."""
 
     max_body_bytes: int = 8 * 1024 * 1024
+    max_copied_bytes: int = 64 * 1024 * 1024
+    """``n`` times the body: every choice carries its prompt to an engine."""
     body_timeout_s: float = 30.0
     keep_alive_s: float = 15.0
 
@@ -144,6 +147,7 @@ async def while_connected(exchange: Exchange, receive: Receive, handle: Handler,
 async def chat_completions(exchange: Exchange, body: bytes) -> None:
     """POST /v1/chat/completions"""
     call, request = exchange.call, chat.decode(body)
+    _check_copies(exchange.rules, request.choices_per_prompt, body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
     exchange.gateway.find(call, request.model)
     choices = chat.engine_requests(request, call.id, _draw_seed())
@@ -158,6 +162,7 @@ async def chat_completions(exchange: Exchange, body: bytes) -> None:
 async def text_completions(exchange: Exchange, body: bytes) -> None:
     """POST /v1/completions"""
     call, request = exchange.call, completions.decode(body)
+    _check_copies(exchange.rules, request.choices_per_prompt, body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
     exchange.gateway.find(call, request.model)
     choices = completions.engine_requests(request, call.id, _draw_seed())
@@ -187,6 +192,12 @@ async def detokenize(exchange: Exchange, body: bytes) -> None:
     upstream = exchange.gateway.upstream
     text = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
     await exchange.answer(listing.detokenize_answer(text))
+
+
+def _check_copies(rules: HttpRules, choices_per_prompt: int, body: bytes) -> None:
+    if choices_per_prompt * len(body) > rules.max_copied_bytes:
+        message = f"n is {choices_per_prompt}; for a body of {len(body)} bytes at most "
+        raise Problem("invalid_value", f"{message}{rules.max_copied_bytes // len(body)} are allowed.", param="n")
 
 
 def _draw_seed() -> int:

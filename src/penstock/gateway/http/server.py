@@ -1,7 +1,7 @@
 """Serving an ASGI application on one socket: uvicorn's protocol with bounds on what it leaves open.
 
 In: a bound socket and an application; out: HTTP/1.1.  Knows no routes.
-Bounds here: size and time of a request's head, and how many requests a client may pipeline.
+Bounds here: size of a request's head and trailers, time of a head, and how many requests a client may pipeline.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_bytes = 0
-        self._in_head, self._head_seen, self._refused = True, False, False
+        self._in_head, self._progressed, self._refused = True, False, False
         self._running: RequestResponseCycle | None = None
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_TIMEOUT_S, transport.close)
 
@@ -47,12 +47,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head and self._head_timer is None:
             self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
-        self._head_seen = False
+        self._progressed = False
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
-        # Counted per read: a bound on memory, not on bytes.
-        self._head_bytes = self._head_bytes + len(data) if self._in_head and not self._head_seen else 0
+        # Counted per read: a bound on memory, not on bytes.  What ends no head and no message and brings no body is
+        # part of a head, of a trailer or of a chunk's extension.
+        self._head_bytes = 0 if self._progressed else self._head_bytes + len(data)
         if self._head_bytes > _MAX_HEAD_BYTES:
             self._refuse(Problem("headers_too_large", f"The request's head is larger than {_MAX_HEAD_BYTES} bytes."))
         elif len(self.pipeline) > _MAX_PIPELINED:
@@ -68,12 +69,16 @@ class BoundedProtocol(HttpToolsProtocol):
             running.message_event.set()
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_seen = False, True
+        self._in_head, self._progressed = False, True
         self._stop_head_timer()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._progressed = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head = self._progressed = True
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -87,7 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer what never became a request; drop what still comes for a while, lest a reset overtake the answer."""
         self._refused = True
         self._stop_head_timer()
-        if self._running is not None and not self._running.response_complete:
+        if not self._abandon_request():
             self.transport.close()
             return
         body = msgspec.json.encode(problem.body())
@@ -95,6 +100,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.write_eof()
         self._head_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def _abandon_request(self) -> bool:
+        """Whether nothing was answered that the refusal would break into; ends the request whose body is at fault."""
+        running = self._running
+        if self._in_head:
+            return running is None or running.response_complete
+        if running is None or running is not self.cycle or running.response_started:
+            return False
+        running.disconnected = True
+        running.message_event.set()
+        return True
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -113,10 +113,18 @@ def refuse_unsupported(request: msgspec.Struct, names: tuple[str, ...], prefix: 
         raw = getattr(request, name)
         if raw is UNSET:
             continue
-        value = msgspec.json.decode(raw)
+        value = _decode_unsupported(raw, prefix + name)
         if value is not None and value not in _ASKS_NOTHING.get(name, ()):
             param = prefix + name
             raise Problem("unsupported_parameter", f"{param} is not supported by this release.", param=param)
+
+
+def _decode_unsupported(raw: msgspec.Raw, param: str) -> Any:
+    """The decoder of the request skips such a field unseen: what is wrong in it comes to light here."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Problem("invalid_value", f"{param} holds a value that cannot be read.", param=param) from None
 
 
 def check_shared(request: Shared) -> None:

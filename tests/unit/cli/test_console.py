@@ -1,0 +1,30 @@
+"""Words for a person, where nobody can take them."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from penstock.cli.console import say
+from penstock.cli.display import ServeDisplay
+from penstock.cluster.controller import ServiceState, Tell
+from penstock.config.desired import DesiredState
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service whose standard output and error lie on a full disk goes on."""
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    say("a line")
+    display = ServeDisplay()
+    display.when_ready("m", "http://u", "http://a")
+    display.show(ServiceState(stage="serving", ready=True, desired=DesiredState(), members=[]))
+    display.tell(Tell("engine-0", "ended", ("its last line",)))
+    display.close()
