@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from penstock.config.settings import DEFAULT_URL
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from penstock.loadgen.report import Distribution, Outcome, Report
     from penstock.loadgen.workloads import Demand
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_REQUESTS = 100
 LATE_S = 0.01
 """A client that sends its p99 later than this is worth a warning: it may be what was measured."""

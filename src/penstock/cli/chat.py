@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.config.settings import DEFAULT_URL
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from penstock.loadgen.stream import Chunk
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 HELP = """/clear       forget the conversation
 /regenerate  drop the last answer and ask again
 /help        this list

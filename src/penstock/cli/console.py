@@ -6,8 +6,11 @@ In: text and problems; out: lines on standard error.  Colour only where a termin
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from penstock.wire.errors import Problem
@@ -27,6 +30,16 @@ def say(line: str, file: TextIO | None = None) -> None:
     """
     with suppress(OSError):
         print(line, file=file or sys.stderr, flush=True)
+
+
+def program() -> str:
+    """What to type to run ``penstock`` here: its name, or where it lies when the PATH does not lead to it."""
+    if shutil.which("penstock"):
+        return "penstock"
+    script = Path(sys.executable).parent / "penstock"
+    with suppress(ValueError):
+        script = script.relative_to(Path.cwd())
+    return shlex.quote(str(script))
 
 
 def print_problem(problem: Problem) -> None:

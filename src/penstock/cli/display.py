@@ -10,8 +10,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from penstock.cli.console import say
+from penstock.cli.console import program, say
 from penstock.cluster.controller import MemberState, ServiceState, Tell
+from penstock.config.settings import DEFAULT_URL
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -81,7 +82,9 @@ class ServeDisplay:
 
 def banner(model: str, url: str, admin_url: str) -> str:
     """Where the service is, and a request to paste."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    asked = {"model": model, "messages": [{"role": "user", "content": "What does len do?"}], "max_tokens": 64}
+    body = json.dumps(asked, ensure_ascii=False)
+    other = "" if url == DEFAULT_URL else f" --url {url}"
     return "\n".join(
         (
             f"serving {model}",
@@ -91,7 +94,7 @@ def banner(model: str, url: str, admin_url: str) -> str:
             f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
             f"  -d {shlex.quote(body)}",
             "",
-            "or talk to it from another terminal: penstock chat",
+            f"or talk to it from another terminal: {program()} chat{other}",
         )
     )
 

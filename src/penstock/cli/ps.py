@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from penstock.cli.console import program
+
 if TYPE_CHECKING:
     from penstock.cluster.controller import ServiceState
     from penstock.cluster.rundir import Service
@@ -51,7 +53,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     elif rows:
         typer.echo(table(rows))
     else:
-        typer.echo("nothing is being served; start with: penstock serve")
+        typer.echo(f"nothing is being served; start with: {program()} serve")
 
 
 def row(service: Service, state: ServiceState | None, now: float) -> Row:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from penstock.cli.console import say
+from penstock.cli.console import program, say
 
 _LINE_EVERY_S = 10.0
 
@@ -57,16 +57,20 @@ def train(
     keep_freed_memory()
     num_threads = use_threads(threads)
     say(f"training {loaded.name} in {directory} with {num_threads} threads")
-    record = run_stages(
-        STAGES,
-        loaded,
-        Run(directory),
-        display=TrainDisplay(),
-        times=Times(clock=time.monotonic, wall=time.time),
-        versions=_versions(num_threads),
-    )
+    try:
+        record = run_stages(
+            STAGES,
+            loaded,
+            Run(directory),
+            display=TrainDisplay(),
+            times=Times(clock=time.monotonic, wall=time.time),
+            versions=_versions(num_threads),
+        )
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from None
     checkpoint = directory / "export"
-    say(f"done; serve it with: penstock serve {checkpoint}")
+    say(f"done; serve it with: {program()} serve {checkpoint} --served-name {loaded.name}")
     print(msgspec.json.encode(record).decode() if as_json else checkpoint)
 
 

@@ -12,6 +12,9 @@ import msgspec
 
 DType = Literal["auto", "bfloat16", "float32"]
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+"""Where a service listens when nothing else is said: ``ServeSettings.host`` and ``port``."""
+
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One engine process.  Sizes in bytes, lengths in tokens; ``None`` means: chosen from the model and the machine."""

@@ -21,7 +21,7 @@ from penstock.wire.errors import Problem
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe in ``path`` with each ``section.key=value`` of ``overrides`` put in; values are written as in YAML.
 
-    Raises ``recipe_invalid`` (file, place, value and what is allowed named) or ``source_not_found``.
+    Raises ``recipe_invalid``: file, place, value and what is allowed are named.
     """
     data = _read(path)
     for override in overrides:
@@ -40,7 +40,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = msgspec.yaml.decode(path.read_bytes())
     except FileNotFoundError:
-        raise Problem("source_not_found", f"There is no recipe {path}.") from None
+        raise Problem("recipe_invalid", f"There is no recipe {path}.") from None
     except OSError as error:
         raise Problem("recipe_invalid", f"{path} cannot be read: {error.strerror}.") from None
     except msgspec.DecodeError as error:

@@ -74,7 +74,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "port_in_use": _caller(409, "Choose another port with --port or --admin-port."),
     "invalid_setting": _caller(400, "Correct the named setting."),
     # What `penstock train` and `penstock runs` can meet.
-    "recipe_invalid": _caller(422, "Correct the named key; recipes/pydoc.yaml is a complete example."),
+    "recipe_invalid": _caller(422, "Correct what is named; src/penstock/config/recipe.py lists every key."),
     "run_busy": _caller(409, "Wait for it, or give another --run-dir."),
     "run_not_found": _caller(404, "`penstock runs list` shows the runs that exist."),
     "training_diverged": _caller(422, "Lower learning_rate or clip_norm, or lengthen warmup_steps."),

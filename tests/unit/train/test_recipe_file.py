@@ -71,7 +71,7 @@ def test_a_missing_stage_is_named(section: str, tmp_path: Path) -> None:
         ("pretrain.precision=float16", "pretrain.precision: Invalid enum value 'float16'"),
         ("name=../elsewhere", "name: Expected str matching regex"),
         ("export=3", "export must be a section of keys, not 3"),
-        ("model.num_kv_heads=3", "model.num_kv_heads is 3; it must divide num_heads, 8"),
+        ("model.num_kv_heads=3", "model.num_kv_heads is 3; it must divide num_heads, 4"),
         ("sft.row_tokens=9999", "sft.row_tokens is 9999; it must not exceed model.max_position, 512"),
         ("sft.rows_per_pass=5", "sft.rows_per_pass is 5; it must divide rows_per_step, 16"),
         ("sft.warmup_steps=999999", "sft.warmup_steps is 999999; it must not exceed steps"),
@@ -89,7 +89,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(override: str, words: str) 
 def test_a_file_that_is_no_recipe_says_why(tmp_path: Path) -> None:
     """A missing file, broken YAML and a list are told apart."""
     path = tmp_path / "recipe.yaml"
-    assert refused(path=path).code == "source_not_found"
+    assert refused(path=path).code == "recipe_invalid"
     path.write_text("name: [")
     assert "is not valid YAML" in refused(path=path).message
     path.write_text("- 1")
