@@ -1,4 +1,4 @@
-"""`penstock serve` as a user starts it: real processes, real sockets, the seeded model."""
+"""`penstock serve` as a user starts it: real processes, real sockets, a small seeded checkpoint by default."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seeded import write_seeded_checkpoint
 
 MODEL = "seeded-1"
 
@@ -88,14 +89,23 @@ Serve = Callable[..., Running]
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start services that end with the module."""
+    """Start services that end with the module; ``model=""``: the bundled one."""
     started: list[Running] = []
 
-    def start(*args: str, wait: bool = True, env: dict[str, str] | None = None, port: int | None = None) -> Running:
+    def start(
+        *args: str,
+        model: str | None = None,
+        wait: bool = True,
+        env: dict[str, str] | None = None,
+        port: int | None = None,
+    ) -> Running:
         home = tmp_path_factory.mktemp("home")
+        if model is None:
+            model = str(home / MODEL)
+            write_seeded_checkpoint(Path(model))
         log = home / "serve.log"
         port, admin_port = port or free_port(), free_port()
-        command = [sys.executable, "-m", "penstock", "serve", *args]
+        command = [sys.executable, "-m", "penstock", "serve", *filter(None, [model]), *args]
         command += ["--port", str(port), "--admin-port", str(admin_port)]
         environment = os.environ | {"PENSTOCK_HOME": str(home), "HF_HUB_OFFLINE": "1"} | (env or {})
         with log.open("wb") as out:

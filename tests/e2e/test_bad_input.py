@@ -15,8 +15,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
-
-from penstock.models.seeded import write_seeded_checkpoint
+from seeded import write_seeded_checkpoint
 
 MODEL = "seeded-1"
 CHAT = "/v1/chat/completions"
@@ -114,7 +113,7 @@ def test_a_bad_checkpoint_ends_serve_with_the_reason(serve: Any, tmp_path: Path,
     write_seeded_checkpoint(checkpoint)
     damaged(checkpoint, damage)
 
-    running = serve(str(checkpoint), wait=False)
+    running = serve(model=str(checkpoint), wait=False)
 
     assert running.process.wait(timeout=60) == 1
     assert words in running.log.read_text()
@@ -136,7 +135,7 @@ def test_a_template_that_loops_is_cut_and_disturbs_nobody(serve: Any, tmp_path: 
     config = json.loads((checkpoint / "tokenizer_config.json").read_text())
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": endless}))
-    running = serve(str(checkpoint))
+    running = serve(model=str(checkpoint))
 
     async def both() -> tuple[int, float]:
         async with aiohttp.ClientSession(running.url) as session:
@@ -244,7 +243,7 @@ def test_terminating_lets_running_streams_finish(serve: Any) -> None:
     assert running.process.wait(timeout=30) == 0
 
 
-def test_no_space_for_the_default_model_is_said(serve: Any, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_is_said(serve: Any, tmp_path: Path) -> None:
     """A PENSTOCK_HOME that cannot be written to ends the command with a message, not a traceback."""
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

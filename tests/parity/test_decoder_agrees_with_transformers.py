@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from seeded import write_seeded_checkpoint
 from torch import Tensor
 
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.load import load_decoder
 from penstock.models.save import save_decoder
-from penstock.models.seeded import write_seeded_checkpoint
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from penstock.cli.home import penstock_home
 from penstock.cli.sizes import parse_size
 from penstock.config.settings import DType, EngineSettings
 from penstock.wire.errors import Problem
@@ -91,9 +90,9 @@ def engine(
 
     from penstock.cli.boot import boot
     from penstock.cli.diagnosis.probe import read_cpu
-    from penstock.cli.wiring import resolve_model
+    from penstock.store.sources import resolve
 
-    resolved = resolve_model(model, penstock_home())
+    resolved = resolve(model)
     settings = EngineSettings(
         replica="bench",
         socket="",

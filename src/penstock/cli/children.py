@@ -13,8 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 import typer
@@ -31,7 +30,6 @@ def register(app: typer.Typer) -> None:
     """Add the hidden commands."""
     app.command("engine", hidden=True)(engine)
     app.command("gateway", hidden=True)(gateway)
-    app.command("seeded", hidden=True)(seeded)
 
 
 def engine() -> None:
@@ -48,18 +46,6 @@ def gateway() -> None:
     from penstock.config.settings import GatewaySettings
 
     _run(GatewaySettings, gateway_process)
-
-
-def seeded(directory: Annotated[Path, typer.Argument()]) -> None:
-    """Write the seeded checkpoint: in a process of its own, since it imports torch."""
-    from penstock.models.seeded import write_seeded_checkpoint
-    from penstock.store.disk import writing
-
-    def write() -> None:
-        with writing(directory):
-            write_seeded_checkpoint(directory)
-
-    _ending_well(write)
 
 
 def _run(kind: type[_Settings], serve: Callable[[_Settings, asyncio.Event], Awaitable[None]]) -> None:

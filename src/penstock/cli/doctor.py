@@ -37,7 +37,7 @@ def doctor(
     from penstock.cli.home import penstock_home
 
     home = penstock_home()
-    facts = gather(checkpoint.find(model, home), home, {"--port": port, "--admin-port": admin_port}, os.environ)
+    facts = gather(checkpoint.find(model), home, {"--port": port, "--admin-port": admin_port}, os.environ)
     findings = diagnose(facts)
     if as_json:
         typer.echo(msgspec.json.encode(findings).decode())

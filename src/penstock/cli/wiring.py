@@ -9,10 +9,8 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +19,10 @@ import msgspec
 
 from penstock import __version__
 from penstock.asgi.server import serve_app
-from penstock.cli.console import say
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.controller import Controller, EndRules, Member, ServiceState, Tell, gateway_name
-from penstock.cluster.drivers.local import EXIT_PROBLEM, Launch, LocalDriver, written_problem
+from penstock.cluster.drivers.local import Launch, LocalDriver
 from penstock.cluster.listen import listen
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
@@ -35,13 +32,14 @@ from penstock.engine.cpu.cores import available_cores
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
 from penstock.store.desired import DesiredStore
-from penstock.store.sources import DefaultModel, Resolved, resolve
+from penstock.store.sources import Resolved, resolve
 from penstock.wire import gateway as gateway_wire
 from penstock.wire.engine import LOAD, METRICS, Load
-from penstock.wire.errors import Problem
 
-DEFAULT_MODEL = "seeded-1"
-"""The number changes when the recipe does, so that an upgrade makes its own."""
+NO_MODEL_GIVEN = (
+    "no model given: serving pydoc, a small demonstration model that knows what Python's standard library does; "
+    "for a real one: penstock serve Qwen/Qwen3-0.6B"
+)
 _END_S = 8.0
 """What a child gets for running requests after SIGTERM; less than the controller waits before it kills."""
 
@@ -76,7 +74,9 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         closing(listen(settings.host, settings.port, option="--port")) as data,
         closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
     ):
-        resolved = resolve(settings.source, _default_model(home, display.note))
+        resolved = resolve(settings.source)
+        if settings.source is None:
+            display.note(NO_MODEL_GIVEN)
         run = RunDir.create(home, os.getpid())
         try:
             asyncio.run(_control(settings, resolved, run, data, admin, display))
@@ -229,29 +229,6 @@ def _command(kind: str) -> list[str]:
 def _threads_each(replicas: int) -> int | None:
     """One replica chooses by itself; several would each take every core."""
     return None if replicas == 1 else max(1, available_cores() // replicas)
-
-
-def resolve_model(source: str | None, home: Path) -> Resolved:
-    """The checkpoint that ``source`` names, or the default one, for a command that runs it without a service."""
-    return resolve(source, _default_model(home, say))
-
-
-def _default_model(home: Path, say: Callable[[str], None]) -> DefaultModel:
-    def write(directory: Path) -> None:
-        say("no model given: a small random checkpoint made on the spot; its answers are noise")
-        _write_seeded(directory)
-
-    return DefaultModel(directory=home / "models" / DEFAULT_MODEL, write=write)
-
-
-def _write_seeded(directory: Path) -> None:
-    if (directory / "tokenizer.json").is_file() and (directory / "config.json").is_file():
-        return  # spares the second it takes to import torch and find that out
-    made = subprocess.run([*_command("seeded"), str(directory)], stderr=subprocess.PIPE, check=False)
-    if made.returncode != 0:
-        lines = made.stderr.decode("utf-8", "replace").splitlines()
-        known = written_problem(lines) if made.returncode == EXIT_PROBLEM else None
-        raise known or Problem("internal_error", f"The default model could not be made: {(lines or ['?'])[-1]}")
 
 
 def url_of(listener: socket.socket, host: str) -> str:

@@ -1,7 +1,7 @@
-"""Where a model comes from: a directory, the Hugging Face hub, or the default made on the spot.
+"""Where a model comes from: a directory, the Hugging Face hub, or the one that is part of the package.
 
 In: what a user wrote after ``penstock serve``; out: a local directory and the name to serve it under.
-Never fetches a pickle, never imports torch: the default checkpoint is written by a callable given at wiring.
+Never fetches a pickle, never imports torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.store.disk import writing
 from penstock.wire.errors import Problem
+
+BUNDLED = Path(__file__).parents[1] / "bundled" / "pydoc"
+"""The model that Penstock trained itself (recipes/pydoc.yaml) and serves when none is named."""
 
 ALLOWED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 """What is fetched from a hub.  ``*.bin``, ``*.pt`` and ``*.pth`` are pickles: they could run code when opened."""
@@ -33,21 +35,14 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
-class DefaultModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What is served when no model is named.  ``write`` makes the directory whole or not at all, unless it is there."""
-
-    directory: Path
-    write: Callable[[Path], None]
-
-
-def resolve(source: str | None, default: DefaultModel, *, fetch: Fetch | None = None) -> Resolved:
-    """The checkpoint that ``source`` names.  May download for a long time.
+def resolve(source: str | None, *, fetch: Fetch | None = None) -> Resolved:
+    """The checkpoint that ``source`` names, the bundled one without a name.  May download for a long time.
 
     Raises ``Problem``: ``source_not_found``, ``hub_offline``, ``hub_error``, ``checkpoint_unsafe``,
     ``insufficient_disk``.
     """
     if source is None:
-        return _default(default)
+        return Resolved(directory=BUNDLED, name=BUNDLED.name)
     if source.startswith("hf://"):
         return _from_hub(source, source.removeprefix("hf://"), fetch or snapshot)
     if not source.strip():
@@ -70,13 +65,6 @@ def _what_is_wrong(source: str, path: Path) -> str:
     if _SCHEME.match(source):
         return f"The source {source} has a scheme that this release does not read; it reads hf:// and directories."
     return f"There is no directory {path.absolute()}."
-
-
-def _default(default: DefaultModel) -> Resolved:
-    with writing(default.directory):
-        default.directory.parent.mkdir(parents=True, exist_ok=True)
-        default.write(default.directory)
-    return Resolved(directory=default.directory, name=default.directory.name)
 
 
 def _from_hub(source: str, name: str, fetch: Fetch) -> Resolved:

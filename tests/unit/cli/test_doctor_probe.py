@@ -201,7 +201,7 @@ class TestCheckpoint:
 
     def test_sizes_come_from_the_files(self, tmp_path: Path) -> None:
         """2 (keys, values) x 4 layers x 2 heads x 16 x 2 bytes a token; weights are the files' bytes."""
-        model = checkpoint.find(str(write(tmp_path / "tiny")), tmp_path)
+        model = checkpoint.find(str(write(tmp_path / "tiny")))
         assert model.problem == ""
         assert (model.name, model.weights_bytes, model.kv_bytes_per_token) == ("tiny", 1000, 2 * 4 * 2 * 16 * 2)
         assert model.context_tokens == 2048 and model.workspace_bytes > 0
@@ -239,15 +239,14 @@ class TestCheckpoint:
     def test_missing_files_are_named(self, tmp_path: Path) -> None:
         """No config.json, no weights, no directory, and weights that are a dangling link."""
         (tmp_path / "empty").mkdir()
-        assert "config.json" in checkpoint.find(str(tmp_path / "empty"), tmp_path).problem
+        assert "config.json" in checkpoint.find(str(tmp_path / "empty")).problem
         directory = write(tmp_path / "light", weights=0)
-        assert "safetensors" in checkpoint.find(str(directory), tmp_path).problem
+        assert "safetensors" in checkpoint.find(str(directory)).problem
         (directory / "more.safetensors").symlink_to(tmp_path / "gone")
-        assert "more.safetensors" in checkpoint.find(str(directory), tmp_path).problem
-        assert str(tmp_path / "nowhere") in checkpoint.find(str(tmp_path / "nowhere"), tmp_path).problem
+        assert "more.safetensors" in checkpoint.find(str(directory)).problem
+        assert str(tmp_path / "nowhere") in checkpoint.find(str(tmp_path / "nowhere")).problem
 
-    def test_no_name_means_the_default_model(self, tmp_path: Path) -> None:
-        """Once it has been written to PENSTOCK_HOME it is measured; until then it is just named."""
-        assert checkpoint.find(None, tmp_path).directory == ""
-        write(tmp_path / "models" / "default")
-        assert checkpoint.find(None, tmp_path).weights_bytes == 1000
+    def test_no_name_means_the_bundled_model(self) -> None:
+        """Without a name the bundled model is measured."""
+        assert checkpoint.find(None).name == "pydoc"
+        assert checkpoint.find(None).weights_bytes > 1_000_000

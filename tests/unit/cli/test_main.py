@@ -46,7 +46,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert out.splitlines()[-1] == "[]"
     for command in ("serve", "chat", "ps", "bench", "doctor"):
         assert f"\n  {command} " in out
-    for hidden in ("engine", "gateway", "seeded"):
+    for hidden in ("engine", "gateway"):
         assert f"\n  {hidden} " not in out
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from seeded import write_seeded_checkpoint
 from torch import Tensor
 
 from penstock.models import ops
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.decoder import Decoder
 from penstock.models.load import load_decoder
-from penstock.models.seeded import write_seeded_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from seeded import write_seeded_checkpoint
 from torch import Tensor
 
 from penstock.models import load
@@ -17,7 +18,6 @@ from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.load import load_decoder
 from penstock.models.save import save_decoder
-from penstock.models.seeded import write_seeded_checkpoint
 from penstock.wire.errors import Problem
 
 

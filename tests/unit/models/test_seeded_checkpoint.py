@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from seeded import write_seeded_checkpoint
 from tokenizers import Tokenizer
 
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.load import load_decoder
-from penstock.models.seeded import write_seeded_checkpoint
 from penstock.wire.errors import Problem
 
 # Changing this means that the default model changed for everybody: say so in the changelog.

@@ -9,23 +9,15 @@ from unittest.mock import Mock
 import pytest
 from huggingface_hub import constants, errors
 
-from penstock.store.sources import DefaultModel, Fetch, Resolved, resolve
+from penstock.store.sources import Fetch, Resolved, resolve
 from penstock.wire.errors import Problem
-
-
-def _default(tmp_path: Path) -> DefaultModel:
-    def write(directory: Path) -> None:
-        directory.mkdir()
-        (directory / "config.json").write_text("{}")
-
-    return DefaultModel(directory=tmp_path / "home" / "models" / "seeded-1", write=write)
 
 
 def _resolve(source: str | None, tmp_path: Path, fetch: Fetch | None = None) -> Resolved:
     def unused(repo: str, revision: str | None) -> str:
         raise AssertionError(f"fetched {repo}")
 
-    return resolve(source, _default(tmp_path), fetch=fetch or unused)
+    return resolve(source, fetch=fetch or unused)
 
 
 def _raising(error: Exception) -> Fetch:
@@ -129,7 +121,7 @@ def test_offline_names_the_variable_and_says_that_no_directory_was_meant(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(Problem, match=r"HF_HUB_OFFLINE.*no local directory org/name") as caught:
-        resolve("org/name", _default(tmp_path))
+        resolve("org/name")
     assert caught.value.code == "hub_offline"
 
 
@@ -140,20 +132,9 @@ def test_weights_that_are_only_pickles_are_refused(tmp_path: Path) -> None:
     assert caught.value.code == "checkpoint_unsafe"
 
 
-def test_no_model_means_the_default(tmp_path: Path) -> None:
-    """The default is written below PENSTOCK_HOME and served under its directory's name."""
-    resolved = _resolve(None, tmp_path)
-    assert (resolved.directory / "config.json").is_file()
-    assert resolved.name == "seeded-1"
-
-
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "insufficient_disk"), (errno.EROFS, "invalid_setting")])
-def test_a_default_that_cannot_be_written_is_a_problem(number: int, code: str, tmp_path: Path) -> None:
-    """A full disk and a read-only home each have their code, and the path is named."""
-
-    def write(directory: Path) -> None:
-        raise OSError(number, "no")
-
-    with pytest.raises(Problem, match="seeded-1") as caught:
-        resolve(None, DefaultModel(directory=tmp_path / "seeded-1", write=write))
-    assert caught.value.code == code
+def test_no_model_means_the_bundled_one() -> None:
+    """The model that is part of the package is whole and served under its own name."""
+    resolved = resolve(None)
+    assert resolved.name == "pydoc"
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        assert (resolved.directory / file).is_file()

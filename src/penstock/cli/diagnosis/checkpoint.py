@@ -16,28 +16,18 @@ import msgspec
 from penstock.cli.diagnosis.facts import Model
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import LOGITS_ROWS, kv_bytes_per_token, workspace_bytes
-from penstock.store.sources import DefaultModel, resolve, snapshot
+from penstock.store.sources import resolve, snapshot
 from penstock.wire.errors import Problem
 
 
-def find(source: str | None, home: Path) -> Model:
-    """The model that ``source`` names, or the default one; without a directory if it is not on this machine."""
-    if source is None:
-        written = sorted((home / "models").glob("*/config.json"))
-        return inspect(written[-1].parent) if written else Model(name="the default model")
+def find(source: str | None) -> Model:
+    """The model that ``source`` names, or the bundled one; without a directory if it is not on this machine."""
     try:
-        return inspect(resolve(source, _NO_DEFAULT, fetch=partial(snapshot, cached_only=True)).directory)
+        return inspect(resolve(source, fetch=partial(snapshot, cached_only=True)).directory)
     except Problem as problem:
         if problem.code in ("hub_offline", "checkpoint_unsafe"):  # not fetched, or not its weights
-            return Model(name=source)
-        return Model(name=source, problem=problem.message)
-
-
-def _no_default(directory: Path) -> None:
-    raise AssertionError(f"the doctor was about to write a model to {directory}")
-
-
-_NO_DEFAULT = DefaultModel(directory=Path(), write=_no_default)
+            return Model(name=str(source))
+        return Model(name=str(source), problem=problem.message)
 
 
 def inspect(directory: Path) -> Model:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from seeded import write_seeded_checkpoint
 
 from penstock.engine.server.stream import TextStream
-from penstock.models.seeded import write_seeded_checkpoint
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.engine import Accepted, Delta, Event, Finished, GenerateRequest, Sampling
 
