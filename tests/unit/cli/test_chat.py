@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-# Makes the pseudo-terminal the controlling one, so that a typed Ctrl-C becomes a signal as it does for a person.
+# Makes the pseudo-terminal the controlling one, so that a typed Ctrl-C becomes a signal as it does for a person;
+# a test run in the background would pass on that the signal is ignored.
 _ON_TERMINAL = (
-    "import fcntl, os, sys, termios\n"
+    "import fcntl, os, signal, sys, termios\n"
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
     "os.execv(sys.executable, [sys.executable, '-m', 'penstock', 'chat', *sys.argv[1:]])"
 )
 CTRL_C, CTRL_D = "\x03", "\x04"
