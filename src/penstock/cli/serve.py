@@ -59,7 +59,7 @@ def serve(
         typer.Argument(
             envvar="PENSTOCK_MODEL",
             help="A directory in Hugging Face layout, hf://org/name[@revision] or org/name. "
-            "Without one: a small random checkpoint, made on the spot.",
+            "Without one: pydoc, the bundled demonstration model.",
             show_default=False,
         ),
     ] = None,
