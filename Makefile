@@ -18,7 +18,7 @@ pip := $(python) -m pip install --quiet
 beyond_test := slow or debian or soak or live
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 
-.PHONY: help serve test test-all check format surface docs lock clean install install-test force
+.PHONY: help serve test test-all check format surface docs lock clean install install-test install-test-all force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ serve: .venv/.serve ## install once and serve: PORT=8000 ARGS="[MODEL] [flags]"
 test: .venv/.test ## the tests that need nothing but this machine; 5 minutes at most on 2 cores
 	@$(pytest) -m "not ($(beyond_test))" $(ARGS)
 
-test-all: .venv/.test ## also slow ones, Debian's packages, long kills and fuzz; QUICK=1: only what `make test` leaves out and is quick
+test-all: .venv/.test-all ## also slow ones, Debian's packages, long kills and fuzz; QUICK=1: only what `make test` leaves out and is quick
 	@$(pytest) -m "$(if $(QUICK),(slow or debian) and not (soak or live),not live)" $(ARGS)
 
 check: .venv/.test ## format, lint, strict types, floors, generated pages
@@ -59,6 +59,7 @@ clean: ## remove the environment and the caches
 
 install: .venv/.serve
 install-test: .venv/.test
+install-test-all: .venv/.test-all
 
 .venv/bin/python:
 	@tools/venv.sh
@@ -74,11 +75,17 @@ install-test: .venv/.test
 	@$(pip) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The test lock contains the serving lock at the same versions.
+# Each lock contains the one before it at the same versions.
 .venv/.test: locks/test.txt locks/serve.txt pyproject.toml .venv/.torch
 	@echo "installing what locks/test.txt lists"
 	@$(pip) --require-hashes -r locks/test.txt
 	@$(pip) --no-deps --no-build-isolation -e .
 	@touch .venv/.serve $@
+
+.venv/.test-all: locks/test-all.txt locks/test.txt locks/serve.txt pyproject.toml .venv/.torch
+	@echo "installing what locks/test-all.txt lists"
+	@$(pip) --require-hashes -r locks/test-all.txt
+	@$(pip) --no-deps --no-build-isolation -e .
+	@touch .venv/.serve .venv/.test $@
 
 force:

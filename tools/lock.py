@@ -1,6 +1,6 @@
-"""Writes locks/serve.txt and locks/test.txt: every package but torch, pinned, with the hashes of all its files.
+"""Writes the files in locks/: every package but torch, pinned, with the hashes of all its files.
 
-In: pyproject.toml and the metadata of the torch that is installed (a CPU build will do); out: two files for
+In: pyproject.toml and the metadata of the torch that is installed (a CPU build will do); out: three files for
 ``pip install --require-hashes``.  Needs pip-tools and the package index.  Torch is left out because its CPU and CUDA
 builds share a version but not a hash (tools/install_torch.py installs it); its dependencies are pinned here.
 """
@@ -17,7 +17,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {"serve": ["engine"], "test": ["engine", "test", "dev"]}
+LOCKS = {"serve": ["engine"], "test": ["engine", "test", "dev"], "test-all": ["engine", "test", "dev", "test-all"]}
+"""Each contains the one before it, at the same versions."""
 
 CUDA_ONLY = ("nvidia-", "cuda-", "triton")
 """Dependencies of torch that only its CUDA build has; they arrive with that build."""
@@ -32,13 +33,14 @@ HEADER = """\
 
 
 def main() -> None:
-    """Rewrite both locks; the test lock keeps to the versions of the serving lock."""
+    """Rewrite every lock."""
+    constraints: list[Path] = []
     for name in LOCKS:
         path = ROOT / "locks" / f"{name}.txt"
-        constraints = [] if name == "serve" else [ROOT / "locks" / "serve.txt"]
         text = compile_lock(requirements(LOCKS[name]), constraints, path)
         path.write_text(HEADER.format(path=f"locks/{name}.txt") + body(text))
         print(f"{path.relative_to(ROOT)}: {len(pins(path.read_text()))} packages")
+        constraints = [path]
 
 
 def requirements(extras: list[str]) -> list[str]:

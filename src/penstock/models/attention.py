@@ -7,13 +7,31 @@ A sequence never sees another, and its result does not depend on which others ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q[T, Hq, D], k[T, Hkv, D], v[T, Hkv, D]) -> [T, Hq, D]; the scale is 1 / sqrt(D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How one layer attends.
+
+    ``scale`` multiplies the products of queries and keys.
+    ``window``: a token sees itself and the ``window - 1`` tokens before it; ``None``: all before it.
+    ``softcap``: scaled products become ``softcap * tanh(product / softcap)``; ``None``: they stay.
+    """
+
+    layer: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+Attend = Callable[[AttentionSpec, Tensor, Tensor, Tensor], Tensor]
+"""(spec, q[T, Hq, D], k[T, Hkv, D], v[T, Hkv, D]) -> [T, Hq, D]."""
 
 
 def packed_causal(lengths: Sequence[int]) -> Attend:
@@ -23,7 +41,7 @@ def packed_causal(lengths: Sequence[int]) -> Attend:
     """
     sizes = list(lengths)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(torch.split(q, sizes), torch.split(k, sizes), torch.split(v, sizes), strict=True)
         return torch.cat([causal(*part) for part in parts])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from penstock.models.attention import Attend
+from penstock.models.attention import Attend, AttentionSpec
 from penstock.models.config import ModelConfig
 from penstock.models.ops import REFERENCE, Ops
 from penstock.models.rope import inverse_frequencies, rotation
@@ -51,7 +51,7 @@ class Layer(nn.Module):
         hidden, head_dim, dtype = (config.hidden_size, config.head_dim, config.torch_dtype)
         queries, keys = config.num_heads * head_dim, config.num_kv_heads * head_dim
         mlp = config.intermediate_size
-        self._index = index
+        self._attention_spec = AttentionSpec(index, scale=head_dim**-0.5)
         self._ops = ops
         self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self._head_dim = head_dim
@@ -75,7 +75,7 @@ class Layer(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = self._ops.rope(q, k, cos, sin)
-        return attend(self._index, q, k, v).flatten(1)
+        return attend(self._attention_spec, q, k, v).flatten(1)
 
 
 class Decoder(nn.Module):

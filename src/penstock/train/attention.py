@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.models.attention import Attend
+from penstock.models.attention import Attend, AttentionSpec
 
 
 def isolated_rows(segments: Tensor) -> Attend:
@@ -23,7 +23,7 @@ def isolated_rows(segments: Tensor) -> Attend:
     same = segments.unsqueeze(2) == segments.unsqueeze(1)
     visible = (same & torch.ones(row_tokens, row_tokens, dtype=torch.bool).tril()).unsqueeze(1)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = q.shape[1] != k.shape[1]
         queries, keys, values = (x.float().view(num_rows, row_tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, enable_gqa=grouped)

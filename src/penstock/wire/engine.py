@@ -43,6 +43,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] | None = None
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What the output has to be.  ``value`` by kind: a JSON schema's text (``json_schema``; ``{}`` for any object
+    of ``json_object``), a regular expression, or a grammar in Lark's notation as llguidance reads it.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    value: str
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence to generate.  Exactly one of ``messages``, ``text`` and ``token_ids`` is set.
 
@@ -68,6 +77,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     logprobs: int | None = None
     echo: bool = False
     cache_salt: str = ""
+    grammar: Grammar | None = None
     emitted_token_ids: list[int] = []
 
 

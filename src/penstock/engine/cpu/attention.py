@@ -12,21 +12,21 @@ from torch import Tensor
 
 from penstock.engine.cpu.batch import Chunk, DecodeGroup, StepBatch
 from penstock.engine.cpu.pages import KvPages
-from penstock.models.attention import causal
+from penstock.models.attention import AttentionSpec, causal
 
 
 class PagedAttention:
-    """An ``Attend`` of the decoder, bound to one step: (layer, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D]."""
+    """An ``Attend`` of the decoder, bound to one step: (spec, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D]."""
 
     def __init__(self, pages: KvPages, batch: StepBatch) -> None:
         self._pages = pages
         self._batch = batch
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = self._batch
-        self._pages.write(layer, k, v, batch.pages, batch.slots, batch.opened)
+        self._pages.write(spec.layer, k, v, batch.pages, batch.slots, batch.opened)
         mixed = torch.empty_like(q)
-        keys, values = self._pages.keys[layer], self._pages.values[layer]
+        keys, values = self._pages.keys[spec.layer], self._pages.values[spec.layer]
         for group in batch.decodes:
             mixed[group.rows] = _decode(q[group.rows], keys, values, group)
         for chunk in batch.chunks:
