@@ -22,6 +22,7 @@ from penstock.models.checkpoint import StoredTensor, read_headers
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.layout import Piece, pieces
+from penstock.models.ops import REFERENCE, Ops
 from penstock.wire.errors import Problem
 
 Progress = Callable[[float, str], None]
@@ -31,9 +32,12 @@ _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
 
 def load_decoder(
-    directory: Path, dtype: Literal["auto", "bfloat16", "float32"] = "auto", progress: Progress | None = None
+    directory: Path,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    progress: Progress | None = None,
+    ops: Ops = REFERENCE,
 ) -> Decoder:
-    """The model in ``directory``, in ``dtype`` (``auto``: config.json's own).
+    """The model in ``directory``, in ``dtype`` (``auto``: config.json's own), over the table ``ops``.
 
     ``progress`` hears (fraction of bytes 0..1, words).
     Raises ``checkpoint_invalid`` (file, tensor, both shapes or sizes named), ``checkpoint_unsupported``,
@@ -46,7 +50,7 @@ def load_decoder(
     with torch.device("meta"):
         plan = list(pieces(Decoder(config)))
     _check(plan, stored, config, directory)
-    decoder = _allocate(config, sum(math.prod(piece.shape) for piece in plan))
+    decoder = _allocate(config, ops, sum(math.prod(piece.shape) for piece in plan))
     _fill(decoder, [(piece, stored[piece.name]) for piece in plan], progress or (lambda fraction, words: None))
     return decoder
 
@@ -84,9 +88,9 @@ def _refuse_surplus(names: Iterable[str], config: ModelConfig, directory: Path) 
         )
 
 
-def _allocate(config: ModelConfig, num_parameters: int) -> Decoder:
+def _allocate(config: ModelConfig, ops: Ops, num_parameters: int) -> Decoder:
     try:
-        return Decoder(config)
+        return Decoder(config, ops)
     except RuntimeError:  # torch's only word for memory that the system refused
         needed = num_parameters * config.torch_dtype.itemsize
         raise Problem(

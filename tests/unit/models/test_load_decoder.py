@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ from penstock.models.checkpoint import StoredTensor
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.load import load_decoder
+from penstock.models.ops import REFERENCE, Ops
 from penstock.models.save import save_decoder
 from penstock.wire.errors import Problem
 
@@ -65,6 +67,19 @@ def test_stored_dtypes_are_converted_as_torch_does(directory: Path, stored_dtype
     expected = stored["model.embed_tokens.weight"].to(getattr(torch, dtype))
     assert decoder.config.dtype == dtype
     assert decoder.embedding.dtype == expected.dtype and torch.equal(decoder.embedding, expected)
+
+
+def test_the_table_of_ops_is_the_callers(directory: Path) -> None:
+    """A decoder is loaded over the table it is to run with."""
+    calls: list[Tensor] = []
+
+    def counted(hidden: Tensor, weight: Tensor) -> Tensor:
+        calls.append(hidden)
+        return REFERENCE.head(hidden, weight)
+
+    decoder = load_decoder(directory, ops=dataclasses.replace(REFERENCE, head=counted))
+    decoder.logits(torch.zeros(1, 128))
+    assert len(calls) == 1
 
 
 def test_auto_dtype_is_the_one_of_config_json(directory: Path) -> None:
@@ -167,10 +182,10 @@ def test_refused_memory_states_the_need(directory: Path, monkeypatch: pytest.Mon
     """When the system refuses the memory, the error says how much was needed."""
     real = Decoder
 
-    def no_memory(config: ModelConfig) -> Decoder:
+    def no_memory(config: ModelConfig, ops: Ops = REFERENCE) -> Decoder:
         if torch.get_default_device().type != "meta":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(config)
+        return real(config, ops)
 
     monkeypatch.setattr("penstock.models.load.Decoder", no_memory)
     problem = refusal(directory)
