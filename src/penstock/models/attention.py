@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """How one layer attends.

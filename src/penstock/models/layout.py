@@ -1,24 +1,24 @@
-"""Which checkpoint tensor is which rows of which decoder parameter: the one table for loading and saving.
+"""Which checkpoint tensor is which rows of which parameter: the one table for loading and saving.
 
-In: a decoder, on any device; out: pieces in the order of its parameters.  Touches no file.
+In: a model, on any device, and its tensor names; out: pieces in the order of its parameters.  Touches no file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from penstock.models.decoder import Decoder, Linear
+from penstock.models.decoder import Linear
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Checkpoint tensor ``name`` is rows ``start`` .. ``start + rows - 1`` of decoder parameter ``parameter``."""
+    """Checkpoint tensor ``name`` is rows ``start`` .. ``start + rows - 1`` of the model's ``parameter``."""
 
     name: str
     parameter: str
@@ -31,15 +31,14 @@ class Piece:
         return parameter[self.start : self.start + self.rows]
 
 
-def pieces(decoder: Decoder) -> Iterator[Piece]:
-    """Every checkpoint tensor that makes up ``decoder``."""
-    tensors = decoder.config.family.tensors
-    for parameter_name, parameter in decoder.named_parameters():
+def pieces(model: nn.Module, tensors: Mapping[str, tuple[str, ...]]) -> Iterator[Piece]:
+    """Every checkpoint tensor that makes up ``model``; ``tensors`` is its table, as :class:`~.family.Family` has it."""
+    for parameter_name, parameter in model.named_parameters():
         layer = _LAYER.search(parameter_name)
         sources = tensors[_LAYER.sub(".*.", parameter_name)]
         if layer is not None:
             sources = tuple(source.replace("*", layer[1]) for source in sources)
-        module = decoder.get_submodule(parameter_name.rpartition(".")[0])
+        module = model.get_submodule(parameter_name.rpartition(".")[0])
         parts = module.parts if isinstance(module, Linear) else (parameter.shape[0],)
         start = 0
         for source, rows in zip(sources, parts, strict=True):

@@ -1,6 +1,6 @@
-"""Loading a checkpoint into a decoder.
+"""Loading a checkpoint into a model.
 
-In: a directory in Hugging Face layout; out: a decoder whose every parameter came from the files.
+In: a directory in Hugging Face layout; out: a model whose every parameter came from the files.
 Everything is checked against the headers first; then bytes go from the files straight into the fused parameters,
 so that peak memory is the weights plus one tensor that needs conversion.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from penstock.models.checkpoint import StoredTensor, read_headers
 from penstock.models.config import ModelConfig
@@ -25,10 +26,26 @@ from penstock.models.layout import Piece, pieces
 from penstock.models.ops import REFERENCE, Ops
 from penstock.wire.errors import Problem
 
+M = TypeVar("M", bound=nn.Module)
 Progress = Callable[[float, str], None]
 _STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Surplus tensors that old exporters write and that hold nothing learnt.
 _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class Blueprint(Generic[M]):
+    """A model as loading sees it, whatever it computes.
+
+    ``build`` allocates it on the ambient device; ``tensors`` is its table, as :class:`~.family.Family` has it.
+    ``is_spare`` tells of a tensor's name that the model does without: derived, or of a head that is not served.
+    """
+
+    architecture: str
+    dtype: torch.dtype
+    build: Callable[[], M]
+    tensors: Mapping[str, tuple[str, ...]]
+    is_spare: Callable[[str], bool]
 
 
 def load_decoder(
@@ -37,25 +54,42 @@ def load_decoder(
     progress: Progress | None = None,
     ops: Ops = REFERENCE,
 ) -> Decoder:
-    """The model in ``directory``, in ``dtype`` (``auto``: config.json's own), over the table ``ops``.
+    """The decoder in ``directory``, in ``dtype`` (``auto``: config.json's own), over the table ``ops``.
+
+    Loads and raises as :func:`load_model` does.
+    """
+    config = ModelConfig.from_directory(directory)
+    if dtype != "auto":
+        config = dataclasses.replace(config, dtype=dtype)
+    blueprint = Blueprint(
+        architecture=config.architecture,
+        dtype=config.torch_dtype,
+        build=lambda: Decoder(config, ops),
+        tensors=config.family.tensors,
+        is_spare=lambda name: name.endswith(_DERIVED) or (config.tie_embeddings and name == "lm_head.weight"),
+    )
+    return load_model(directory, blueprint, progress)
+
+
+def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | None = None) -> M:
+    """The model of ``blueprint`` with the weights in ``directory``.
 
     ``progress`` hears (fraction of bytes 0..1, words).
     Raises ``checkpoint_invalid`` (file, tensor, both shapes or sizes named), ``checkpoint_unsupported``,
     ``checkpoint_unsafe`` or ``insufficient_memory``.
     """
-    config = ModelConfig.from_directory(directory)
-    if dtype != "auto":
-        config = dataclasses.replace(config, dtype=dtype)
     stored = read_headers(directory)
     with torch.device("meta"):
-        plan = list(pieces(Decoder(config)))
-    _check(plan, stored, config, directory)
-    decoder = _allocate(config, ops, sum(math.prod(piece.shape) for piece in plan))
-    _fill(decoder, [(piece, stored[piece.name]) for piece in plan], progress or (lambda fraction, words: None))
-    return decoder
+        plan = list(pieces(blueprint.build(), blueprint.tensors))
+    _check(plan, stored, directory)
+    surplus = (name for name in stored.keys() - {piece.name for piece in plan} if not blueprint.is_spare(name))
+    _refuse_surplus(sorted(surplus), blueprint.architecture, directory)
+    model = _allocate(blueprint, sum(math.prod(piece.shape) for piece in plan))
+    _fill(model, [(piece, stored[piece.name]) for piece in plan], progress or (lambda fraction, words: None))
+    return model
 
 
-def _check(plan: list[Piece], stored: dict[str, StoredTensor], config: ModelConfig, directory: Path) -> None:
+def _check(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory: Path) -> None:
     for piece in plan:
         tensor = stored.get(piece.name)
         if tensor is None:
@@ -71,36 +105,32 @@ def _check(plan: list[Piece], stored: dict[str, StoredTensor], config: ModelConf
                 "checkpoint_unsupported",
                 f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(_STORED_DTYPES)}.",
             )
-    _refuse_surplus(stored.keys() - {piece.name for piece in plan}, config, directory)
 
 
-def _refuse_surplus(names: Iterable[str], config: ModelConfig, directory: Path) -> None:
-    """A learnt tensor that the decoder would not use (a bias, a scale) means that it computes another model."""
-    surplus = sorted(name for name in names if not name.endswith(_DERIVED))
-    if config.tie_embeddings and "lm_head.weight" in surplus:
-        surplus.remove("lm_head.weight")
+def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> None:
+    """A learnt tensor that the model would not use (a bias, a scale) means that it computes another model."""
     if surplus:
         more = f" and {len(surplus) - 3} more" if len(surplus) > 3 else ""
         raise Problem(
             "checkpoint_invalid",
-            f"{directory}: a {config.architecture} with this config.json has no use for the tensors "
+            f"{directory}: a {architecture} with this config.json has no use for the tensors "
             f"{', '.join(surplus[:3])}{more}; without them the model would compute something else than was trained.",
         )
 
 
-def _allocate(config: ModelConfig, ops: Ops, num_parameters: int) -> Decoder:
+def _allocate(blueprint: Blueprint[M], num_parameters: int) -> M:
     try:
-        return Decoder(config, ops)
+        return blueprint.build()
     except RuntimeError:  # torch's only word for memory that the system refused
-        needed = num_parameters * config.torch_dtype.itemsize
+        needed, dtype = num_parameters * blueprint.dtype.itemsize, str(blueprint.dtype).removeprefix("torch.")
         raise Problem(
-            "insufficient_memory", f"The weights need {needed:,} bytes in {config.dtype}; the system refused them."
+            "insufficient_memory", f"The weights need {needed:,} bytes in {dtype}; the system refused them."
         ) from None
 
 
-def _fill(decoder: Decoder, plan: list[tuple[Piece, StoredTensor]], progress: Progress) -> None:
+def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Progress) -> None:
     """Largest first, so that the threads end together."""
-    parameters = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     total = sum(tensor.num_bytes for _, tensor in plan)
     done = 0
     plan.sort(key=lambda step: -step[1].num_bytes)

@@ -34,7 +34,9 @@ def save_decoder(decoder: Decoder, directory: Path) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     parameters = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
-    tensors = [(piece.name, piece.of(parameters[piece.parameter])) for piece in pieces(decoder)]
+    tensors = [
+        (piece.name, piece.of(parameters[piece.parameter])) for piece in pieces(decoder, decoder.config.family.tensors)
+    ]
     config = json.dumps(decoder.config.to_huggingface(), indent=2) + "\n"
     write_atomically(directory / SINGLE_FILE, lambda file: _write_tensors(file, tensors))
     write_atomically(directory / "config.json", lambda file: file.write(config.encode()))
