@@ -23,6 +23,9 @@ LOCKS = {"serve": ["engine"], "test": ["engine", "test", "dev"], "test-all": ["e
 CUDA_ONLY = ("nvidia-", "cuda-", "triton")
 """Dependencies of torch that only its CUDA build has; they arrive with that build."""
 
+INSTALLED_APART = ("torch==", *CUDA_ONLY)
+"""What other packages may pull into a lock, and what installing torch brings."""
+
 EDITABLE = "editables"
 """What hatchling needs on top of itself for ``pip install -e .``."""
 
@@ -70,12 +73,14 @@ def compile_lock(wanted: list[str], constraints: list[Path], output: Path) -> st
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "requirements.in")
         source.write_text("\n".join(wanted) + "\n")
+        torch = Path(scratch, "torch.txt")
+        torch.write_text(f"torch=={importlib.metadata.version('torch').partition('+')[0]}\n")
         target = Path(scratch, "requirements.txt")
         if output.exists() and not os.environ.get("UPGRADE"):
             target.write_text(output.read_text())
         command = [sys.executable, "-m", "piptools", "compile", "--quiet", "--generate-hashes", "--strip-extras"]
         command += ["--allow-unsafe", "--no-header", "--no-annotate", "--no-emit-options"]
-        for path in constraints:
+        for path in (torch, *constraints):
             command += ["--constraint", str(path)]
         command += ["--output-file", str(target), str(source)]
         status = subprocess.run(command, check=False).returncode
@@ -85,8 +90,10 @@ def compile_lock(wanted: list[str], constraints: list[Path], output: Path) -> st
 
 
 def body(compiled: str) -> str:
-    """The pins and hashes alone: no comment, no option, so that no index address can slip in."""
-    lines = [line for line in compiled.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    """The pins and hashes alone, torch left out: no comment, no option, so that no index address can slip in."""
+    entries = re.split(r"^(?=\S)", compiled, flags=re.MULTILINE)
+    kept = "".join(entry for entry in entries if not entry.startswith(INSTALLED_APART))
+    lines = [line for line in kept.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     strange = [line for line in lines if not re.match(r"(    --hash=sha256:[0-9a-f]{64}|[a-z0-9][a-z0-9.-]*==)", line)]
     assert not strange, strange
     return "\n".join(lines) + "\n"

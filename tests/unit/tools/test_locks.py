@@ -15,16 +15,16 @@ def test_a_lock_pins_everything_but_torch_with_hashes(name: str) -> None:
     text = (lock.ROOT / "locks" / f"{name}.txt").read_text()
     lines = lock.body(text).splitlines()
     assert "://" not in text
-    assert not any(line.startswith("torch==") for line in lines)
+    assert not any(line.startswith(lock.INSTALLED_APART) for line in lines)
     entries = re.split(r"^(?=\S)", "\n".join(lines), flags=re.MULTILINE)[1:]
     assert len(entries) == len(lock.pins(text))
     assert all("--hash=sha256:" in entry for entry in entries)
 
 
-def test_the_test_lock_contains_the_serving_lock() -> None:
+def test_each_lock_contains_the_one_before_it() -> None:
     """Tests run with exactly the versions that serve."""
-    serve, test = ((lock.ROOT / "locks" / f"{name}.txt").read_text() for name in ("serve", "test"))
-    assert set(lock.pins(serve)) < set(lock.pins(test))
+    serve, test, test_all = (set(lock.pins((lock.ROOT / "locks" / f"{name}.txt").read_text())) for name in lock.LOCKS)
+    assert serve < test < test_all
 
 
 @pytest.mark.parametrize("name", list(lock.LOCKS))
