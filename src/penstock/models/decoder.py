@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from penstock.models.attention import Attend, AttentionSpec
 from penstock.models.config import ModelConfig
 from penstock.models.ops import REFERENCE, Ops
-from penstock.models.rope import inverse_frequencies, rotation
+from penstock.models.rope import inverse_frequencies
 
 
 class Linear(nn.Module):
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
 
         ``attend`` is called once per layer with the rotated queries and keys, and the values.
         """
-        cos, sin = rotation(positions, self._frequencies_on(positions.device))
+        cos, sin = self._ops.rotation(positions, self._frequencies_on(positions.device))
         x = self._ops.embed(token_ids, self.embedding)
         for layer in self.layers:
             x = layer(x, cos, sin, attend)
@@ -113,6 +113,14 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, vocab] float32 of hidden[R, hidden]."""
         return self._ops.head(hidden, self.embedding if self.head is None else self.head)
+
+    def log_probabilities(self, logits: Tensor, token_ids: Tensor) -> Tensor:
+        """Natural log-probabilities [R, K] float32 of token_ids[R, K] under logits[R, vocab].
+
+        What the engine reports and what a trainer computes are both this.
+        """
+        normaliser = self._ops.log_normaliser(logits)[:, None]
+        return logits.gather(1, token_ids) - normaliser
 
     def _frequencies_on(self, device: torch.device) -> Tensor:
         frequencies = self._frequencies.get(device)

@@ -13,12 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.models.rope import rotation
+
 Embed = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor, Tensor, float], Tensor]
 LinearOp = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Rotation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rope = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 GatedActivation = Callable[[Tensor], Tensor]
 Head = Callable[[Tensor, Tensor], Tensor]
+LogNormaliser = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,21 @@ class Ops:
     embed(token_ids[T], table[V, H]) -> [T, H]
     norm(x[..., N], weight[N], eps) -> [..., N]: RMSNorm over the last dimension
     linear(x[T, I], weight[O, I], bias[O] or None) -> [T, O]
-    rope(q[T, Hq, D], k[T, Hkv, D], cos[T, D], sin[T, D]) -> (q, k) rotated; cos and sin are models.rope.rotation's
+    rotation(positions[T], frequencies[D/2]) -> (cos, sin) [T, D] float32, as models.rope.rotation gives them
+    rope(q[T, Hq, D], k[T, Hkv, D], cos[T, D], sin[T, D]) -> (q, k) rotated
     gated_activation(gate_up[T, 2I]) -> [T, I]: silu(first half) * second half
     head(hidden[R, H], weight[V, H]) -> [R, V] float32
+    log_normaliser(logits[R, V]) -> [R] float32: log of the sum of the exponentials
     """
 
     embed: Embed
     norm: Norm
     linear: LinearOp
+    rotation: Rotation
     rope: Rope
     gated_activation: GatedActivation
     head: Head
+    log_normaliser: LogNormaliser
 
 
 def embed(token_ids: Tensor, table: Tensor) -> Tensor:
@@ -74,4 +82,17 @@ def head(hidden: Tensor, weight: Tensor) -> Tensor:
     return F.linear(hidden, weight).float()
 
 
-REFERENCE = Ops(embed=embed, norm=norm, linear=linear, rope=rope, gated_activation=gated_activation, head=head)
+def log_normaliser(logits: Tensor) -> Tensor:
+    return logits.logsumexp(dim=-1)
+
+
+REFERENCE = Ops(
+    embed=embed,
+    norm=norm,
+    linear=linear,
+    rotation=rotation,
+    rope=rope,
+    gated_activation=gated_activation,
+    head=head,
+    log_normaliser=log_normaliser,
+)

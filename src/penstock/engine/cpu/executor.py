@@ -78,7 +78,7 @@ class CpuExecutor:
                 token_ids[i] = token_id
                 num_top = plan.sequences[i].num_logprobs
                 if num_top is not None:
-                    scores[i] = score(logits[row : row + 1], [token_id], num_top)[0]
+                    scores[i] = self._score(logits[row : row + 1], [token_id], num_top)[0]
         return token_ids, scores
 
     def _score_prompts(self, plan: StepPlan, batch: StepBatch, hidden: Tensor) -> list[list[TokenScore]]:
@@ -90,5 +90,8 @@ class CpuExecutor:
                 end = min(begin + LOGITS_ROWS, num_rows)
                 logits = self._decoder.logits(hidden[offset + begin : offset + end])
                 token_ids = sequence.token_ids[start + begin + 1 : start + end + 1]
-                prompt_scores[i].extend(score(logits, token_ids, sequence.num_logprobs or 0))
+                prompt_scores[i].extend(self._score(logits, token_ids, sequence.num_logprobs or 0))
         return prompt_scores
+
+    def _score(self, logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenScore]:
+        return score(logits, token_ids, num_top, self._decoder.log_probabilities)

@@ -136,12 +136,16 @@ def test_memory_that_the_system_refuses_is_a_problem_with_its_size() -> None:
     assert raised.value.code == "insufficient_memory"
 
 
+def log_softmax(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    return logits.log_softmax(-1).gather(1, token_ids)
+
+
 def test_scores_are_log_probabilities_in_falling_order() -> None:
     """A score is the natural log-softmax of the raw logits, its alternatives the best first, as many as there are."""
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     expected = logits.log_softmax(-1)[0].tolist()
-    (one,) = score(logits, [0], 2)
+    (one,) = score(logits, [0], 2, log_softmax)
     assert one.logprob == pytest.approx(expected[0])
     assert [token_id for token_id, _ in one.top] == [1, 2]
     assert [logprob for _, logprob in one.top] == pytest.approx([expected[1], expected[2]])
-    assert len(score(logits, [0], 20)[0].top) == 3
+    assert len(score(logits, [0], 20, log_softmax)[0].top) == 3
