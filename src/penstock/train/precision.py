@@ -6,6 +6,8 @@ update too small for bfloat16 is not lost; nothing else of the model knows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -31,11 +33,4 @@ def _mixed(ops: Ops, dtype: torch.dtype) -> Ops:
     def head(hidden: Tensor, weight: Tensor) -> Tensor:
         return ops.head(hidden, weight.to(dtype))
 
-    return Ops(
-        embed=embed,
-        norm=norm,
-        linear=linear,
-        rope=ops.rope,
-        gated_activation=ops.gated_activation,
-        head=head,
-    )
+    return replace(ops, embed=embed, norm=norm, linear=linear, head=head)

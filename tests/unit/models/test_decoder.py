@@ -114,7 +114,17 @@ def test_every_op_goes_through_the_table(decoder: Decoder, entry: str) -> None:
     with torch.inference_mode():
         logits = model.logits(hidden_of(model, torch.arange(8), [8]))
         assert torch.equal(logits, decoder.logits(hidden_of(decoder, torch.arange(8), [8])))
-    expected = {"embed": 1, "norm": 3 * 4 + 1, "linear": 3 * 4, "rope": 3, "gated_activation": 3, "head": 1}
+        model.log_probabilities(logits, torch.arange(8)[:, None])
+    expected = {
+        "embed": 1,
+        "norm": 3 * 4 + 1,
+        "linear": 3 * 4,
+        "rotation": 1,
+        "rope": 3,
+        "gated_activation": 3,
+        "head": 1,
+        "log_normaliser": 1,
+    }
     assert len(calls) == expected[entry]
 
 
