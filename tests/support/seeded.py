@@ -117,7 +117,7 @@ def _prefer_printable(decoder: Decoder, head: Tensor) -> None:
 
 def _write_text_files(directory: Path) -> None:
     """Byte b is token b, and the three special tokens follow."""
-    vocabulary = {char: byte for byte, char in _byte_characters().items()}
+    vocabulary = {char: byte for byte, char in byte_characters().items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -141,7 +141,7 @@ def _write_text_files(directory: Path) -> None:
     )
 
 
-def _byte_characters() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """GPT-2's printable stand-in for each byte, as the ByteLevel pre-tokenizer writes it."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(_NUM_BYTES) if byte not in printable]

@@ -27,6 +27,7 @@ from penstock.engine.scheduler import Scheduler
 from penstock.engine.server.booted import Booted, Progress
 from penstock.policy.batch import BatchRules
 from penstock.ports import Emit
+from penstock.text.answer import AnswerFormat
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
@@ -96,6 +97,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         loop=Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit),
         executor=executor,
         tokenizer=tokenizer,
+        answers=AnswerFormat.of(tokenizer, reasoning=settings.reasoning_parser),
         dtype=config.dtype,
         vocab_size=config.vocab_size,
         context_tokens=min(context, capacity),

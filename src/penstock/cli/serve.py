@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli.sizes import parse_size
-from penstock.config.settings import DType
+from penstock.config.settings import DType, ReasoningParser
 from penstock.wire.errors import Problem
 
 
@@ -108,6 +108,13 @@ def serve(
         bool, _option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
     ] = True,
     threads: Annotated[int | None, _option("--threads", help="CPU threads of each replica.", **_count(1))] = None,
+    reasoning_parser: Annotated[
+        ReasoningParser,
+        _option(
+            "--reasoning-parser",
+            help="Marks of the model's thinking, which is answered as reasoning_content; auto finds them.",
+        ),
+    ] = "auto",
     insecure_no_auth: Annotated[
         bool,
         _option(
@@ -143,6 +150,7 @@ def serve(
         max_num_seqs=max_num_seqs,
         prefix_caching=prefix_caching,
         threads=threads,
+        reasoning_parser=reasoning_parser,
     )
     display = ServeDisplay()
     try:

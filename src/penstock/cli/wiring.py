@@ -216,6 +216,7 @@ def _engine_launch(member: Member, serve: ServeSettings, name: str, directory: P
         max_num_seqs=serve.max_num_seqs,
         prefix_caching=serve.prefix_caching,
         threads=serve.threads or _threads_each(serve.replicas),
+        reasoning_parser=serve.reasoning_parser,
     )
     line = msgspec.json.encode(settings)
     return Launch(argv=_command("engine"), settings=lambda _: line, socket=member.socket, route=LOAD)

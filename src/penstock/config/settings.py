@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 
 DType = Literal["auto", "bfloat16", "float32"]
+ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
+"""In which marks a model thinks; ``auto``: as its chat template and vocabulary show."""
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where a service listens when nothing else is said: ``ServeSettings.host`` and ``port``."""
@@ -34,6 +36,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 4096
     prefix_caching: bool = True
     threads: int | None = None
+    reasoning_parser: ReasoningParser = "auto"
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,3 +71,4 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 256
     prefix_caching: bool = True
     threads: int | None = None
+    reasoning_parser: ReasoningParser = "auto"

@@ -1,1 +1,1 @@
-"""Text in and out: tokenizer, chat template, incremental detokenizer, stop strings."""
+"""Text in and out: tokenizer, chat template, incremental detokenizer, stop strings, the parts of an answer."""

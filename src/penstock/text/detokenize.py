@@ -21,23 +21,27 @@ _MAX_HELD_TOKENS = 16
 
 
 class Detokenizer:
-    """One output stream.  Special tokens, and ids that the vocabulary lacks, have no text.
+    """One output stream.  Special tokens, but for those in ``shown``, and ids that the vocabulary lacks have no text.
 
     Pushes and the flush add up to ``decode(prompt + output)`` minus ``decode(prompt)``.
     A character that the prompt began and the output completes belongs to the output.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], shown: frozenset[int] = frozenset()) -> None:
         self._stream: _ByteStream | _WindowStream
         if tokenizer.decodes_by_bytes:
             self._stream = _ByteStream(tokenizer, prompt_ids)
         else:
             self._stream = _WindowStream(tokenizer, prompt_ids)
-        self._hidden = tokenizer.special_token_ids
+        self._special = tokenizer.special_token_ids
+        self._shown = {token_id: tokenizer.token_text(token_id) for token_id in shown}
 
     def push(self, token_id: int) -> str:
         """Take the next output id; answer the text it completes, which is often empty."""
-        return "" if token_id in self._hidden else self._stream.push(token_id)
+        if token_id not in self._special:
+            return self._stream.push(token_id)
+        # A token of its own completes whatever was unfinished, and no decoder changes how it is spelled.
+        return self._stream.flush() + self._shown[token_id] if token_id in self._shown else ""
 
     def flush(self) -> str:
         """The output ended: what was held back, an unfinished character as U+FFFD."""

@@ -100,6 +100,11 @@ class Tokenizer:
         table = self._bytes_by_id
         return table[token_id] if 0 <= token_id < len(table) else b""
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token that is spelled like this, if there is one."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
+
     def token_text(self, token_id: int) -> str:
         """One token for display: its bytes, with U+FFFD where they are no whole characters."""
         return self.token_bytes(token_id).decode("utf-8", "replace")

@@ -104,7 +104,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Tokens by kind.  ``output`` includes what an earlier attempt emitted; ``cached`` is part of ``prompt``."""
+    """Tokens by kind.  ``output`` includes what an earlier attempt emitted; ``cached`` is part of ``prompt``,
+    ``reasoning`` of ``output``: the tokens up to the one that closes the thinking.
+    """
 
     prompt: int
     cached: int = 0
@@ -125,24 +127,28 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delta"):
-    """New tokens and the text they complete.
+    """New tokens and the text they complete: the answer's own, and apart from it the model's ``reasoning``.
 
-    ``text`` is empty while a character or a possible stop string is incomplete.
+    Both are empty while a character, a possible stop string or a possible mark is incomplete.
     What has been sent as text is a function of the token ids sent so far and of nothing else: so resume has no seam.
     ``logprobs`` has one entry per token id when they were asked for.
     """
 
     token_ids: list[int]
     text: str = ""
+    reasoning: str = ""
     logprobs: list[TokenLogprob] | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
-    """Terminal.  ``text`` is what was still held back; ``stop`` is the stop string or token id that matched."""
+    """Terminal.  ``text`` and ``reasoning`` are what was still held back; ``stop`` is the stop string or token id that
+    matched.
+    """
 
     reason: FinishReason
     usage: Usage
     text: str = ""
+    reasoning: str = ""
     stop: str | int | None = None
 
 

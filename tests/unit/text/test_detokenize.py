@@ -124,3 +124,17 @@ def test_a_token_costs_the_same_at_ten_thousand(tokenizer_of: dict[str, Tokenize
         detokenizer.push(3 + i % 5)
         times.append(time.perf_counter() - start)
     assert statistics.median(times[10_000:]) < 5 * statistics.median(times[10:510])
+
+
+@pytest.mark.parametrize("family", ["byte_level", "llama2", "word_piece"])
+def test_marks_that_are_special_tokens_are_seen(tokenizer_of: dict[str, Tokenizer], family: str) -> None:
+    """A special token that is a mark has its text, in every kind of decoder; others stay hidden."""
+    tokenizer = tokenizer_of[family]
+    special = min(tokenizer.special_token_ids)
+    others = tokenizer.special_token_ids - {special}
+    detokenizer = Detokenizer(tokenizer, [], frozenset({special}))
+    plain = tokenizer.encode("the", add_special_tokens=False)
+
+    text = "".join(map(detokenizer.push, [*plain, special, *others, *plain])) + detokenizer.flush()
+
+    assert text.replace(" ", "") == f"the{tokenizer.token_text(special)}the".replace(" ", "")

@@ -41,6 +41,23 @@ def test_empty_deltas_are_silent_unless_scored() -> None:
     assert chunk["usage"] is None
 
 
+def test_reasoning_is_a_field_of_its_own() -> None:
+    """Streamed apart from the content; in a body it is left out where there is none."""
+    events = [Delta(token_ids=[1], reasoning="hm"), Delta(token_ids=[2], text="a", reasoning="!")]
+    end = Finished(reason="stop", usage=Usage(prompt=1, output=2, reasoning=1))
+    stream = ChatStream("id", "m", 1, 1, include_usage=True)
+    deltas = [chunk["choices"][0]["delta"] for chunk in frames(stream.push(0, [*events, end]))]
+    assert deltas == [{"reasoning_content": "hm"}, {"content": "a", "reasoning_content": "!"}, {}]
+    assert frames(stream.end())[0]["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
+
+    body = ChatBody("id", "m", 1, 2)
+    body.push(0, [*events, end])
+    body.push(1, [Delta(token_ids=[2], text="a"), end])
+    first, second = (choice["message"] for choice in json.loads(body.body())["choices"])
+    assert (first["reasoning_content"], first["content"]) == ("hm!", "a")
+    assert "reasoning_content" not in second
+
+
 def test_usage_counts_a_prompt_once() -> None:
     """Choices of one prompt share its tokens; other prompts add theirs."""
     body = CompletionBody("id", "m", 1, 4, 2)

@@ -78,7 +78,10 @@ def text_requests(**changes):
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
-        ({"reasoning_effort": "low"}, "unsupported_parameter", "reasoning_effort"),
+        ({"reasoning_effort": "some"}, "invalid_value", "reasoning_effort"),
+        ({"reasoning_effort": 5}, "invalid_type", "reasoning_effort"),
+        ({"thinking": {"type": "maybe"}}, "invalid_value", "thinking.type"),
+        ({"enable_thinking": "yes"}, "invalid_type", "enable_thinking"),
         ({"guided_json": {}}, "unsupported_parameter", "guided_json"),
         ({"model": None}, "invalid_type", "model"),
     ],
@@ -154,6 +157,44 @@ def test_messages_as_templates_take_them() -> None:
         {"role": "system", "content": "a\nb"},
         {"role": "assistant", "content": ""},
         {"role": "user", "content": "c", "name": "n"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs"),
+    [
+        ({}, {}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low", "enable_thinking": True, "thinking": True}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False, "thinking": False}),
+        ({"enable_thinking": False}, {"enable_thinking": False, "thinking": False}),
+        ({"thinking": {"type": "enabled"}}, {"enable_thinking": True, "thinking": True}),
+        ({"thinking": {"type": "adaptive"}}, {}),
+        (
+            {"reasoning_effort": "high", "enable_thinking": False, "thinking": {"type": "enabled"}},
+            {"reasoning_effort": "high", "enable_thinking": False, "thinking": False},
+        ),
+        (
+            {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False, "x": 1}},
+            {"reasoning_effort": "high", "enable_thinking": False, "x": 1},
+        ),
+    ],
+)
+def test_how_much_to_think_reaches_the_template(changes, kwargs) -> None:
+    """Every spelling of the switch becomes the variables that templates read, and the nearer word wins."""
+    assert chat_requests(**changes)[0].template_kwargs == kwargs
+
+
+def test_earlier_reasoning_reaches_the_template() -> None:
+    """An assistant's reasoning, by either name, is a member of its message; nobody else's is."""
+    messages = [
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+        {"role": "assistant", "content": "a", "reasoning": "so"},
+        {"role": "user", "content": "b", "reasoning_content": "x"},
+    ]
+    assert chat_requests(messages=messages)[0].messages == [
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+        {"role": "assistant", "content": "a", "reasoning_content": "so"},
+        {"role": "user", "content": "b"},
     ]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from penstock.engine.loop import Loop
 from penstock.engine.sequence import Executor
+from penstock.text.answer import AnswerFormat
 from penstock.text.tokenizer import Tokenizer
 
 Progress = Callable[[float, str], None]
@@ -23,6 +24,7 @@ class Booted:
     loop: Loop
     executor: Executor
     tokenizer: Tokenizer
+    answers: AnswerFormat
     dtype: str
     vocab_size: int
     context_tokens: int

@@ -18,6 +18,7 @@ from penstock.engine.sequence import Sequence
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.stream import TextStream
+from penstock.text.answer import AnswerParser
 from penstock.wire.engine import (
     Detokenized,
     DetokenizeRequest,
@@ -66,9 +67,9 @@ class Service:
         if len(self._runner.loop.scheduler.waiting) >= self._max_waiting:
             message = f"{self._max_waiting} requests are waiting already."
             raise Problem("overloaded", message, retry_after_s=max(1.0, 100 * self._runner.step_time_s))
-        prompt_ids = await self._beside(self._prompt_ids, request)
+        prompt_ids, answer = await self._beside(self._prompt, request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
-        stream = TextStream(request, prompt_ids, self._booted.tokenizer)
+        stream = TextStream(request, prompt_ids, self._booted.tokenizer, answer)
         opened = Opened(stream, f"{request.id}#{next(self._attempts)}")
         sequence = self._sequence(request, opened, prompt_ids, max_tokens)
         stream.accept()
@@ -110,7 +111,8 @@ class Service:
         if request.text is not None:
             token_ids = tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
         else:
-            token_ids = self._render(request.messages or [], request.add_generation_prompt, False, request)
+            text = self._render(request.messages or [], request.add_generation_prompt, False, request)
+            token_ids = tokenizer.encode(text, add_special_tokens=False)
         texts = [tokenizer.token_text(token_id) for token_id in token_ids]
         return Tokenized(token_ids=token_ids, token_texts=texts, context_tokens=self._booted.context_tokens)
 
@@ -137,20 +139,24 @@ class Service:
             kv_bytes=self._booted.kv_bytes,
         )
 
-    def _prompt_ids(self, request: GenerateRequest) -> list[int]:
+    def _prompt(self, request: GenerateRequest) -> tuple[list[int], AnswerParser]:
+        """The prompt's ids, and what is to read the answer: only a chat's answer has parts."""
+        tokenizer, answer = self._booted.tokenizer, AnswerParser()
         if request.messages is not None:
-            prompt_ids = self._render(
-                request.messages, request.add_generation_prompt, request.continue_final_message, request
-            )
+            go_on = request.continue_final_message
+            text = self._render(request.messages, request.add_generation_prompt, go_on, request)
+            prompt_ids = tokenizer.encode(text, add_special_tokens=False)
+            continued = str(request.messages[-1]["content"]) if go_on else None
+            answer = self._booted.answers.parser(tokenizer, text, continued)
         elif request.text is not None:
-            prompt_ids = self._booted.tokenizer.encode(request.text)
+            prompt_ids = tokenizer.encode(request.text)
         else:
             prompt_ids = list(request.token_ids or [])
             self._check_ids(prompt_ids, "prompt")
         self._check_ids(request.emitted_token_ids, "emitted_token_ids")
         if not prompt_ids:
             raise Problem("invalid_value", "The prompt has no tokens; give at least one.", param="prompt")
-        return prompt_ids
+        return prompt_ids, answer
 
     def _render(
         self,
@@ -158,7 +164,7 @@ class Service:
         add_prompt: bool,
         go_on: bool,
         request: GenerateRequest | TokenizeRequest,
-    ) -> list[int]:
+    ) -> str:
         template = self._booted.tokenizer.chat_template
         if template is None:
             message = f"{self._model} has no chat template; use /v1/completions, or add chat_template.jinja beside it."
@@ -167,13 +173,12 @@ class Service:
         if reserved:
             names = ", ".join(sorted(reserved))
             raise Problem("invalid_value", f"{names}: not for template arguments to set.", param="chat_template_kwargs")
-        text = template.render(
+        return template.render(
             messages,
             add_generation_prompt=add_prompt and not go_on,
             continue_final_message=go_on,
             **request.template_kwargs,
         )
-        return self._booted.tokenizer.encode(text, add_special_tokens=False)
 
     def _check_ids(self, token_ids: list[int], param: str) -> None:
         vocab_size = self._booted.vocab_size

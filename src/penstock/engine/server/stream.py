@@ -1,6 +1,7 @@
 """From tokens to the protocol's events, for one request.
 
 In: tokens as the loop commits them; out: Accepted, Deltas, and one Finished or Failed, for whoever reads the stream.
+Tokens become text, the text ends at a stop string, and what is left of it becomes the parts of an answer.
 What has been sent as text depends on the token ids alone, so replaying emitted ids restores the state exactly.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from penstock.engine.sequence import TokenScore
+from penstock.text.answer import AnswerParser, Parts
 from penstock.text.detokenize import Detokenizer
 from penstock.text.stop import StopMatcher
 from penstock.text.tokenizer import Tokenizer
@@ -34,19 +36,23 @@ class TextStream:
     Held events are bounded by ``max_tokens``; those of one step are drained together.
     """
 
-    def __init__(self, request: GenerateRequest, prompt_ids: list[int], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: GenerateRequest, prompt_ids: list[int], tokenizer: Tokenizer, answer: AnswerParser | None = None
+    ) -> None:
         self._request = request
         self._prompt_ids = prompt_ids
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._answer = answer or AnswerParser()
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, self._answer.shown)
         self._stops = StopMatcher(request.stop)
         self._stopped_by: str | None = None
         self._num_output = 0
+        self._num_reasoning = 0
         self._prompt_scores: list[TokenScore] = []
         self._events: list[Event] = []
         self._wake = asyncio.Event()
         for token_id in request.emitted_token_ids:
-            self._text_of(token_id)
+            self._parts_of(token_id)
 
     @property
     def stopped_by(self) -> str | None:
@@ -71,9 +77,9 @@ class TextStream:
             self._announce()
 
     def push(self, token_id: int, score: TokenScore | None) -> bool:
-        text = self._text_of(token_id)
+        parts = self._parts_of(token_id)
         logprobs = [self._logprob(score)] if score is not None else None
-        self._put(Delta(token_ids=[token_id], text=text, logprobs=logprobs))
+        self._put(Delta(token_ids=[token_id], text=parts.text, reasoning=parts.reasoning, logprobs=logprobs))
         return self._stopped_by is not None
 
     def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
@@ -86,9 +92,23 @@ class TextStream:
             reason = "stop"
         if stop_token_id is not None:
             self._num_output += 1
-        usage = Usage(prompt=len(self._prompt_ids), cached=num_cached_tokens, output=self._num_output)
+        usage = Usage(
+            prompt=len(self._prompt_ids),
+            cached=num_cached_tokens,
+            output=self._num_output,
+            reasoning=self._num_reasoning,
+        )
         stop = self._stopped_by if self._stopped_by is not None else stop_token_id
-        self._put(Finished(reason=reason, usage=usage, text=held, stop=stop))
+        before, last = self._answer.push(held), self._answer.flush()
+        self._put(
+            Finished(
+                reason=reason,
+                usage=usage,
+                text=before.text + last.text,
+                reasoning=before.reasoning + last.reasoning,
+                stop=stop,
+            )
+        )
 
     def fail(self, problem: Problem) -> None:
         self._put(failed(problem))
@@ -101,14 +121,18 @@ class TextStream:
         self._events.append(event)
         self._wake.set()
 
-    def _text_of(self, token_id: int) -> str:
+    def _parts_of(self, token_id: int) -> Parts:
         self._num_output += 1
         text = self._detokenizer.push(token_id)
-        if self._num_output <= self._request.min_tokens:
-            # A stop string counts only behind min_tokens, so text before that is not looked at.
-            return text
-        text, self._stopped_by = self._stops.push(text)
-        return text
+        # A stop string counts only behind min_tokens, so text before that is not looked at.
+        if self._num_output > self._request.min_tokens:
+            text, self._stopped_by = self._stops.push(text)
+        may_think = self._answer.may_think
+        parts = self._answer.push(text)
+        if may_think and self._answer.has_thought:
+            # Thinking comes first, so all tokens so far are of it.
+            self._num_reasoning = self._num_output
+        return parts
 
     def _announce(self) -> None:
         echo = self._request.echo

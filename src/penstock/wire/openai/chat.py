@@ -6,7 +6,7 @@ Renders no template: messages go to the engine as they came, their text parts jo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,10 +27,12 @@ _UNSUPPORTED = (
     "modalities",
     "prediction",
     "web_search_options",
-    "reasoning_effort",
     "verbosity",
     "store",
 )
+
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -45,10 +47,18 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: Absent = UNSET
     function_call: Absent = UNSET
     audio: Absent = UNSET
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Thinking(msgspec.Struct, frozen=True):
+    """The switch as DeepSeek's and GLM's APIs spell it."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
 
 
 class ChatRequest(fields.Shared, kw_only=True, frozen=True):
-    """``max_completion_tokens`` wins over ``max_tokens``.  The last three are others' extensions."""
+    """``max_completion_tokens`` wins over ``max_tokens``.  From ``enable_thinking`` on: others' extensions."""
 
     messages: list[Message]
     max_completion_tokens: int | None = None
@@ -62,9 +72,11 @@ class ChatRequest(fields.Shared, kw_only=True, frozen=True):
     modalities: Absent = UNSET
     prediction: Absent = UNSET
     web_search_options: Absent = UNSET
-    reasoning_effort: Absent = UNSET
     verbosity: Absent = UNSET
     store: Absent = UNSET
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -115,6 +127,9 @@ def _engine_message(message: Message, where: str) -> dict[str, Any]:
     result: dict[str, Any] = {"role": role, "content": _text(message, where)}
     if message.name is not None:
         result["name"] = message.name
+    reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
+    if role == "assistant" and reasoning is not None:
+        result["reasoning_content"] = reasoning
     return result
 
 
@@ -142,6 +157,25 @@ def tokens_bound(request: ChatRequest) -> int | None:
     return request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
 
 
+def template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    """Variables of the template: how much to think, in the words templates know, and what the caller sets himself.
+
+    The nearer word wins: ``chat_template_kwargs``, ``enable_thinking``, ``thinking``, ``reasoning_effort``.
+    """
+    given, kwargs = request.chat_template_kwargs or {}, dict[str, Any]()
+    thinks = request.enable_thinking
+    if thinks is None and request.thinking is not None:
+        thinks = None if request.thinking.type == "adaptive" else request.thinking.type == "enabled"
+    if request.reasoning_effort is not None:
+        kwargs["reasoning_effort"] = request.reasoning_effort
+        thinks = request.reasoning_effort != "none" if thinks is None else thinks
+    # Qwen3, GLM and SmolLM3 read the first name, DeepSeek-V3.1 and Granite the second.
+    names = ("enable_thinking", "thinking")
+    if thinks is not None and not given.keys() & names:
+        kwargs |= dict.fromkeys(names, thinks)
+    return kwargs | given
+
+
 def engine_requests(request: ChatRequest, id: str, drawn_seed: int) -> list[GenerateRequest]:
     """One engine request per choice, ids ``{id}-{choice}``."""
     messages = engine_messages(request.messages)
@@ -152,7 +186,7 @@ def engine_requests(request: ChatRequest, id: str, drawn_seed: int) -> list[Gene
             id=f"{id}-{choice}",
             sampling=sampling,
             messages=messages,
-            template_kwargs=request.chat_template_kwargs or {},
+            template_kwargs=template_kwargs(request),
             add_generation_prompt=generates,
             continue_final_message=continues,
             max_tokens=tokens_bound(request),

@@ -39,6 +39,7 @@ class Logprobs(msgspec.Struct, frozen=True):
 class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -58,10 +59,13 @@ class Chunk(msgspec.Struct, frozen=True):
     usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
 
 
-class Message(msgspec.Struct, frozen=True):
-    role: str
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """``reasoning_content`` is left out for models that do not think aloud."""
+
+    role: str = "assistant"
     content: str
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -115,16 +119,22 @@ class ChatStream:
 
     def _frames(self, index: int, event: Event) -> bytes:
         if isinstance(event, Delta):
-            if not event.text and event.logprobs is None:
-                return b""
             logprobs = None if event.logprobs is None else _logprobs(event.logprobs)
-            return self._frame([ChunkChoice(index, ChunkDelta(content=event.text), logprobs)])
+            return self._parts(index, event, logprobs)
         if isinstance(event, Finished):
             self._usages[index] = event.usage
-            held = self._frame([ChunkChoice(index, ChunkDelta(content=event.text))]) if event.text else b""
-            return held + self._frame([ChunkChoice(index, ChunkDelta(), None, event.reason)])
+            return self._parts(index, event) + self._frame([ChunkChoice(index, ChunkDelta(), None, event.reason)])
         assert isinstance(event, Accepted), event
         return self._frame([ChunkChoice(index, ChunkDelta(role="assistant", content=""))])
+
+    def _parts(self, index: int, event: Delta | Finished, logprobs: Logprobs | None = None) -> bytes:
+        """One chunk for all that the event adds; none for nothing."""
+        if not (event.text or event.reasoning or logprobs):
+            return b""
+        # A chunk that only brings log-probabilities has an empty text, as others write it.
+        content = event.text if event.text or not event.reasoning else None
+        delta = ChunkDelta(content=content, reasoning_content=event.reasoning or None)
+        return self._frame([ChunkChoice(index, delta, logprobs)])
 
     def _frame(self, choices: list[ChunkChoice], usage: Usage | None = None) -> bytes:
         chunk = Chunk(
@@ -145,19 +155,20 @@ class ChatBody:
     def __init__(self, id: str, model: str, created: int, num_choices: int) -> None:
         self._id, self._model, self._created = id, model, created
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+        self._reasonings: list[list[str]] = [[] for _ in range(num_choices)]
         self._logprobs: list[list[TokenLogprob] | None] = [None] * num_choices
         self._finished: list[Finished | None] = [None] * num_choices
 
     def push(self, index: int, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, Delta):
+            if isinstance(event, Delta | Finished):
                 self._texts[index].append(event.text)
-                if event.logprobs is not None:
-                    entries = self._logprobs[index] = self._logprobs[index] or []
-                    entries.extend(event.logprobs)
-            elif isinstance(event, Finished):
-                self._texts[index].append(event.text)
+                self._reasonings[index].append(event.reasoning)
+            if isinstance(event, Finished):
                 self._finished[index] = event
+            elif isinstance(event, Delta) and event.logprobs is not None:
+                entries = self._logprobs[index] = self._logprobs[index] or []
+                entries.extend(event.logprobs)
 
     def body(self) -> bytes:
         """The whole answer; every choice must have finished."""
@@ -166,7 +177,7 @@ class ChatBody:
         choices = [
             Choice(
                 index,
-                Message("assistant", "".join(self._texts[index])),
+                self._message(index),
                 None if entries is None else _logprobs(entries),
                 finished[index].reason,
             )
@@ -174,3 +185,7 @@ class ChatBody:
         ]
         usage = total([event.usage for event in finished], len(finished))
         return _encode(Completion(self._id, "chat.completion", self._created, self._model, None, choices, usage))
+
+    def _message(self, index: int) -> Message:
+        reasoning = "".join(self._reasonings[index])
+        return Message(content="".join(self._texts[index]), reasoning_content=reasoning or msgspec.UNSET)

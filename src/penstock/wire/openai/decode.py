@@ -26,7 +26,7 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """Decode one body.
 
     Raises ``Problem``: ``invalid_json`` (not JSON, not UTF-8, nested too deeply), ``invalid_type`` (a field's type),
-    ``invalid_value`` (a missing field, a number that no float holds).
+    ``invalid_value`` (a missing field, none of the values listed, a number that no float holds).
     """
     try:
         return decoder.decode(body)
@@ -52,6 +52,8 @@ def _of_validation(text: str) -> Problem:
     if missing:
         param = f"{path}.{missing['field']}" if path else missing["field"]
         return Problem("invalid_value", f"{param} is required and missing.", param=param)
+    if what.startswith("Invalid enum value"):
+        return Problem("invalid_value", f"{path}: {what[:1].lower()}{what[1:]}.", param=path)
     if what.startswith("Number out of range"):
         return Problem("invalid_value", f"{path} is a number out of range.", param=path)
     if not path:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cuts import texts_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seeded import write_seeded_checkpoint
 
 from penstock.engine.server.stream import TextStream
+from penstock.text.answer import AnswerFormat
+from penstock.text.reasoning import MARKS
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.engine import Accepted, Delta, Event, Finished, GenerateRequest, Sampling
 
@@ -122,3 +125,61 @@ def test_echo_announces_the_prompt(tokenizer: Tokenizer) -> None:
 
     (accepted,) = asyncio.run(stream.drain())
     assert accepted == Accepted(prompt_tokens=1, prompt_text="p", prompt_token_ids=[112])
+
+
+def thinking_stream(tokenizer: Tokenizer, prompt: str = "", **fields: Any) -> TextStream:
+    request = GenerateRequest(id="r", sampling=Sampling(seed=1), text="p", **fields)
+    answer = AnswerFormat(MARKS["think"]).parser(tokenizer, prompt)
+    return TextStream(request, [112], tokenizer, answer)
+
+
+def reasoning_of(events: list[Event]) -> str:
+    return "".join(event.reasoning for event in events if isinstance(event, Delta | Finished))
+
+
+def test_reasoning_is_apart_and_counted(tokenizer: Tokenizer) -> None:
+    """Thinking is its own field, and usage counts its tokens up to the mark that closes it."""
+    events = feed(thinking_stream(tokenizer), b"<think>\nhm\n</think>\n\nHi.")
+
+    assert (reasoning_of(events), text_of(events)) == ("hm", "Hi.")
+    assert end_of(events).usage.reasoning == len("<think>\nhm\n</think>")
+    assert end_of(events).usage.output == len("<think>\nhm\n</think>\n\nHi.")
+
+
+def test_without_thinking_nothing_counts_as_reasoning(tokenizer: Tokenizer) -> None:
+    """A model that may think and does not, or whose prompt has closed the thinking, has none."""
+    for prompt in ("", "<think>\n\n</think>\n\n"):
+        events = feed(thinking_stream(tokenizer, prompt), b"Hi.")
+        assert (reasoning_of(events), text_of(events), end_of(events).usage.reasoning) == ("", "Hi.", 0)
+
+
+def test_thinking_that_never_ends_is_all_there_is(tokenizer: Tokenizer) -> None:
+    """Cut by its length inside the thinking, an answer has no text."""
+    events = feed(thinking_stream(tokenizer, "<think>\n"), b"hm, hm")
+
+    assert (reasoning_of(events), text_of(events), end_of(events).usage.reasoning) == ("hm, hm", "", 6)
+
+
+def test_stop_strings_count_in_thinking_too(tokenizer: Tokenizer) -> None:
+    """A stop string ends the output wherever it appears, as it does at other servers."""
+    events = feed(thinking_stream(tokenizer, stop=["END"]), b"<think>a END b</think>c")
+
+    assert (reasoning_of(events), text_of(events), end_of(events).stop) == ("a ", "", "END")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts_of("<think>", "</think>", "ab", "\n"), st.sampled_from(["", "<think>\n"]), st.data())
+def test_a_resumed_answer_has_no_seam_in_its_parts(tokenizer: Tokenizer, text: str, prompt: str, data: Any) -> None:
+    """Cut anywhere, a fresh stream given the emitted ids sends the rest of each part, and counts the same."""
+    raw = text.encode()
+    cut = data.draw(st.integers(0, len(raw)))
+    whole = feed(thinking_stream(tokenizer, prompt, stop=["ab"]), raw)
+    before = thinking_stream(tokenizer, prompt, stop=["ab"])
+    if any(before.push(token_id, None) for token_id in raw[:cut]):
+        return
+    first = [] if cut == 0 else [event for event in asyncio.run(before.drain()) if isinstance(event, Delta)]
+    rest = feed(thinking_stream(tokenizer, prompt, stop=["ab"], emitted_token_ids=list(raw[:cut])), raw[cut:])
+
+    assert reasoning_of([*first]) + reasoning_of(rest) == reasoning_of(whole)
+    assert text_of([*first]) + text_of(rest) == text_of(whole)
+    assert end_of(rest).usage == end_of(whole).usage
