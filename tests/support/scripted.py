@@ -47,7 +47,7 @@ def write_scripted_checkpoint(
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(text, special=text not in added, normalized=False) for text in own])
     ids: dict[bytes | str, int] = {piece: _NUM_BYTES + i for i, piece in enumerate(pieces)}
-    ids.update((text, tokenizer.token_to_id(text)) for text in own)
+    ids.update((text, tokenizer.get_vocab()[text]) for text in own)
     chains = {ord(char): [*(ids[piece] for piece in script), ids[TURN_END]] for char, script in cut_up.items()}
     save_decoder(_decoder(tokenizer.get_vocab_size(), list(chains.items())), directory)
     tokenizer.save(str(directory / "tokenizer.json"))
