@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import surface
 from penstock.events.metrics import CATALOGUE
+from penstock.models.encoder_config import ENCODERS
 from penstock.models.registry import FAMILIES
 from penstock.wire.errors import ERRORS
 
@@ -26,6 +27,7 @@ LISTENERS = {
 ROUTES = {
     "/v1/chat/completions": "Chat completions as in OpenAI's API, streamed or not.",
     "/v1/completions": "Completions as in OpenAI's API: text, token ids, or lists of either.",
+    "/v1/embeddings": "Embeddings as in OpenAI's API: of text, token ids, or lists of either.",
     "/v1/models": "The served models.",
     "/v1/models/": "One served model, `/v1/models/{id}`.",
     "/v1/models/{id}": "One served model.",
@@ -39,6 +41,7 @@ ROUTES = {
     "/gateway/load": "Control socket: the version routed by, and the requests in flight.",
     "/gateway/metrics": "Control socket: the gateway's samples.",
     "/engine/generate": "One sequence, as a stream of JSON lines.",
+    "/engine/embed": "Vectors of all inputs of a request, as one JSON body.",
     "/engine/abort": "Ends a sequence by its id.",
     "/engine/load": "Phase, progress, queues and KV use; answers from the first moment on.",
     "/engine/drain": "Takes nothing new, finishes what runs.",
@@ -120,7 +123,13 @@ def models() -> str:
         "A checkpoint is a directory in Hugging Face layout: `config.json`, safetensors, `tokenizer.json`.\n"
         "Its `architectures` in `config.json` must name one of these."
     )
-    return page(["# Models", NOTE, words, table(("architecture", "model_type"), rows)])
+    encoders = (
+        "Encoders embed texts and generate none; docs/howto/embeddings.md tells how they are served.\n"
+        "Every decoder above embeds texts, too."
+    )
+    encoder_rows = [(f"`{architecture}`", f"`{model_type}`") for architecture, model_type in ENCODERS.items()]
+    head = ("architecture", "model_type")
+    return page(["# Models", NOTE, words, table(head, rows), "## Encoders", encoders, table(head, encoder_rows)])
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -6,10 +6,10 @@ so that an engine process answers on its socket while it loads.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from penstock.cli.boot_encoder import boot_encoder
+from penstock.cli.fit import check_weights_fit, context_tokens
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import (
     KV_SHARE_OF_FREE,
@@ -17,22 +17,17 @@ from penstock.cost.memory import (
     KvNeeds,
     kv_blocks,
     kv_bytes_per_token,
-    megabytes,
-    weights_bytes,
     workspace_bytes,
 )
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.sequence import Pooling
 from penstock.engine.server.booted import Booted, Progress
 from penstock.policy.batch import BatchRules
 from penstock.ports import Emit
 from penstock.text.answer import AnswerFormat
 from penstock.text.tokenizer import Tokenizer
-from penstock.wire.errors import Problem
-
-if TYPE_CHECKING:
-    from penstock.models.config import ModelConfig
 
 
 def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event: None) -> Booted:
@@ -46,18 +41,24 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     from penstock.engine.cpu.executor import CpuExecutor
     from penstock.engine.cpu.memory import free_memory_bytes
     from penstock.engine.cpu.threads import use_threads
+    from penstock.models.config import ModelConfig
+    from penstock.models.encoder_config import is_encoder
     from penstock.models.load import load_decoder
+    from penstock.models.sentence import SentenceConfig
 
     keep_freed_memory()
     use_threads(settings.threads)
     directory = Path(settings.model_dir)
     tokenizer = Tokenizer.load(directory)
+    if is_encoder(directory):
+        return boot_encoder(settings, tokenizer, progress, emit)
     tokenizer.token_bytes(0)  # builds the table that the first stream would otherwise wait for
     defaults = SamplingDefaults.from_directory(directory)
-    _check_weights_fit(directory, settings, free_memory_bytes())
+    sentence = SentenceConfig.from_directory(directory, default_rows="last")
+    check_weights_fit(directory, settings, ModelConfig.from_directory(directory).dtype, free_memory_bytes())
     decoder = load_decoder(directory, settings.dtype, progress).requires_grad_(False)
     config = decoder.config
-    context = _context_tokens(settings, config)
+    context = context_tokens(settings, config.max_position, config.max_position)
     dtype_bytes = config.torch_dtype.itemsize
     needs = KvNeeds(
         block_tokens=settings.block_tokens,
@@ -104,29 +105,6 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         context_limit="the model's context" if context <= capacity else "all KV memory",
         weights_bytes=sum(parameter.nbytes for parameter in decoder.parameters()),
         kv_bytes=num_blocks * needs.block_bytes,
+        pooling=Pooling(sentence.rows, sentence.normalize),
+        embedding_size=config.hidden_size,
     )
-
-
-def _check_weights_fit(directory: Path, settings: EngineSettings, free_bytes: int) -> None:
-    """Linux grants memory it does not have and kills whoever uses it; a sentence beforehand is kinder."""
-    from penstock.models.checkpoint import read_headers
-    from penstock.models.config import ModelConfig
-
-    config = ModelConfig.from_directory(directory)
-    wide = settings.dtype == "float32" or (settings.dtype == "auto" and config.dtype == "float32")
-    num_parameters = sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
-    needed = weights_bytes(num_parameters, 4 if wide else 2)
-    if needed > free_bytes:
-        message = f"The weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free."
-        raise Problem("insufficient_memory", message)
-
-
-def _context_tokens(settings: EngineSettings, config: ModelConfig) -> int:
-    if settings.max_model_len is None:
-        return config.max_position
-    if settings.max_model_len > config.max_position:
-        message = (
-            f"--max-model-len {settings.max_model_len} exceeds the model's context of {config.max_position} tokens"
-        )
-        raise Problem("invalid_setting", message, param="max_model_len")
-    return settings.max_model_len

@@ -17,7 +17,6 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int) -> None:
-        assert num_blocks > 0
         self.num_blocks = num_blocks
         self.num_idle = num_blocks
         """Blocks that can be leased: free and cached ones."""

@@ -71,7 +71,9 @@ class Loop:
                 if sequence.score_prompt:
                     self._hand_out_prompt_scores(sequence, plan.starts[i], result.prompt_scores[i])
                 token_id = result.token_ids[i]
-                if token_id is not None:
+                if sequence.pooling is not None:
+                    self._take_pooled(sequence, result.pooled[i])
+                elif token_id is not None:
                     self._take(sequence, token_id, result.scores[i])
         self._report(plan.num_decodes, plan.num_tokens - plan.num_decodes, result.seconds)
 
@@ -103,6 +105,16 @@ class Loop:
             self._finish(sequence, "stop")
         elif num_output >= sequence.max_tokens:
             self._finish(sequence, "length")
+
+    def _take_pooled(self, sequence: Sequence, pooled: bytes | None) -> None:
+        sequence.pooled = pooled
+        if sequence.num_remaining:
+            return
+        if pooled is None:
+            self._leave(sequence, "failed")
+            sequence.sink.fail(Problem("not_finite", "The model computed an embedding that is not finite."))
+        else:
+            self._finish(sequence, "stop")
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop_token_id: int | None = None) -> None:
         self._leave(sequence, reason)

@@ -44,7 +44,7 @@ class Scheduler:
         return len(blocks), num_idle
 
     def add(self, sequence: Sequence) -> None:
-        assert sequence.num_tokens <= self.max_sequence_tokens
+        assert self.rules.stateless or sequence.num_tokens <= self.max_sequence_tokens
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -67,7 +67,7 @@ class Scheduler:
         block_tokens = self.rules.block_tokens
         for sequence, count in zip(verdict.works, verdict.counts, strict=True):
             lacking = sequence.num_computed + count - len(sequence.block_ids) * block_tokens
-            if lacking > 0:
+            if lacking > 0 and not self.rules.stateless:
                 sequence.block_ids += self.pool.lease(-(-lacking // block_tokens))
         self._step += 1
         return StepPlan(
@@ -101,6 +101,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._release(sequence)
         sequence.num_computed = 0
+        sequence.pooled = None
         sequence.epoch += 1
         self.num_preempted += 1
         self.waiting.appendleft(sequence)
@@ -120,7 +121,7 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> tuple[list[int], int]:
         """Cached blocks from the start.  At least one token is left to compute: its logits are needed."""
-        if not self.prefix_caching or sequence.score_prompt:
+        if not self.prefix_caching or sequence.needs_every_row:
             return [], 0
         num_blocks = (sequence.num_tokens - 1) // self.rules.block_tokens
         self._extend_keys(sequence, num_blocks)

@@ -6,9 +6,10 @@ The executor only reads these; every write is the scheduler's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from penstock.wire.engine import FinishReason, Sampling
 from penstock.wire.errors import Problem
@@ -39,6 +40,19 @@ class TokenSink(Protocol):
         """Terminal: the engine could not compute this sequence."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How the hidden states of a prompt become one vector: an embedding.
+
+    ``rows``: the first token's (``cls``), the last one's, or the mean of all.
+    ``num_dimensions`` keeps so many of the first numbers; then ``normalize`` divides by the Euclidean length.
+    """
+
+    rows: Literal["cls", "last", "mean"]
+    normalize: bool = True
+    num_dimensions: int | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request's state.
@@ -46,6 +60,8 @@ class Sequence:
     ``token_ids`` is prompt, then output (a resumed request starts with its emitted tokens in the output part).
     ``num_computed`` tokens have their keys and values in ``block_ids``.
     ``epoch`` counts preemptions: a step result that carries an older epoch is dropped.
+    With ``pooling`` there is no output: the sequence finishes with its prompt, and ``pooled`` is its vector in
+    little-endian float32.  Before that ``pooled`` is what the executor goes on from; it restarts with the prompt.
     """
 
     id: str
@@ -60,6 +76,8 @@ class Sequence:
     num_logprobs: int | None = None
     score_prompt: bool = False
     num_prompt_scored: int = 0
+    pooling: Pooling | None = None
+    pooled: bytes | None = None
     num_computed: int = 0
     num_cached: int = 0
     epoch: int = 0
@@ -79,13 +97,18 @@ class Sequence:
         """Tokens whose keys and values are not computed yet: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed
 
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether the hidden states of all its tokens are looked at, so that no prefix may come from the cache."""
+        return self.score_prompt or (self.pooling is not None and self.pooling.rows != "last")
+
 
 @dataclass(slots=True)
 class StepPlan:
     """What one step computes: for sequence ``i``, tokens ``starts[i] .. starts[i] + counts[i] - 1``.
 
     Decodes (count 1, reaching the sequence's end) come first; ``num_decodes`` says how many.
-    A token is sampled for sequence ``i`` exactly when ``starts[i] + counts[i] == sequences[i].num_tokens``.
+    ``reaches_end(i)`` tells whether a token is sampled for sequence ``i``, or its vector due, in this step.
     """
 
     step: int
@@ -99,6 +122,9 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(self.counts)
 
+    def reaches_end(self, i: int) -> bool:
+        return self.starts[i] + self.counts[i] == self.sequences[i].num_tokens
+
 
 @dataclass(slots=True)
 class StepResult:
@@ -106,6 +132,8 @@ class StepResult:
 
     ``prompt_scores[i]`` covers the prompt tokens predicted by this step's rows: positions
     ``starts[i] + 1 .. min(starts[i] + counts[i], num_prompt_tokens - 1)``; empty unless ``score_prompt``.
+    ``pooled[i]`` is what sequence ``i``'s ``pooled`` becomes, for those that have a pooling; ``None`` at its end says
+    that the model computed numbers that are not finite.
     """
 
     step: int
@@ -113,6 +141,7 @@ class StepResult:
     scores: Items[TokenScore | None]
     prompt_scores: Items[list[TokenScore]]
     seconds: float = 0.0
+    pooled: Mapping[int, bytes | None] = field(default_factory=dict)
 
 
 class Executor(Protocol):

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from penstock.events.list import Outcome, RequestEnded
-from penstock.wire.engine import Accepted, Delta, Event, Finished
+from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
 from penstock.wire.errors import Problem
 
 _CLIENT_GONE_STATUS = 499
@@ -54,6 +54,12 @@ class Call:
                 self.num_tokens[index] = event.usage.output
                 self.num_prompt_tokens[index] = event.usage.prompt
                 self.num_cached_tokens[index] = event.usage.cached
+
+    def note_embedded(self, embedded: Embedded) -> None:
+        """Count what an embedding took; it has no output."""
+        self.accepted = True
+        self.num_prompt_tokens[0] = embedded.prompt_tokens
+        self.num_cached_tokens[0] = embedded.cached_tokens
 
     def ended(self, error: BaseException | None, now: float) -> RequestEnded:
         """The terminal event; ``error`` is what ended the call early."""

@@ -74,11 +74,14 @@ class Forwarder:
                 lease.end()
             await self._pause(progress)
 
-    async def call(self, model: str, send: Callable[[str], Awaitable[T]]) -> T:
-        """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost."""
+    async def call(self, model: str, send: Callable[[str], Awaitable[T]], prompt_tokens: int = 0) -> T:
+        """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost.
+
+        ``prompt_tokens`` is an estimate, for routing.
+        """
         progress = Progress()
         while True:
-            lease = await self._lease(model, 0, progress)
+            lease = await self._lease(model, prompt_tokens, progress)
             try:
                 return await send(lease.state.replica.socket)
             except Problem as problem:

@@ -21,7 +21,7 @@ from penstock.gateway.replicas import ModelState, Replicas
 from penstock.gateway.upstream import Upstream
 from penstock.policy.retry import RetryRules
 from penstock.ports import Clock, Emit
-from penstock.wire.engine import Event, GenerateRequest
+from penstock.wire.engine import Embedded, EmbedRequest, Event, GenerateRequest
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
@@ -87,6 +87,14 @@ class Gateway:
     async def exchange(self, call: Call, send: Callable[[str], Awaitable[T]]) -> T:
         """One question and one answer; ``send`` is given a replica's socket."""
         return await self._forwarder.call(call.model, send)
+
+    async def embed(self, call: Call, request: EmbedRequest, body_bytes: int) -> Embedded:
+        """The vectors of all inputs, metered."""
+        embedded = await self._forwarder.call(
+            call.model, lambda socket: self.upstream.embed(socket, request), body_bytes // _BYTES_PER_TOKEN
+        )
+        call.note_embedded(embedded)
+        return embedded
 
     def _admit(self) -> None:
         if self.draining:

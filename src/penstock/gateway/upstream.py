@@ -17,6 +17,9 @@ class Upstream(Protocol):
     def generate(self, socket: str, request: engine.GenerateRequest) -> AsyncGenerator[list[engine.Event], None]:
         """Events that arrived together, up to and including the terminal one.  Closing it aborts the request."""
 
+    async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
+        """All vectors at once.  Being cancelled closes the connection, which aborts the request."""
+
     async def load(self, socket: str) -> engine.Load: ...
 
     async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized: ...

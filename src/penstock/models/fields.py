@@ -83,16 +83,28 @@ class Fields:
 
 def read_object(file: Path) -> Fields:
     """The JSON object in ``file``; raises ``checkpoint_invalid`` when there is none."""
+    data = _read(file)
+    if not isinstance(data, dict):
+        raise Problem("checkpoint_invalid", f"{file} must hold a JSON object, but holds a {type(data).__name__}.")
+    return Fields(file, data)
+
+
+def read_list(file: Path) -> list[Fields]:
+    """The JSON objects of the list in ``file``; raises ``checkpoint_invalid`` when there is none."""
+    data = _read(file)
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise Problem("checkpoint_invalid", f"{file} must hold a JSON list of objects.")
+    return [Fields(file, entry, f"[{index}].") for index, entry in enumerate(data)]
+
+
+def _read(file: Path) -> Any:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without end
             raise Problem("checkpoint_invalid", f"{file} is not a file.")
-        data = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
         raise Problem("checkpoint_invalid", f"{file} is missing.") from None
     except OSError as error:
         raise Problem("checkpoint_invalid", f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise Problem("checkpoint_invalid", f"{file} is not valid JSON: {error}.") from None
-    if not isinstance(data, dict):
-        raise Problem("checkpoint_invalid", f"{file} must hold a JSON object, but holds a {type(data).__name__}.")
-    return Fields(file, data)

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
-Held = Literal["", "budget", "blocks", "sequences", "preempting"]
+Held = Literal["", "budget", "blocks", "sequences", "preempting", "whole"]
 
 
 class Work(Protocol):
@@ -48,11 +48,16 @@ class BatchView(Protocol[V]):
 
 @dataclass(frozen=True, slots=True)
 class BatchRules:
-    """Limits of one step.  ``max_step_tokens`` bounds how long a prompt's chunk may hold up the running streams."""
+    """Limits of one step.  ``max_step_tokens`` bounds how long a prompt's chunk may hold up the running streams.
+
+    ``stateless``: the model keeps nothing from one step to the next (an encoder, where every token sees the later
+    ones too), so that a prompt is computed whole and needs no blocks.
+    """
 
     max_step_tokens: int
     max_num_seqs: int
     block_tokens: int
+    stateless: bool = False
 
 
 @dataclass(slots=True)
@@ -75,6 +80,9 @@ def batch(view: BatchView[W], rules: BatchRules) -> BatchVerdict[W]:
     A sequence that gets no blocks and has nobody behind it stalls for the step.
     """
     verdict: BatchVerdict[W] = BatchVerdict()
+    if rules.stateless:
+        _admit_whole(view, rules, verdict)
+        return verdict
     idle, budget = _serve_running(view, rules, verdict)
     if verdict.preempted:
         verdict.held = "preempting"
@@ -141,3 +149,20 @@ def _admit(view: BatchView[W], rules: BatchRules, verdict: BatchVerdict[W], idle
         verdict.num_admitted += 1
         verdict.works.append(work)
         verdict.counts.append(count)
+
+
+def _admit_whole(view: BatchView[W], rules: BatchRules, verdict: BatchVerdict[W]) -> None:
+    """Prompts in order, for as long as the next one fits whole; the first has a step of its own if need be."""
+    assert not view.running, "a stateless sequence ends with its only step"
+    budget = rules.max_step_tokens
+    for work in view.waiting:
+        if verdict.num_admitted >= rules.max_num_seqs:
+            verdict.held = "sequences"
+            return
+        if verdict.works and work.num_tokens > budget:
+            verdict.held = "whole"
+            return
+        budget -= work.num_tokens
+        verdict.num_admitted += 1
+        verdict.works.append(work)
+        verdict.counts.append(work.num_tokens)

@@ -41,6 +41,7 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 
 
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
+_decode_embedded = msgspec.json.Decoder(engine.Embedded).decode
 _decode_tokenized = msgspec.json.Decoder(engine.Tokenized).decode
 _decode_detokenized = msgspec.json.Decoder(engine.Detokenized).decode
 
@@ -98,6 +99,9 @@ class HttpUpstream:
         if status != 200:
             raise _problem_of(status, body)
         return self._decode(engine.decode_load, body)
+
+    async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
+        return self._decode(_decode_embedded, await self._call(socket, engine.EMBED, request))
 
     async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized:
         return self._decode(_decode_tokenized, await self._call(socket, engine.TOKENIZE, request))

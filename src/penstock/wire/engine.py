@@ -14,6 +14,7 @@ import msgspec
 from penstock.wire.errors import ERRORS, Problem
 
 GENERATE = "/engine/generate"
+EMBED = "/engine/embed"
 ABORT = "/engine/abort"
 LOAD = "/engine/load"
 DRAIN = "/engine/drain"
@@ -212,6 +213,31 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
     text: str
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Texts to embed, all of one request.  Exactly one of ``texts`` and ``token_ids`` is set, one item per input.
+
+    ``num_dimensions`` keeps so many of a vector's first numbers; ``cache_salt`` is as in :class:`GenerateRequest`.
+    Repeating a request repeats its vectors, so one that is lost is sent again.
+    """
+
+    id: str
+    texts: list[str] | None = None
+    token_ids: list[list[int]] | None = None
+    num_dimensions: int | None = None
+    cache_salt: str = ""
+
+
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One vector per input, in the order of the request: base64 of little-endian float32, as OpenAI's API has them.
+
+    ``prompt_tokens`` and ``cached_tokens`` are sums over the inputs.
+    """
+
+    vectors: list[str]
+    prompt_tokens: int
+    cached_tokens: int = 0
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,6 +59,12 @@ ERRORS: dict[str, ErrorSpec] = {
     "request_timeout": _later(408, Fault.CALLER, "The body did not arrive in time."),
     "engine_lost": _later(502, Fault.UPSTREAM, "The engine ended during the request and no other could continue it."),
     "engine_protocol": _later(502, Fault.UPSTREAM, "The engine answered something that is not the engine protocol."),
+    "not_finite": ErrorSpec(
+        status=500,
+        type="server_error",
+        fault=Fault.US,
+        hint="The weights may be damaged, or overflow in this dtype; try --dtype float32.",
+    ),
     "internal_error": _later(500, Fault.US, "A bug of Penstock; the log has the details."),
     # What a checkpoint or a machine can get wrong; these end `penstock serve` with the message.
     "source_not_found": _caller(404, "Give a directory in Hugging Face layout, hf://org/name or org/name."),

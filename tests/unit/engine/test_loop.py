@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from penstock.cost.time import StepTime
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
-from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
+from penstock.engine.sequence import Pooling, Sequence, StepPlan, StepResult, TokenScore
 from penstock.events.list import Event, SequenceEnded, StepDone
 from penstock.policy.batch import BatchRules
 from penstock.sim.clock import VirtualClock
@@ -155,3 +157,72 @@ def test_every_end_is_an_event() -> None:
 
     (ended,) = [event for event in events if isinstance(event, SequenceEnded)]
     assert (ended.reason, ended.prompt_tokens, ended.output_tokens) == ("length", 6, 3)
+
+
+def pooled_result(plan: StepPlan, vectors: dict[int, bytes | None]) -> StepResult:
+    empty: list[None] = [None] * len(plan.sequences)
+    return StepResult(plan.step, empty, empty, [[] for _ in empty], pooled=vectors)
+
+
+def test_a_pooled_sequence_ends_with_its_prompt_and_keeps_its_vector() -> None:
+    """The step that computes the last prompt token finishes it, without output; a later reader finds the vector."""
+    events: list[Event] = []
+    loop = loop_of(events=events)
+    pooled, recorder = sequence("a", max_tokens=0, pooling=Pooling("last"))
+    loop.submit(pooled)
+    plan = loop.plan()
+    assert plan is not None
+    loop.commit(plan, pooled_result(plan, {0: b"\0\0\x80?"}))
+
+    assert (recorder.reason, recorder.token_ids, pooled.pooled) == ("stop", [], b"\0\0\x80?")
+    assert [event.output_tokens for event in events if isinstance(event, SequenceEnded)] == [0]
+    assert loop.scheduler.pool.num_used == 0
+
+
+def test_a_vector_that_is_not_finite_fails_its_sequence_alone() -> None:
+    """Of two texts in a step, the one without a vector fails with the reason, the other finishes."""
+    loop = loop_of()
+    (sick, sick_recorder), (well, well_recorder) = (
+        sequence(name, max_tokens=0, pooling=Pooling("last")) for name in ("sick", "well")
+    )
+    loop.submit(sick)
+    loop.submit(well)
+    plan = loop.plan()
+    assert plan is not None
+    loop.commit(plan, pooled_result(plan, {0: None, 1: b"\0\0\x80?"}))
+
+    assert sick_recorder.reason == "not_finite"
+    assert well_recorder.reason == "stop"
+    assert len(loop) == 0
+
+
+@pytest.mark.parametrize(("rows", "reused"), [("last", 4), ("mean", 0), ("cls", 0)])
+def test_only_what_needs_the_last_row_alone_starts_from_a_cached_prefix(rows: str, reused: int) -> None:
+    """A mean or a first row needs hidden states that the prefix cache does not keep."""
+    loop = loop_of()
+    starts = []
+    for name in ("first", "again"):
+        pooled, _ = sequence(name, max_tokens=0, pooling=Pooling(rows))  # type: ignore[arg-type]  # parametrised over the literal's values
+        loop.submit(pooled)
+        plan = loop.plan()
+        assert plan is not None
+        starts += plan.starts
+        loop.commit(plan, pooled_result(plan, {0: b""}))
+    assert (starts, pooled.num_cached) == ([0, reused], reused)
+
+
+def test_a_preempted_mean_starts_again_from_nothing() -> None:
+    """What was summed before a preemption is forgotten with the blocks: it would be counted twice."""
+    loop = loop_of(num_blocks=4)
+    pooled, _ = sequence("pooled", num_prompt=12, max_tokens=0, pooling=Pooling("mean"))
+    loop.scheduler.rules = replace(loop.scheduler.rules, max_step_tokens=8)
+    loop.submit(pooled)
+    plan = loop.plan()
+    assert plan is not None and plan.counts == [8]
+    loop.commit(plan, pooled_result(plan, {0: b"half"}))
+    kept = [pooled.pooled]
+    loop.scheduler._preempt(pooled)
+
+    assert [*kept, pooled.pooled] == [b"half", None]
+    plan = loop.plan()
+    assert plan is not None and plan.starts == [0]

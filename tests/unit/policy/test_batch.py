@@ -88,3 +88,30 @@ def test_a_decode_without_a_block_stalls_rather_than_harming_those_before_it() -
 
     assert verdict.works == [first]
     assert verdict.preempted == []
+
+
+STATELESS = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4, stateless=True)
+
+
+def test_a_stateless_model_computes_prompts_whole() -> None:
+    """Prompts that fit together share a step; the next waits for one into which it fits whole, and that is said."""
+    short, medium, long = FakeWork(3), FakeWork(6), FakeWork(2)
+
+    verdict = batch(FakeView([], [short, medium, long], num_idle_blocks=0), STATELESS)
+
+    assert (verdict.works, verdict.counts) == ([short, medium], [3, 6])
+    assert (verdict.num_admitted, verdict.num_decodes, verdict.held) == (2, 0, "whole")
+
+
+def test_a_prompt_longer_than_a_step_has_one_of_its_own() -> None:
+    """What is never cut would otherwise never run."""
+    verdict = batch(FakeView([], [FakeWork(25), FakeWork(1)]), STATELESS)
+
+    assert (verdict.counts, verdict.held) == ([25], "whole")
+
+
+def test_a_stateless_step_holds_no_more_than_its_sequences() -> None:
+    """However short the prompts, a step has at most max_num_seqs of them."""
+    verdict = batch(FakeView([], [FakeWork(1) for _ in range(9)]), STATELESS)
+
+    assert (verdict.counts, verdict.held) == ([1, 1, 1, 1], "sequences")

@@ -111,7 +111,7 @@ def step_batch(plan: StepPlan, block_tokens: int, dtype: torch.dtype) -> StepBat
 
 def sampled_rows(plan: StepPlan, batch: StepBatch) -> tuple[list[int], list[int]]:
     """Indices of the sequences that sample in this step, and the row of each one's last token."""
-    due = [i for i, s in enumerate(plan.sequences) if plan.starts[i] + plan.counts[i] == s.num_tokens]
+    due = [i for i, s in enumerate(plan.sequences) if s.pooling is None and plan.reaches_end(i)]
     return due, [batch.offsets[i] + plan.counts[i] - 1 for i in due]
 
 

@@ -1,7 +1,7 @@
 """The executor on CPU: one step plan through the decoder, at reference speed, with torch ops only.
 
-In: a step plan; out: sampled tokens and the scores that were asked for.  Blocking; called from one thread at a time.
-Reads sequences and never writes them; owns the KV pages.
+In: a step plan; out: sampled tokens, and the scores and embeddings that were asked for.
+Blocking; called from one thread at a time.  Reads sequences and never writes them; owns the KV pages.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from penstock.engine.cpu.attention import PagedAttention
 from penstock.engine.cpu.batch import StepBatch, sampled_rows, scored_rows, step_batch
 from penstock.engine.cpu.defaults import SamplingDefaults
 from penstock.engine.cpu.pages import KvPages
+from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
 from penstock.engine.sequence import StepPlan, StepResult, TokenScore
@@ -56,11 +57,13 @@ class CpuExecutor:
             hidden = self._decoder(batch.token_ids, batch.positions, PagedAttention(self._pages, batch))
             token_ids, scores = self._sample(plan, batch, hidden)
             prompt_scores = self._score_prompts(plan, batch, hidden)
+            pooled = pool(plan, batch.offsets, hidden)
         return StepResult(
             step=plan.step,
             token_ids=token_ids,
             scores=scores,
             prompt_scores=prompt_scores,
+            pooled=pooled,
             seconds=time.perf_counter() - begin,
         )
 

@@ -37,6 +37,7 @@ class EngineApp:
         self._drain = drain
         self._routes: dict[tuple[str, str], Callable[[Scope, Receive, Send], Awaitable[None]]] = {
             ("POST", protocol.GENERATE): self._generate,
+            ("POST", protocol.EMBED): self._embed,
             ("POST", protocol.ABORT): self._abort,
             ("POST", protocol.DRAIN): self._start_drain,
             ("POST", protocol.TOKENIZE): self._tokenize,
@@ -82,6 +83,19 @@ class EngineApp:
             watching.cancel()
             service.close(request.id, opened)
 
+    async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.EmbedRequest)
+        working = asyncio.create_task(self._ready(new_work=True).embed(request))
+        leaving = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ClientGoneError
+            await send_json(send, working.result())
+        finally:
+            leaving.cancel()
+            working.cancel()
+
     async def _abort(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.AbortRequest)
         self._ready().abort(request.id)
@@ -123,6 +137,10 @@ async def _decoded(scope: Scope, receive: Receive, kind: type[T]) -> T:
 
 
 async def _close_when_gone(receive: Receive, service: Service, request_id: str, opened: Opened) -> None:
+    await _until_gone(receive)
+    service.close(request_id, opened)
+
+
+async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    service.close(request_id, opened)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.engine.loop import Loop
-from penstock.engine.sequence import Executor
+from penstock.engine.sequence import Executor, Pooling
 from penstock.text.answer import AnswerFormat
 from penstock.text.tokenizer import Tokenizer
 
@@ -19,7 +19,10 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """An engine ready to step.  ``context_limit`` says in words what ``context_tokens`` is limited by."""
+    """An engine ready to step.  ``context_limit`` says in words what ``context_tokens`` is limited by.
+
+    ``pooling`` is how this model embeds a text, in ``embedding_size`` numbers; not every one generates text, too.
+    """
 
     loop: Loop
     executor: Executor
@@ -31,3 +34,6 @@ class Booted:
     context_limit: str
     weights_bytes: int
     kv_bytes: int
+    pooling: Pooling
+    embedding_size: int
+    generates: bool = True

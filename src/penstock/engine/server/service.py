@@ -16,12 +16,15 @@ from typing import TypeVar
 from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Sequence
 from penstock.engine.server.booted import Booted
+from penstock.engine.server.embed import Embedding, input_ids, pooling_of
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.stream import TextStream
 from penstock.text.answer import AnswerParser
 from penstock.wire.engine import (
     Detokenized,
     DetokenizeRequest,
+    Embedded,
+    EmbedRequest,
     GenerateRequest,
     Load,
     Phase,
@@ -33,7 +36,7 @@ from penstock.wire.errors import Problem
 _LONG_TEXT_CHARS = 256 * 1024
 """From here on a tokenisation counts in tenths of a second and of a gigabyte."""
 
-R = TypeVar("R", GenerateRequest, TokenizeRequest)
+R = TypeVar("R", EmbedRequest, GenerateRequest, TokenizeRequest)
 T = TypeVar("T")
 
 
@@ -55,6 +58,7 @@ class Service:
         self._max_waiting = max_waiting
         self._attempts = itertools.count()
         self._open: defaultdict[str, set[str]] = defaultdict(set)
+        self._embeddings: dict[str, Embedding] = {}
         self._long_text = asyncio.Lock()
 
     @property
@@ -64,9 +68,10 @@ class Service:
 
     async def generate(self, request: GenerateRequest) -> Opened:
         """Queue a request.  Raises a ``Problem`` when it cannot be rendered, does not fit, or too many wait."""
-        if len(self._runner.loop.scheduler.waiting) >= self._max_waiting:
-            message = f"{self._max_waiting} requests are waiting already."
-            raise Problem("overloaded", message, retry_after_s=max(1.0, 100 * self._runner.step_time_s))
+        if not self._booted.generates:
+            message = f"{self._model} is an encoder: it answers /v1/embeddings and generates no text."
+            raise Problem("invalid_value", message, param="model")
+        self._refuse_overload()
         prompt_ids, answer = await self._beside(self._prompt, request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
         stream = TextStream(request, prompt_ids, self._booted.tokenizer, answer)
@@ -80,18 +85,31 @@ class Service:
             self._runner.submit(sequence)
         return opened
 
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """Embed every input of a request; being cancelled aborts what still runs.  Raises ``Problem`` as generate."""
+        self._refuse_overload()
+        pooling = pooling_of(request, self._booted)
+        inputs = await self._beside(lambda request: input_ids(request, self._booted), request)
+        embedding = Embedding(f"{request.id}#{next(self._attempts)}", inputs, pooling, request.cache_salt, self._runner)
+        self._open[request.id].add(embedding.id)
+        self._embeddings[embedding.id] = embedding
+        try:
+            return await embedding.run()
+        finally:
+            del self._embeddings[embedding.id]
+            self._forget(request.id, embedding.id)
+
     def close(self, request_id: str, opened: Opened) -> None:
         """The stream's reader is done or gone: whatever still runs is aborted."""
         self._runner.abort(opened.sequence_id)
-        attempts = self._open.get(request_id)
-        if attempts is not None:
-            attempts.discard(opened.sequence_id)
-            if not attempts:
-                del self._open[request_id]
+        self._forget(request_id, opened.sequence_id)
 
     def abort(self, request_id: str) -> None:
-        for sequence_id in self._open.get(request_id, set()):
-            self._runner.abort(sequence_id)
+        for attempt in list(self._open.get(request_id, ())):
+            if attempt in self._embeddings:
+                self._embeddings[attempt].abort()
+            else:
+                self._runner.abort(attempt)
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         return await self._beside(self._tokenized, request)
@@ -105,6 +123,18 @@ class Service:
             return await asyncio.to_thread(work, request)
         async with self._long_text:
             return await asyncio.to_thread(work, request)
+
+    def _refuse_overload(self) -> None:
+        if len(self._runner.loop.scheduler.waiting) >= self._max_waiting:
+            message = f"{self._max_waiting} requests are waiting already."
+            raise Problem("overloaded", message, retry_after_s=max(1.0, 100 * self._runner.step_time_s))
+
+    def _forget(self, request_id: str, attempt: str) -> None:
+        attempts = self._open.get(request_id)
+        if attempts is not None:
+            attempts.discard(attempt)
+            if not attempts:
+                del self._open[request_id]
 
     def _tokenized(self, request: TokenizeRequest) -> Tokenized:
         tokenizer = self._booted.tokenizer
@@ -228,8 +258,10 @@ class Service:
         return stream.stopped_by is not None or (bool(emitted) and len(emitted) >= max_tokens)
 
 
-def _num_chars(request: GenerateRequest | TokenizeRequest) -> int:
+def _num_chars(request: EmbedRequest | GenerateRequest | TokenizeRequest) -> int:
     """Length of the text that is to become tokens; of messages, what their contents have."""
+    if isinstance(request, EmbedRequest):
+        return sum(map(len, request.texts or ()))
     if request.messages is None:
         return len(request.text or "")
     return sum(len(content) for message in request.messages if isinstance(content := message.get("content"), str))

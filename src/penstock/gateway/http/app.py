@@ -21,6 +21,7 @@ from penstock.gateway.call import ClientGone
 from penstock.gateway.http import data
 from penstock.gateway.http.body import header, read_data_body, refuse_unread
 from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
+from penstock.gateway.http.embeddings import embeddings
 from penstock.gateway.pipeline import Gateway
 from penstock.gateway.replicas import ModelState
 from penstock.wire.errors import Problem
@@ -52,6 +53,7 @@ class App:
         routes = [
             Route("/v1/chat/completions", data=data.chat_completions),
             Route("/v1/completions", data=data.text_completions),
+            Route("/v1/embeddings", data=embeddings),
             Route("/tokenize", data=data.tokenize),
             Route("/detokenize", data=data.detokenize),
             Route("/v1/models", plain=self._models),

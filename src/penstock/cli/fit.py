@@ -1,0 +1,38 @@
+"""Whether a checkpoint fits into what the machine and the settings leave it.
+
+In: sizes from its headers and its config.json; out: nothing or a number, or a ``Problem`` with both sides of it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from penstock.config.settings import EngineSettings
+from penstock.cost.memory import megabytes, weights_bytes
+from penstock.wire.errors import Problem
+
+
+def check_weights_fit(directory: Path, settings: EngineSettings, own_dtype: str, free_bytes: int) -> None:
+    """Raise ``insufficient_memory`` where the weights do not fit; ``own_dtype`` is the checkpoint's, for ``auto``.
+
+    Linux grants memory it does not have and kills whoever uses it; a sentence beforehand is kinder.
+    """
+    from penstock.models.checkpoint import read_headers
+
+    wide = settings.dtype == "float32" or (settings.dtype == "auto" and own_dtype == "float32")
+    num_parameters = sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
+    needed = weights_bytes(num_parameters, 4 if wide else 2)
+    if needed > free_bytes:
+        message = f"The weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free."
+        raise Problem("insufficient_memory", message)
+
+
+def context_tokens(settings: EngineSettings, max_position: int, default: int) -> int:
+    """The context to serve: what the settings say, up to ``max_position``, else ``default``."""
+    if settings.max_model_len is None:
+        return default
+    if settings.max_model_len > max_position:
+        message = f"--max-model-len {settings.max_model_len} exceeds the model's context of {max_position} tokens"
+        raise Problem("invalid_setting", message, param="max_model_len")
+    return settings.max_model_len

@@ -1,0 +1,96 @@
+"""The encoder: BERT and its kin, from token ids to hidden states that have seen the whole text.
+
+In: the token ids of one or more texts laid end to end; out: a hidden state per token, no text seeing another.
+Keeps no state between calls and never initialises its parameters.  Layout: arXiv 1810.04805, norms after each part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from penstock.models.attention import packed_positions
+from penstock.models.decoder import Linear
+from penstock.models.encoder_config import EncoderConfig
+from penstock.models.ops import REFERENCE, Ops
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm (arXiv 1607.06450) over the last dimension."""
+
+    def __init__(self, size: int, eps: float, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _parameter(size, dtype=dtype)
+        self.bias = _parameter(size, dtype=dtype)
+        self._eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self._eps)
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each added to what it was given and normalised afterwards."""
+
+    def __init__(self, config: EncoderConfig, ops: Ops) -> None:
+        super().__init__()
+        hidden, mlp, eps, dtype = config.hidden_size, config.intermediate_size, config.norm_eps, config.torch_dtype
+        self._num_heads = config.num_heads
+        self.qkv = Linear(hidden, (hidden, hidden, hidden), bias=True, dtype=dtype, ops=ops)
+        self.output = Linear(hidden, (hidden,), bias=True, dtype=dtype, ops=ops)
+        self.attention_norm = LayerNorm(hidden, eps, dtype=dtype)
+        self.up = Linear(hidden, (mlp,), bias=True, dtype=dtype, ops=ops)
+        self.down = Linear(mlp, (hidden,), bias=True, dtype=dtype, ops=ops)
+        self.mlp_norm = LayerNorm(hidden, eps, dtype=dtype)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """x[T, hidden] -> [T, hidden], T being the sum of ``lengths``."""
+        heads = self.qkv(x).unflatten(-1, (3, self._num_heads, -1)).transpose(0, 2)
+        # One call per text costs sum(n^2) instead of the square of the sum, and needs no mask.
+        parts = [attend_to_all(*text.unbind(1)) for text in heads.split(list(lengths), dim=2)]
+        mixed = torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
+        x = self.attention_norm(x + self.output(mixed))
+        change: Tensor = self.down(F.gelu(self.up(x)))
+        normed: Tensor = self.mlp_norm(x + change)
+        return normed
+
+
+class Encoder(nn.Module):
+    """A text encoder over a table of ops, of which it uses ``embed`` and ``linear``.
+
+    Constructing it allocates on the ambient device and leaves the values undefined, as a decoder does.
+    """
+
+    def __init__(self, config: EncoderConfig, ops: Ops = REFERENCE) -> None:
+        super().__init__()
+        hidden, dtype = config.hidden_size, config.torch_dtype
+        self.config = config
+        self._ops = ops
+        self.embedding = _parameter(config.vocab_size, hidden, dtype=dtype)
+        self.positions = _parameter(config.num_positions, hidden, dtype=dtype)
+        self.token_types = _parameter(config.num_token_types, hidden, dtype=dtype)
+        self.embedding_norm = LayerNorm(hidden, config.norm_eps, dtype=dtype)
+        self.layers = nn.ModuleList(EncoderLayer(config, ops) for _ in range(config.num_layers))
+
+    def forward(self, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Hidden states [T, hidden] of token_ids[T] int64, which are texts of ``lengths`` tokens one after another.
+
+        Every token is of the first type: a request embeds one text, never a pair.
+        """
+        positions = packed_positions(lengths) + self.config.first_position
+        x = self._ops.embed(token_ids, self.embedding) + self.token_types[0]
+        hidden: Tensor = self.embedding_norm(x + self._ops.embed(positions, self.positions))
+        for layer in self.layers:
+            hidden = layer(hidden, lengths)
+        return hidden
+
+
+def attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One text whose tokens all see each other: q, k and v [heads, T, D] -> [heads, T, D]."""
+    return F.scaled_dot_product_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)).squeeze(0)
+
+
+def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype))

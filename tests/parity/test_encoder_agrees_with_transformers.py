@@ -1,0 +1,103 @@
+"""Our encoder computes what transformers computes from the same files; a packed batch, what each text gives alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_encoder import VOCAB_SIZE, write_tiny_encoder
+from torch import Tensor
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
+
+from penstock.models.encoder import Encoder
+from penstock.models.encoder_checkpoint import load_encoder
+
+FP32_BOUND = 1e-5
+# Hidden states are of size 1 to 3, so that bf16 rounds them by up to 0.008; measured here: 0.044 after three layers.
+BF16_BOUND = 0.1
+SIZES: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "max_position_embeddings": 70,
+}
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "bert": (BertModel, BertConfig, {}),
+    "bert-one-type": (BertModel, BertConfig, {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "roberta": (RobertaModel, RobertaConfig, {"type_vocab_size": 1, "pad_token_id": 1}),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig, {"type_vocab_size": 1, "pad_token_id": 1}),
+}
+
+
+def make_checkpoint(case: str, directory: Path) -> Any:
+    """A random checkpoint that transformers wrote, with biases and norms that are not their neutral values."""
+    model_class, config_class, fields = CASES[case]
+    torch.manual_seed(3)
+    model: Any = model_class(config_class(**(SIZES | fields))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "LayerNorm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.15)
+    model.save_pretrained(directory)
+    return model
+
+
+def text_of(length: int, seed: int = 0, vocab: int = 99) -> list[int]:
+    return torch.randint(2, vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def hidden(encoder: Encoder, texts: list[list[int]]) -> list[Tensor]:
+    with torch.inference_mode():
+        lengths = [len(text) for text in texts]
+        return list(encoder(torch.tensor(list(itertools.chain(*texts))), lengths).split(lengths))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_hidden_states_agree(case: str, tmp_path: Path) -> None:
+    """From the longest text to a single token, hidden states differ by less than FP32_BOUND."""
+    reference = make_checkpoint(case, tmp_path)
+    encoder = load_encoder(tmp_path)
+    assert encoder.config.dtype == "float32"
+    for length in (encoder.config.max_position, 17, 1):
+        text = text_of(length, length)
+        with torch.inference_mode():
+            expected = reference(torch.tensor([text])).last_hidden_state[0]
+        torch.testing.assert_close(hidden(encoder, [text])[0], expected, rtol=0, atol=FP32_BOUND)
+
+
+def test_bfloat16_stays_within_its_bound(tmp_path: Path) -> None:
+    """In bf16 hidden states differ from float32's by less than BF16_BOUND, and no more than transformers' own do."""
+    make_checkpoint("bert", tmp_path)
+    text = text_of(40)
+    exact = hidden(load_encoder(tmp_path, "float32"), [text])[0]
+    ours = (hidden(load_encoder(tmp_path, "bfloat16"), [text])[0].float() - exact).abs()
+    reference: Any = BertModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        theirs = (reference.eval()(torch.tensor([text])).last_hidden_state[0].float() - exact).abs()
+    assert ours.max() < BF16_BOUND
+    assert ours.mean() < 1.25 * theirs.mean()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    directory = tmp_path_factory.mktemp("tiny")
+    write_tiny_encoder(directory)
+    return load_encoder(directory)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12))
+def test_company_does_not_matter(lengths: list[int], tiny: Encoder) -> None:
+    """Whatever texts a batch is packed from, each has the hidden states that it has alone."""
+    texts = [text_of(length, seed, VOCAB_SIZE) for seed, length in enumerate(lengths)]
+    for together, text in zip(hidden(tiny, texts), texts, strict=True):
+        torch.testing.assert_close(together, hidden(tiny, [text])[0], rtol=0, atol=FP32_BOUND)
