@@ -22,6 +22,7 @@ from penstock.models.attention import packed_causal
 from penstock.models.config import DType, ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.rope import RopeConfig
+from penstock.models.traits import LayerSpec
 from penstock.wire.engine import FinishReason, Sampling
 from penstock.wire.errors import Problem
 
@@ -44,7 +45,6 @@ def _one_thread() -> Iterator[None]:
 def make_decoder(*, num_kv_heads: int = 2, dtype: DType = "float32") -> Decoder:
     config = ModelConfig(
         architecture="Qwen3ForCausalLM",
-        num_layers=2,
         num_heads=4,
         num_kv_heads=num_kv_heads,
         head_dim=16,
@@ -53,12 +53,9 @@ def make_decoder(*, num_kv_heads: int = 2, dtype: DType = "float32") -> Decoder:
         vocab_size=VOCAB,
         max_position=512,
         norm_eps=1e-6,
-        rope=RopeConfig(theta=10_000.0),
+        layers=(LayerSpec(RopeConfig(theta=10_000.0)),) * 2,
         tie_embeddings=False,
-        qk_norm=True,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
+        qk_norm="per_head",
         dtype=dtype,
     )
     decoder = Decoder(config)

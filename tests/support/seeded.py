@@ -19,6 +19,7 @@ from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.rope import RopeConfig
 from penstock.models.save import full_disk_named, save_decoder, write_atomically
+from penstock.models.traits import LayerSpec
 from penstock.wire.errors import Problem
 
 SEED = 20_260_501
@@ -26,7 +27,6 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 _NUM_BYTES = 256
 _CONFIG = ModelConfig(
     architecture="Qwen3ForCausalLM",
-    num_layers=3,
     num_heads=4,
     num_kv_heads=2,
     head_dim=32,
@@ -35,12 +35,9 @@ _CONFIG = ModelConfig(
     vocab_size=_NUM_BYTES + 3,
     max_position=2048,
     norm_eps=1e-6,
-    rope=RopeConfig(theta=10_000.0),
+    layers=(LayerSpec(RopeConfig(theta=10_000.0)),) * 3,
     tie_embeddings=False,
-    qk_norm=True,
-    qkv_bias=False,
-    output_bias=False,
-    mlp_bias=False,
+    qk_norm="per_head",
     dtype="float32",
 )
 _CHAT_TEMPLATE = (

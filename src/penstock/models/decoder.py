@@ -12,70 +12,95 @@ from torch import Tensor, nn
 
 from penstock.models.attention import Attend, AttentionSpec
 from penstock.models.config import ModelConfig
+from penstock.models.experts import Experts
+from penstock.models.linear import Linear, parameter
 from penstock.models.ops import REFERENCE, Ops
 from penstock.models.rope import inverse_frequencies
+from penstock.models.traits import Activation, NormKind
 
-
-class Linear(nn.Module):
-    """One matrix that may be several fused ones: ``parts`` are the rows of each, in order."""
-
-    def __init__(self, inputs: int, parts: tuple[int, ...], *, bias: bool, dtype: torch.dtype, ops: Ops) -> None:
-        super().__init__()
-        self.parts = parts
-        self.weight = _parameter(sum(parts), inputs, dtype=dtype)
-        self.bias = _parameter(sum(parts), dtype=dtype) if bias else None
-        self._op = ops.linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._op(x, self.weight, self.bias)
+Rotation = tuple[Tensor, Tensor]
 
 
 class Norm(nn.Module):
-    """RMSNorm over the last dimension."""
+    """RMSNorm over the last dimension, in one of its kinds."""
 
-    def __init__(self, size: int, eps: float, *, dtype: torch.dtype, ops: Ops) -> None:
+    def __init__(self, size: int, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
-        self.weight = _parameter(size, dtype=dtype)
-        self._eps = eps
+        self.weight = parameter(size, dtype=config.torch_dtype)
+        self._eps = config.norm_eps
+        self._kind: NormKind = config.norm
         self._op = ops.norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._op(x, self.weight, self._eps)
+        weight = self.weight if self._kind == "rms" else 1.0 + self.weight.float()
+        return self._op(x, weight, self._eps)
+
+    def of_parts(self, x: Tensor) -> Tensor:
+        """x[T, n * size] with each of its n parts normalised."""
+        normalised: Tensor = self(x.view(len(x), -1, len(self.weight)))
+        return normalised.flatten(1)
+
+
+class FeedForward(nn.Module):
+    """Gated: activation(gate) * up, and down again."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        hidden, size, bias, dtype = config.hidden_size, config.intermediate_size, config.mlp_bias, config.torch_dtype
+        self._activation: Activation = config.activation
+        self._ops = ops
+        self.gate_up = Linear(hidden, (size, size), bias=bias, dtype=dtype, ops=ops)
+        self.down = Linear(size, (hidden,), bias=bias, dtype=dtype, ops=ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[T, hidden] -> [T, hidden]."""
+        changed: Tensor = self.down(self._ops.gated_activation(self.gate_up(x), self._activation))
+        return changed
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each on the normalised residual stream and added back to it."""
+    """Attention and feed-forward, each added back to the residual stream that it was computed from."""
 
     def __init__(self, config: ModelConfig, index: int, ops: Ops) -> None:
         super().__init__()
-        hidden, head_dim, dtype = (config.hidden_size, config.head_dim, config.torch_dtype)
+        spec, hidden, head_dim, dtype = config.layers[index], config.hidden_size, config.head_dim, config.torch_dtype
         queries, keys = config.num_heads * head_dim, config.num_kv_heads * head_dim
-        mlp = config.intermediate_size
-        self._attention_spec = AttentionSpec(index, scale=head_dim**-0.5)
+        self._attention_spec = attention_spec(config, index)
         self._ops = ops
-        self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self._widths = [queries, keys, keys]
         self._head_dim = head_dim
-        self.attention_norm = Norm(hidden, config.norm_eps, dtype=dtype, ops=ops)
+        self._residual_scale = config.residual_scale
+
+        def norm(size: int, wanted: bool) -> Norm | nn.Identity:
+            return Norm(size, config, ops) if wanted else nn.Identity()
+
+        self.attention_norm = norm(hidden, config.pre_norm)
         self.qkv = Linear(hidden, (queries, keys, keys), bias=config.qkv_bias, dtype=dtype, ops=ops)
-        self.query_norm = Norm(head_dim, config.norm_eps, dtype=dtype, ops=ops) if config.qk_norm else None
-        self.key_norm = Norm(head_dim, config.norm_eps, dtype=dtype, ops=ops) if config.qk_norm else None
+        whole = config.qk_norm == "whole"
+        self.query_norm = Norm(queries if whole else head_dim, config, ops) if config.qk_norm else None
+        self.key_norm = Norm(keys if whole else head_dim, config, ops) if config.qk_norm else None
         self.output = Linear(queries, (hidden,), bias=config.output_bias, dtype=dtype, ops=ops)
-        self.mlp_norm = Norm(hidden, config.norm_eps, dtype=dtype, ops=ops)
-        self.gate_up = Linear(hidden, (mlp, mlp), bias=config.mlp_bias, dtype=dtype, ops=ops)
-        self.down = Linear(mlp, (hidden,), bias=config.mlp_bias, dtype=dtype, ops=ops)
+        self.attention_out_norm = norm(hidden, config.post_norm)
+        self.mlp_norm = norm(hidden, config.pre_norm)
+        self.mlp = FeedForward(config, ops) if spec.experts is None else Experts(spec.experts, config, ops)
+        self.mlp_out_norm = norm(hidden, config.post_norm)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x[T, hidden] -> [T, hidden]; cos, sin [T, head_dim] float32."""
-        x = x + self.output(self._attention(self.attention_norm(x), cos, sin, attend))
-        change: Tensor = self.down(self._ops.gated_activation(self.gate_up(self.mlp_norm(x))))
-        return x + change
+    def forward(self, x: Tensor, turn: Rotation | None, attend: Attend) -> Tensor:
+        """x[T, hidden] -> [T, hidden]; ``turn``: cos and sin of models.rope.rotation, ``None`` without positions."""
+        x = self._added(x, self.attention_out_norm(self.output(self._attention(self.attention_norm(x), turn, attend))))
+        return self._added(x, self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
 
-    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self._head_dim)).split(self._heads, dim=1)
+    def _attention(self, x: Tensor, turn: Rotation | None, attend: Attend) -> Tensor:
+        q, k, v = self.qkv(x).split(self._widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k = self._ops.rope(q, k, cos, sin)
+            q, k = self.query_norm.of_parts(q), self.key_norm.of_parts(k)
+        q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in (q, k, v))
+        if turn is not None:
+            q, k = self._ops.rope(q, k, *turn)
         return attend(self._attention_spec, q, k, v).flatten(1)
+
+    def _added(self, x: Tensor, change: Tensor) -> Tensor:
+        return x + (change if self._residual_scale == 1.0 else change * self._residual_scale)
 
 
 class Decoder(nn.Module):
@@ -90,29 +115,35 @@ class Decoder(nn.Module):
         dtype = config.torch_dtype
         self.config = config
         self._ops = ops
-        self.embedding = _parameter(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.embedding = parameter(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(Layer(config, index, ops) for index in range(config.num_layers))
-        self.norm = Norm(config.hidden_size, config.norm_eps, dtype=dtype, ops=ops)
-        self.head = None if config.tie_embeddings else _parameter(config.vocab_size, config.hidden_size, dtype=dtype)
-        # Neither a buffer nor a parameter: casting the model to bf16 or materialising it from meta must not touch it.
-        frequencies = inverse_frequencies(config.rope, config.head_dim)
-        self._frequencies = {frequencies.device: frequencies}
+        self.norm = Norm(config.hidden_size, config, ops)
+        self.head = None if config.tie_embeddings else parameter(config.vocab_size, config.hidden_size, dtype=dtype)
+        self._ropes = list(dict.fromkeys(layer.rope for layer in config.layers))
+        self._rope_of_layer = [self._ropes.index(layer.rope) for layer in config.layers]
+        # Neither buffers nor parameters: casting the model to bf16 or materialising it from meta must not touch them.
+        self._frequencies: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Normalised hidden states [T, hidden] of token_ids[T] int64 at positions[T] int64.
 
         ``attend`` is called once per layer with the rotated queries and keys, and the values.
         """
-        cos, sin = self._ops.rotation(positions, self._frequencies_on(positions.device))
+        turns = [self._turn(index, positions) for index in range(len(self._ropes))]
         x = self._ops.embed(token_ids, self.embedding)
-        for layer in self.layers:
-            x = layer(x, cos, sin, attend)
+        if self.config.embedding_scale != 1.0:
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        for layer, index in zip(self.layers, self._rope_of_layer, strict=True):
+            x = layer(x, turns[index], attend)
         hidden: Tensor = self.norm(x)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, vocab] float32 of hidden[R, hidden]."""
-        return self._ops.head(hidden, self.embedding if self.head is None else self.head)
+        logits = self._ops.head(hidden, self.embedding if self.head is None else self.head)
+        if self.config.logits_scale != 1.0:
+            logits = logits * self.config.logits_scale
+        return logits if self.config.logits_softcap is None else self._ops.softcap(logits, self.config.logits_softcap)
 
     def log_probabilities(self, logits: Tensor, token_ids: Tensor) -> Tensor:
         """Natural log-probabilities [R, K] float32 of token_ids[R, K] under logits[R, vocab].
@@ -122,13 +153,20 @@ class Decoder(nn.Module):
         normaliser = self._ops.log_normaliser(logits)[:, None]
         return logits.gather(1, token_ids) - normaliser
 
-    def _frequencies_on(self, device: torch.device) -> Tensor:
-        frequencies = self._frequencies.get(device)
-        if frequencies is None:
-            frequencies = next(iter(self._frequencies.values())).to(device)
-            self._frequencies[device] = frequencies
-        return frequencies
+    def _turn(self, index: int, positions: Tensor) -> Rotation | None:
+        rope = self._ropes[index]
+        if rope is None:
+            return None
+        key = index, positions.device
+        if key not in self._frequencies:
+            context = self.config.context_tokens or self.config.max_position
+            frequencies = inverse_frequencies(rope, self.config.head_dim, context)
+            self._frequencies[key] = frequencies.to(positions.device)
+        cos, sin = self._ops.rotation(positions, self._frequencies[key])
+        return (cos, sin) if rope.amplitude == 1.0 else (cos * rope.amplitude, sin * rope.amplitude)
 
 
-def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype))
+def attention_spec(config: ModelConfig, index: int) -> AttentionSpec:
+    """What layer ``index`` tells whoever attends for it."""
+    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+    return AttentionSpec(index, scale, config.layers[index].window, config.attention_softcap)

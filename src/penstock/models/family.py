@@ -1,33 +1,26 @@
 """What a model family is: its name in a checkpoint, its differences from the common decoder, its tensor names.
 
 A family is one value in one file of ``families/``, listed in :mod:`penstock.models.registry`.
+docs/howto/add-a-model-family.md leads through making one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from penstock.models.fields import Fields
-
-
-@dataclass(frozen=True)
-class Traits:
-    """The switches of the decoder that a family sets from its own fields of config.json."""
-
-    head_dim: int
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
+from penstock.models.traits import Traits
 
 
 @dataclass(frozen=True)
 class Family:
-    """``traits`` reads the family's own fields and refuses what is not implemented.
+    """``traits`` reads the family's own fields of config.json and refuses what is not implemented.
 
-    ``tensors`` maps a decoder parameter to the checkpoint tensors whose rows, in order, make it up;
-    ``*`` stands for the layer's number.  ``fields`` writes the traits back as config.json says them.
+    ``fields`` writes the traits back as config.json says them; ``defaults`` are the values that the family's files
+    may leave out.
+    ``tensors`` maps a decoder parameter to the checkpoint tensors that make it up: ``*`` stands for the layer's number
+    and ``#`` for an expert's.  Where a parameter fuses several matrices, each has a tensor, or one tensor has them all.
     """
 
     architecture: str
@@ -35,6 +28,7 @@ class Family:
     traits: Callable[[Fields], Traits]
     fields: Callable[[Traits], Mapping[str, object]]
     tensors: Mapping[str, tuple[str, ...]]
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 # The names that transformers gives the tensors of a Llama-like decoder.
@@ -51,13 +45,21 @@ COMMON_TENSORS: Mapping[str, tuple[str, ...]] = {
         "model.layers.*.self_attn.k_proj.bias",
         "model.layers.*.self_attn.v_proj.bias",
     ),
+    "layers.*.query_norm.weight": ("model.layers.*.self_attn.q_norm.weight",),
+    "layers.*.key_norm.weight": ("model.layers.*.self_attn.k_norm.weight",),
     "layers.*.output.weight": ("model.layers.*.self_attn.o_proj.weight",),
     "layers.*.output.bias": ("model.layers.*.self_attn.o_proj.bias",),
     "layers.*.mlp_norm.weight": ("model.layers.*.post_attention_layernorm.weight",),
-    "layers.*.gate_up.weight": ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
-    "layers.*.gate_up.bias": ("model.layers.*.mlp.gate_proj.bias", "model.layers.*.mlp.up_proj.bias"),
-    "layers.*.down.weight": ("model.layers.*.mlp.down_proj.weight",),
-    "layers.*.down.bias": ("model.layers.*.mlp.down_proj.bias",),
+    "layers.*.mlp.gate_up.weight": ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
+    "layers.*.mlp.gate_up.bias": ("model.layers.*.mlp.gate_proj.bias", "model.layers.*.mlp.up_proj.bias"),
+    "layers.*.mlp.down.weight": ("model.layers.*.mlp.down_proj.weight",),
+    "layers.*.mlp.down.bias": ("model.layers.*.mlp.down_proj.bias",),
+    "layers.*.mlp.router.weight": ("model.layers.*.mlp.gate.weight",),
+    "layers.*.mlp.expert_gate_up.weight": (
+        "model.layers.*.mlp.experts.#.gate_proj.weight",
+        "model.layers.*.mlp.experts.#.up_proj.weight",
+    ),
+    "layers.*.mlp.expert_down.weight": ("model.layers.*.mlp.experts.#.down_proj.weight",),
     "norm.weight": ("model.norm.weight",),
     "head": ("lm_head.weight",),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ class Fields:
             raise self.wrong(name, "must be a string")
         return value
 
+    def numbers(self, name: str, count: int, low: float, high: float) -> tuple[float, ...]:
+        """A list of exactly ``count`` numbers."""
+        values = self._get(name, None)
+        if not isinstance(values, list) or len(values) != count:
+            raise self.wrong(name, f"must be a list of {count} numbers")
+        if not all(type(value) in (int, float) and low <= value <= high for value in values):
+            raise self.wrong(name, f"must hold numbers between {low:g} and {high:g}")
+        return tuple(float(value) for value in values)
+
     def object(self, name: str) -> Fields | None:
         """The nested object ``name``, or ``None`` where it is absent or null."""
         value = self.data.get(name)
@@ -58,6 +68,10 @@ class Fields:
         if not isinstance(value, dict):
             raise self.wrong(name, "must be an object")
         return Fields(self.file, value, f"{self._prefix}{name}.")
+
+    def over(self, defaults: Mapping[str, Any]) -> Fields:
+        """These fields, with ``defaults`` for those that the object does not have; null counts as having."""
+        return Fields(self.file, {**defaults, **self.data}, self._prefix)
 
     def wrong(self, name: str, expectation: str) -> Problem:
         """``checkpoint_invalid`` for a field whose value breaks ``expectation``."""

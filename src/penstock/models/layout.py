@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from penstock.models.decoder import Linear
+from penstock.models.linear import Linear
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -41,6 +41,16 @@ def pieces(model: nn.Module, tensors: Mapping[str, tuple[str, ...]]) -> Iterator
         module = model.get_submodule(parameter_name.rpartition(".")[0])
         parts = module.parts if isinstance(module, Linear) else (parameter.shape[0],)
         start = 0
-        for source, rows in zip(sources, parts, strict=True):
+        for source, rows in _matched(sources, parts):
             yield Piece(source, parameter_name, start, rows, (rows, *parameter.shape[1:]))
             start += rows
+
+
+def _matched(sources: tuple[str, ...], parts: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    """Each tensor's name with its rows: one for each part, one for them all, or the same ones for every expert."""
+    if len(sources) == 1 and "#" not in sources[0]:
+        yield sources[0], sum(parts)
+        return
+    num_copies = len(parts) // len(sources)
+    names = (source.replace("#", str(copy)) for copy in range(num_copies) for source in sources)
+    yield from zip(names, parts, strict=True)

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.models.rope import rotation
+from penstock.models.traits import Activation
 
 Embed = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor, Tensor, float], Tensor]
 LinearOp = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Rotation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rope = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-GatedActivation = Callable[[Tensor], Tensor]
+GatedActivation = Callable[[Tensor, Activation], Tensor]
+Softcap = Callable[[Tensor, float], Tensor]
 Head = Callable[[Tensor, Tensor], Tensor]
 LogNormaliser = Callable[[Tensor], Tensor]
 
@@ -30,12 +32,13 @@ class Ops:
     """The entries that a faster table replaces.
 
     embed(token_ids[T], table[V, H]) -> [T, H]
-    norm(x[..., N], weight[N], eps) -> [..., N]: RMSNorm over the last dimension
+    norm(x[..., N], weight[N], eps) -> [..., N]: RMSNorm over the last dimension; a float32 weight makes no float32 x
     linear(x[T, I], weight[O, I], bias[O] or None) -> [T, O]
-    rotation(positions[T], frequencies[D/2]) -> (cos, sin) [T, D] float32, as models.rope.rotation gives them
-    rope(q[T, Hq, D], k[T, Hkv, D], cos[T, D], sin[T, D]) -> (q, k) rotated
-    gated_activation(gate_up[T, 2I]) -> [T, I]: silu(first half) * second half
+    rotation(positions[T], frequencies[R/2]) -> (cos, sin) [T, R] float32, as models.rope.rotation gives them
+    rope(q[T, Hq, D], k[T, Hkv, D], cos[T, R], sin[T, R]) -> (q, k) with the first R of the D dimensions rotated
+    gated_activation(gate_up[T, 2I], activation) -> [T, I]: activation(first half) * second half
     head(hidden[R, H], weight[V, H]) -> [R, V] float32
+    softcap(x, cap) -> cap * tanh(x / cap)
     log_normaliser(logits[R, V]) -> [R] float32: log of the sum of the exponentials
     """
 
@@ -46,6 +49,7 @@ class Ops:
     rope: Rope
     gated_activation: GatedActivation
     head: Head
+    softcap: Softcap
     log_normaliser: LogNormaliser
 
 
@@ -55,6 +59,8 @@ def embed(token_ids: Tensor, table: Tensor) -> Tensor:
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm (arXiv 1910.07467), float32 inside and rounded once."""
+    if weight.dtype != x.dtype:
+        return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -69,17 +75,30 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    num_rotated = cos.shape[-1]
+    if num_rotated < x.shape[-1]:
+        return torch.cat((_rotate(x[..., :num_rotated], cos, sin), x[..., num_rotated:]), dim=-1)
     swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)
     return (x * cos).addcmul_(swapped.float(), sin).to(x.dtype)
 
 
-def gated_activation(gate_up: Tensor) -> Tensor:
+def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    match activation:
+        case "silu":
+            return F.silu(gate) * up
+        case "gelu":
+            return F.gelu(gate) * up
+        case "gelu_tanh":
+            return F.gelu(gate, approximate="tanh") * up
 
 
 def head(hidden: Tensor, weight: Tensor) -> Tensor:
     return F.linear(hidden, weight).float()
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    return torch.tanh(x / cap) * cap
 
 
 def log_normaliser(logits: Tensor) -> Tensor:
@@ -94,5 +113,6 @@ REFERENCE = Ops(
     rope=rope,
     gated_activation=gated_activation,
     head=head,
+    softcap=softcap,
     log_normaliser=log_normaliser,
 )

@@ -7,10 +7,9 @@ Same values as models.attention.packed_causal, which calls once per document and
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.models.attention import Attend, AttentionSpec
+from penstock.models.attention import Attend, AttentionSpec, mix, visible
 
 
 def isolated_rows(segments: Tensor) -> Attend:
@@ -21,12 +20,14 @@ def isolated_rows(segments: Tensor) -> Attend:
     """
     num_rows, row_tokens = segments.shape
     same = segments.unsqueeze(2) == segments.unsqueeze(1)
-    visible = (same & torch.ones(row_tokens, row_tokens, dtype=torch.bool).tril()).unsqueeze(1)
+    places = torch.arange(row_tokens)
+    masks: dict[int | None, Tensor] = {}
 
     def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        grouped = q.shape[1] != k.shape[1]
+        if spec.window not in masks:
+            masks[spec.window] = (same & visible(places, places, spec.window)).unsqueeze(1)
         queries, keys, values = (x.float().view(num_rows, row_tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, enable_gqa=grouped)
+        mixed = mix(spec, queries, keys, values, masks[spec.window])
         return mixed.transpose(1, 2).flatten(0, 1).to(q.dtype)
 
     return attend

@@ -13,15 +13,15 @@ from penstock.config.recipe import ModelRecipe
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.ops import Ops
-from penstock.models.registry import FAMILIES
 from penstock.models.rope import RopeConfig
+from penstock.models.traits import LayerSpec
 
 
 def model_config(recipe: ModelRecipe, vocab_size: int) -> ModelConfig:
     """What the recipe's model is called in our words.  float32: what is trained are the master weights."""
     return ModelConfig(
         architecture=recipe.architecture,
-        num_layers=recipe.num_layers,
+        layers=(LayerSpec(RopeConfig(recipe.rope_theta)),) * recipe.num_layers,
         num_heads=recipe.num_heads,
         num_kv_heads=recipe.num_kv_heads,
         head_dim=recipe.head_dim,
@@ -30,12 +30,8 @@ def model_config(recipe: ModelRecipe, vocab_size: int) -> ModelConfig:
         vocab_size=vocab_size,
         max_position=recipe.max_position,
         norm_eps=recipe.norm_eps,
-        rope=RopeConfig(recipe.rope_theta),
         tie_embeddings=recipe.tie_embeddings,
-        qk_norm="layers.*.query_norm.weight" in FAMILIES[recipe.architecture].tensors,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
+        qk_norm="per_head" if recipe.architecture == "Qwen3ForCausalLM" else None,
         dtype="float32",
     )
 

@@ -109,11 +109,13 @@ def test_every_op_goes_through_the_table(decoder: Decoder, entry: str) -> None:
         return reference(*arguments)
 
     table = ops.Ops(**(vars(ops.REFERENCE) | {entry: counted}))
-    model = Decoder(decoder.config, table)
-    model.load_state_dict(decoder.state_dict())
+    config = dataclasses.replace(decoder.config, logits_softcap=5.0)
+    plain, model = Decoder(config), Decoder(config, table)
+    for each in (plain, model):
+        each.load_state_dict(decoder.state_dict())
     with torch.inference_mode():
         logits = model.logits(hidden_of(model, torch.arange(8), [8]))
-        assert torch.equal(logits, decoder.logits(hidden_of(decoder, torch.arange(8), [8])))
+        assert torch.equal(logits, plain.logits(hidden_of(plain, torch.arange(8), [8])))
         model.log_probabilities(logits, torch.arange(8)[:, None])
     expected = {
         "embed": 1,
@@ -123,6 +125,7 @@ def test_every_op_goes_through_the_table(decoder: Decoder, entry: str) -> None:
         "rope": 3,
         "gated_activation": 3,
         "head": 1,
+        "softcap": 1,
         "log_normaliser": 1,
     }
     assert len(calls) == expected[entry]

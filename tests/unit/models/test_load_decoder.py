@@ -54,7 +54,7 @@ def test_fused_parameters_are_the_parts_in_order(directory: Path) -> None:
     attention = [stored[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv"]
     mlp = [stored[f"model.layers.1.mlp.{part}_proj.weight"] for part in ("gate", "up")]
     assert torch.equal(decoder.get_parameter("layers.1.qkv.weight"), torch.cat(attention))
-    assert torch.equal(decoder.get_parameter("layers.1.gate_up.weight"), torch.cat(mlp))
+    assert torch.equal(decoder.get_parameter("layers.1.mlp.gate_up.weight"), torch.cat(mlp))
 
 
 @pytest.mark.parametrize("stored_dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ import pytest
 
 from penstock.models.config import ModelConfig
 from penstock.models.rope import Llama3Scaling, RopeConfig
+from penstock.models.traits import LayerSpec
 from penstock.wire.errors import Problem
 
 QWEN3: dict[str, Any] = {
@@ -56,14 +57,14 @@ def test_qwen3_is_read(tmp_path: Path) -> None:
     """Qwen3's fields arrive, and a sliding window that its switch turns off is no obstacle."""
     config = read(tmp_path, QWEN3)
     assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (2, 4, 2, 16)
-    assert config.qk_norm and config.tie_embeddings and config.dtype == "bfloat16"
-    assert config.rope == RopeConfig(1e6)
+    assert config.qk_norm == "per_head" and config.tie_embeddings and config.dtype == "bfloat16"
+    assert config.layers == (LayerSpec(RopeConfig(1e6)),) * 2
 
 
 def test_llama_head_size_follows_from_its_width(tmp_path: Path) -> None:
     """Llama without head_dim divides its width by its heads, and without key heads has one per query head."""
     config = read(tmp_path, LLAMA | {"head_dim": None, "num_key_value_heads": None})
-    assert (config.head_dim, config.num_kv_heads, config.qk_norm) == (16, 4, False)
+    assert (config.head_dim, config.num_kv_heads, config.qk_norm) == (16, 4, None)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_llama_head_size_follows_from_its_width(tmp_path: Path) -> None:
 )
 def test_rope_is_read_in_both_spellings(tmp_path: Path, fields: dict[str, Any]) -> None:
     """The theta and Llama 3 scaling of older and of newer transformers mean the same."""
-    assert read(tmp_path, LLAMA | fields).rope == RopeConfig(5e5, Llama3Scaling(32.0, 1.0, 4.0, 8192))
+    assert read(tmp_path, LLAMA | fields).layers[0].rope == RopeConfig(5e5, Llama3Scaling(32.0, 1.0, 4.0, 8192))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ def test_file_that_is_no_object_is_refused(tmp_path: Path, content: bytes) -> No
         ("rms_norm_eps", float("inf")),
         ("rope_theta", 0),
         ("rope_scaling", "llama3"),
+        ("partial_rotary_factor", 0.03),
         ("tie_word_embeddings", 1),
         ("torch_dtype", 16),
     ],
@@ -166,9 +168,8 @@ def test_width_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("quantization_config", {"quant_method": "gptq", "bits": 4}),
-        ("hidden_act", "gelu"),
-        ("partial_rotary_factor", 0.5),
-        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("hidden_act", "relu2"),
+        ("layer_types", ["full_attention", "chunked_attention"]),
         ("layer_types", "sliding_attention"),
         ("torch_dtype", "float8_e4m3fn"),
     ],
@@ -179,15 +180,34 @@ def test_what_is_not_implemented_is_unsupported(tmp_path: Path, field: str, valu
     assert problem.code == "checkpoint_unsupported" and problem.param == field
 
 
-def test_sliding_window_in_use_is_unsupported(tmp_path: Path) -> None:
-    """A window that is switched on, or that has no switch, is refused."""
-    assert refusal(tmp_path, QWEN3 | {"use_sliding_window": True}).param == "sliding_window"
+def test_a_window_is_refused_where_the_family_knows_none(tmp_path: Path) -> None:
+    """A window that Llama's config.json states, either way, is refused: nobody trained with it."""
     assert refusal(tmp_path, LLAMA | {"sliding_window": 4096}).param == "sliding_window"
+    kinds = ["full_attention", "sliding_attention"]
+    assert refusal(tmp_path, LLAMA | {"layer_types": kinds}).param == "layer_types"
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
+def test_windows_are_where_config_json_puts_them(tmp_path: Path) -> None:
+    """Qwen's switch turns windows on from a layer on, or where layer_types says."""
+    on = QWEN3 | {"use_sliding_window": True, "max_window_layers": 1}
+    assert [layer.window for layer in read(tmp_path, on).layers] == [None, 4096]
+    kinds = ["sliding_attention", "full_attention"]
+    assert [layer.window for layer in read(tmp_path, on | {"layer_types": kinds}).layers] == [4096, None]
+    assert [layer.window for layer in read(tmp_path, QWEN3 | {"max_window_layers": 1}).layers] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "kinds", [["sliding_attention"], ["sliding_attention"] * 3, ["sliding_attention", "full_attention"]]
+)
+def test_kinds_of_layers_that_do_not_fit_are_named(tmp_path: Path, kinds: list[str]) -> None:
+    """layer_types with another number of entries than layers, or with windows of no size, is refused by name."""
+    problem = refusal(tmp_path, QWEN3 | {"layer_types": kinds})
+    assert problem.code == "checkpoint_invalid" and problem.param == "layer_types"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "ntk", "proportional"])
 def test_other_rope_scaling_is_unsupported(tmp_path: Path, kind: str) -> None:
-    """A kind of rope scaling other than Llama 3's is refused by name, under either key."""
+    """A kind of rope scaling that is not implemented is refused by name, under either key."""
     for key in ("rope_type", "type"):
         problem = refusal(tmp_path, QWEN3 | {"rope_scaling": {key: kind, "factor": 4.0}})
         assert problem.code == "checkpoint_unsupported" and kind in problem.message and "llama3" in problem.message

@@ -65,7 +65,7 @@ def test_only_matrices_decay(make_decoder: MakeDecoder, training_recipe: Trainin
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(0.1)
     old, new = dict(before.named_parameters()), dict(decoder.named_parameters())
-    torch.testing.assert_close(new["layers.0.down.weight"], old["layers.0.down.weight"] * 0.95)
+    torch.testing.assert_close(new["layers.0.mlp.down.weight"], old["layers.0.mlp.down.weight"] * 0.95)
     assert torch.equal(new["norm.weight"], old["norm.weight"])
 
 

@@ -7,12 +7,12 @@ Decodes are one batched computation whatever their lengths; a prefill chunk is o
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.engine.cpu.batch import Chunk, DecodeGroup, StepBatch
 from penstock.engine.cpu.pages import KvPages
-from penstock.models.attention import AttentionSpec, causal
+from penstock.models.attention import AttentionSpec, causal, mix
+from penstock.models.ops import softcap
 
 
 class PagedAttention:
@@ -27,17 +27,17 @@ class PagedAttention:
         self._pages.write(spec.layer, k, v, batch.pages, batch.slots, batch.opened)
         mixed = torch.empty_like(q)
         keys, values = self._pages.keys[spec.layer], self._pages.values[spec.layer]
-        for group in batch.decodes:
-            mixed[group.rows] = _decode(q[group.rows], keys, values, group)
-        for chunk in batch.chunks:
+        for group in batch.decodes[spec.window]:
+            mixed[group.rows] = _decode(spec, q[group.rows], keys, values, group)
+        for chunk in batch.chunks[spec.window]:
             if chunk.mask is None:  # a sequence's first chunk: no page is read
-                mixed[chunk.rows] = causal(q[chunk.rows], k[chunk.rows], v[chunk.rows])
+                mixed[chunk.rows] = causal(spec, q[chunk.rows], k[chunk.rows], v[chunk.rows])
             else:
-                mixed[chunk.rows] = _continued(q[chunk.rows], keys, values, chunk)
+                mixed[chunk.rows] = _continued(spec, q[chunk.rows], keys, values, chunk)
         return mixed
 
 
-def _decode(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tensor:
+def _decode(spec: AttentionSpec, q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tensor:
     """One query per sequence, q[B, Hq, D], against its pages.
 
     Every page is an item of one batched product, with the query heads that share a KV head as its rows; the softmax
@@ -53,7 +53,10 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tens
         k, v = keys.index_select(0, group.pages), values.index_select(0, group.pages)
     grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim).index_select(0, group.readers)
     scores = torch.matmul(grouped, k.transpose(2, 3)).float()
-    scores.mul_(head_dim**-0.5).add_(group.mask)
+    scores.mul_(spec.scale)
+    if spec.softcap is not None:
+        scores = softcap(scores, spec.softcap)
+    scores.add_(group.mask)
 
     # The extra row takes what belongs to nobody.
     owners = group.owners[:, None]
@@ -67,14 +70,13 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tens
     return (mixed[:num_rows] / total[:num_rows, :, None]).to(q.dtype)
 
 
-def _continued(q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
-    """A later chunk: q[T, Hq, D] against all pages of its sequence, which hold the chunk's own keys already."""
+def _continued(spec: AttentionSpec, q: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
+    """A later chunk: q[T, Hq, D] against the pages of its sequence that it sees, which hold its own keys already."""
     assert chunk.mask is not None
     length = chunk.mask.shape[1]
     k, v = (
         cache.index_select(0, chunk.pages).transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
         for cache in (keys, values)
     )
-    q = q.transpose(0, 1).unsqueeze(0)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=chunk.mask, enable_gqa=True)
+    mixed = mix(spec, q.transpose(0, 1).unsqueeze(0), k, v, chunk.mask)
     return mixed.squeeze(0).transpose(0, 1)

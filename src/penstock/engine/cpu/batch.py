@@ -6,6 +6,7 @@ Plain integers into numpy, then torch without a copy: nothing here depends on th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.sequence import Sequence, StepPlan
+from penstock.models.attention import visible
 
 Ints = npt.NDArray[np.int64]
 
@@ -33,7 +35,7 @@ class DecodeGroup:
     ``pages``: a range of pages to read in place, or indices [P] to copy.
     ``readers`` [P]: the row, within the group, whose query meets the page.
     ``owners`` [P]: the same row, or ``len(rows)`` for a page of the range that nobody here reads.
-    ``mask`` [P, 1, 1, block_tokens] float32: 0, or -inf beyond the row's last token.
+    ``mask`` [P, 1, 1, block_tokens] float32: 0, or -inf beyond the row's last token and before its window.
     """
 
     rows: slice
@@ -45,10 +47,10 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Prefill rows ``rows`` of one sequence, whose ``pages`` [n] hold all its tokens so far.
+    """Prefill rows ``rows`` of one sequence; ``pages`` [n] hold all tokens that they see, and S tokens so far.
 
-    ``mask`` [count, start + count]: additive and causal; ``None`` when ``start``, the tokens before the chunk, is 0
-    and rows see only each other.
+    ``mask`` [count, S]: additive, causal and within the window; ``None`` when the sequence begins with the chunk and
+    rows see only each other.
     """
 
     rows: slice
@@ -58,20 +60,25 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """All tokens of a step as one ragged batch of T rows.  ``offsets[i]`` is the first row of sequence ``i``."""
+    """All tokens of a step as one ragged batch of T rows.  ``offsets[i]`` is the first row of sequence ``i``.
+
+    ``decodes`` and ``chunks`` by the window of the layer that asks; ``None``: it sees all.
+    """
 
     token_ids: Tensor
     positions: Tensor
     pages: Tensor
     slots: Tensor
     opened: Tensor
-    decodes: list[DecodeGroup]
-    chunks: list[Chunk]
+    decodes: dict[int | None, list[DecodeGroup]]
+    chunks: dict[int | None, list[Chunk]]
     offsets: list[int]
 
 
-def step_batch(plan: StepPlan, block_tokens: int, dtype: torch.dtype) -> StepBatch:
-    """Index tensors for ``plan``; ``dtype`` is that of the attention masks."""
+def step_batch(
+    plan: StepPlan, block_tokens: int, dtype: torch.dtype, windows: Collection[int | None] = (None,)
+) -> StepBatch:
+    """Index tensors for ``plan``; ``dtype`` is that of the attention masks, ``windows`` those of the model's layers."""
     starts = np.array(plan.starts, dtype=np.int64)
     counts = np.array(plan.counts, dtype=np.int64)
     ends = starts + counts
@@ -100,11 +107,25 @@ def step_batch(plan: StepPlan, block_tokens: int, dtype: torch.dtype) -> StepBat
         pages=torch.from_numpy(pages),
         slots=torch.from_numpy(positions % block_tokens),
         opened=torch.from_numpy(opened),
-        decodes=_decode_groups(ends[:num_decodes], first_pages[: num_decodes + 1], tables, block_tokens),
-        chunks=[
-            _chunk(int(offsets[i]), plan.starts[i], plan.counts[i], tables[first_pages[i] : first_pages[i + 1]], dtype)
-            for i in range(num_decodes, len(works))
-        ],
+        decodes={
+            window: _decode_groups(ends[:num_decodes], first_pages[: num_decodes + 1], tables, block_tokens, window)
+            for window in windows
+        },
+        chunks={
+            window: [
+                _chunk(
+                    int(offsets[i]),
+                    plan.starts[i],
+                    plan.counts[i],
+                    tables[first_pages[i] : first_pages[i + 1]],
+                    block_tokens,
+                    window,
+                    dtype,
+                )
+                for i in range(num_decodes, len(works))
+            ]
+            for window in windows
+        },
         offsets=offsets.tolist(),
     )
 
@@ -120,65 +141,98 @@ def scored_rows(sequence: Sequence, start: int, count: int) -> int:
     return max(0, min(start + count, sequence.num_prompt_tokens - 1) - start) if sequence.score_prompt else 0
 
 
-def _decode_groups(ends: Ints, first_pages: Ints, tables: Ints, block_tokens: int) -> list[DecodeGroup]:
+def _decode_groups(
+    ends: Ints, first_pages: Ints, tables: Ints, block_tokens: int, window: int | None
+) -> list[DecodeGroup]:
     if not len(ends):
         return []
-    pages = tables[: first_pages[-1]]
+    seen = _seen(ends, first_pages, tables[: first_pages[-1]], block_tokens, window)
+    pages, bounds = seen.pages, seen.bounds
     low, high = int(pages.min()), int(pages.max()) + 1
     dense = len(pages) >= _MIN_DENSITY * (high - low)
     if dense and len(np.unique(pages)) == len(pages):
-        return [_in_place(ends, first_pages, pages, low, high, block_tokens)]
+        return [_in_place(seen, low, high, block_tokens)]
     groups = []
     begin = 0
     while begin < len(ends):
-        limit = int(first_pages[begin]) + _MAX_GATHERED_PAGES
-        end = max(begin + 1, int(np.searchsorted(first_pages, limit, side="right")) - 1)
-        groups.append(_gathered(slice(begin, end), ends, first_pages, pages, block_tokens))
+        limit = int(bounds[begin]) + _MAX_GATHERED_PAGES
+        end = max(begin + 1, int(np.searchsorted(bounds, limit, side="right")) - 1)
+        groups.append(_gathered(slice(begin, end), seen, block_tokens))
         begin = end
     return groups
 
 
-def _in_place(ends: Ints, first_pages: Ints, pages: Ints, low: int, high: int, block_tokens: int) -> DecodeGroup:
-    owners = np.full(high - low, len(ends), dtype=np.int64)
-    visible = np.full(high - low, block_tokens, dtype=np.int64)
-    owners[pages - low] = np.repeat(np.arange(len(ends)), np.diff(first_pages))
-    visible[pages - low] = _visible(ends, first_pages, block_tokens)
-    readers = np.where(owners == len(ends), 0, owners)
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The pages that rows attend to: those of row ``r`` are ``pages[bounds[r] : bounds[r + 1]]``.
+
+    Of page ``i`` the slots from ``lows[i]`` to ``highs[i] - 1`` are seen.
+    """
+
+    pages: Ints
+    bounds: Ints
+    lows: Ints
+    highs: Ints
+
+
+def _seen(ends: Ints, first_pages: Ints, pages: Ints, block_tokens: int, window: int | None) -> _Seen:
+    num_pages = np.diff(first_pages)
+    begins = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+    skipped = begins // block_tokens
+    place = np.arange(len(pages)) - np.repeat(first_pages[:-1], num_pages)
+    pages = pages[place >= np.repeat(skipped, num_pages)]
+    bounds = np.concatenate(([0], np.cumsum(num_pages - skipped)))
+    lows = np.zeros(len(pages), dtype=np.int64)
+    lows[bounds[:-1]] = begins % block_tokens
+    highs = np.full(len(pages), block_tokens, dtype=np.int64)
+    highs[bounds[1:] - 1] = (ends - 1) % block_tokens + 1
+    return _Seen(pages, bounds, lows, highs)
+
+
+def _in_place(seen: _Seen, low: int, high: int, block_tokens: int) -> DecodeGroup:
+    num_rows = len(seen.bounds) - 1
+    owners = np.full(high - low, num_rows, dtype=np.int64)
+    lows, highs = np.zeros(high - low, dtype=np.int64), np.full(high - low, block_tokens, dtype=np.int64)
+    places = seen.pages - low
+    owners[places] = np.repeat(np.arange(num_rows), np.diff(seen.bounds))
+    lows[places], highs[places] = seen.lows, seen.highs
+    readers = np.where(owners == num_rows, 0, owners)
     return DecodeGroup(
-        rows=slice(0, len(ends)),
+        rows=slice(0, num_rows),
         pages=slice(low, high),
         readers=torch.from_numpy(readers),
         owners=torch.from_numpy(owners),
-        mask=_tail_mask(visible, block_tokens),
+        mask=_slot_mask(lows, highs, block_tokens),
     )
 
 
-def _gathered(rows: slice, ends: Ints, first_pages: Ints, pages: Ints, block_tokens: int) -> DecodeGroup:
-    bounds = first_pages[rows.start : rows.stop + 1]
+def _gathered(rows: slice, seen: _Seen, block_tokens: int) -> DecodeGroup:
+    bounds = seen.bounds[rows.start : rows.stop + 1]
+    ours = slice(bounds[0], bounds[-1])
     owners = torch.from_numpy(np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)))
     return DecodeGroup(
         rows=rows,
-        pages=torch.from_numpy(pages[bounds[0] : bounds[-1]]),
+        pages=torch.from_numpy(seen.pages[ours]),
         readers=owners,
         owners=owners,
-        mask=_tail_mask(_visible(ends[rows], bounds - bounds[0], block_tokens), block_tokens),
+        mask=_slot_mask(seen.lows[ours], seen.highs[ours], block_tokens),
     )
 
 
-def _visible(ends: Ints, first_pages: Ints, block_tokens: int) -> Ints:
-    """Tokens to attend to in each page: all, but for each row's last page."""
-    visible = np.full(int(first_pages[-1]), block_tokens, dtype=np.int64)
-    visible[first_pages[1:] - 1] = (ends - 1) % block_tokens + 1
-    return visible
-
-
-def _tail_mask(visible: Ints, block_tokens: int) -> Tensor:
-    hidden = np.arange(block_tokens) >= visible[:, None]
+def _slot_mask(lows: Ints, highs: Ints, block_tokens: int) -> Tensor:
+    slots = np.arange(block_tokens)
+    hidden = (slots < lows[:, None]) | (slots >= highs[:, None])
     return torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0.0)))[:, None, None, :]
 
 
-def _chunk(offset: int, start: int, count: int, pages: Ints, dtype: torch.dtype) -> Chunk:
-    mask = None
-    if start:
-        mask = torch.full((count, start + count), -torch.inf, dtype=dtype).triu_(start + 1)
-    return Chunk(rows=slice(offset, offset + count), pages=torch.from_numpy(pages), mask=mask)
+def _chunk(
+    offset: int, start: int, count: int, pages: Ints, block_tokens: int, window: int | None, dtype: torch.dtype
+) -> Chunk:
+    rows = slice(offset, offset + count)
+    if not start:
+        return Chunk(rows, torch.from_numpy(pages), None)
+    skipped = 0 if window is None else max(0, start + 1 - window) // block_tokens
+    end = start + count
+    seen = visible(torch.arange(start, end), torch.arange(skipped * block_tokens, end), window)
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    return Chunk(rows, torch.from_numpy(pages[skipped:]), mask)

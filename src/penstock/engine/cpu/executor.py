@@ -39,6 +39,7 @@ class CpuExecutor:
         config = decoder.config
         self._decoder = decoder
         self._dtype = dtype
+        self._windows = {layer.window for layer in config.layers}
         self._sampler = Sampler(sampling_defaults)
         self._pages = KvPages(
             num_layers=config.num_layers,
@@ -53,7 +54,7 @@ class CpuExecutor:
         """Compute every planned token's keys and values; sample where a sequence's end is reached."""
         begin = time.perf_counter()
         with torch.inference_mode():
-            batch = step_batch(plan, self._pages.block_tokens, self._dtype)
+            batch = step_batch(plan, self._pages.block_tokens, self._dtype, self._windows)
             hidden = self._decoder(batch.token_ids, batch.positions, PagedAttention(self._pages, batch))
             token_ids, scores = self._sample(plan, batch, hidden)
             prompt_scores = self._score_prompts(plan, batch, hidden)

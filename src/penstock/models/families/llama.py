@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from penstock.models.family import COMMON_TENSORS, Family, Traits
+from penstock.models.family import COMMON_TENSORS, Family
 from penstock.models.fields import Fields
+from penstock.models.layer_fields import read_head_dim, read_layers
+from penstock.models.rope_fields import read_rope
+from penstock.models.traits import Traits
 
 
 def _traits(fields: Fields) -> Traits:
-    hidden = fields.integer("hidden_size", 1, 1 << 17)
-    heads = fields.integer("num_attention_heads", 1, 1 << 12)
-    if fields.data.get("head_dim") is None and hidden % heads:
-        raise fields.wrong("num_attention_heads", f"must divide hidden_size ({hidden}) when head_dim is not given")
+    head_dim = read_head_dim(fields)
     attention_bias = fields.flag("attention_bias", False)
     return Traits(
-        head_dim=fields.integer("head_dim", 2, 1 << 12, default=hidden // heads),
+        head_dim=head_dim,
+        layers=read_layers(fields, read_rope(fields, head_dim)),
         qkv_bias=attention_bias,
         output_bias=attention_bias,
         mlp_bias=fields.flag("mlp_bias", False),

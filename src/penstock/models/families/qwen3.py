@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from penstock.models.family import COMMON_TENSORS, Family, Traits
+from penstock.models.family import COMMON_TENSORS, Family
 from penstock.models.fields import Fields
+from penstock.models.layer_fields import read_head_dim, read_layers, write_windows
+from penstock.models.rope_fields import read_rope
+from penstock.models.traits import Traits
 
 
 def _traits(fields: Fields) -> Traits:
+    head_dim = read_head_dim(fields)
     attention_bias = fields.flag("attention_bias", False)
+    first_sliding = fields.integer("max_window_layers", 0, 1 << 10)
     return Traits(
-        head_dim=fields.integer("head_dim", 2, 1 << 12, default=128),
-        qk_norm=True,
+        head_dim=head_dim,
+        layers=read_layers(fields, read_rope(fields, head_dim), lambda index: index >= first_sliding),
+        qk_norm="per_head",
         qkv_bias=attention_bias,
         output_bias=attention_bias,
     )
 
 
 def _fields(traits: Traits) -> Mapping[str, object]:
-    return {"head_dim": traits.head_dim, "attention_bias": traits.qkv_bias, "use_sliding_window": False}
+    return {
+        "head_dim": traits.head_dim,
+        "attention_bias": traits.qkv_bias,
+        "use_sliding_window": any(layer.window is not None for layer in traits.layers),
+        **write_windows(traits.layers),
+    }
 
 
 QWEN3 = Family(
@@ -27,9 +38,6 @@ QWEN3 = Family(
     model_type="qwen3",
     traits=_traits,
     fields=_fields,
-    tensors={
-        **COMMON_TENSORS,
-        "layers.*.query_norm.weight": ("model.layers.*.self_attn.q_norm.weight",),
-        "layers.*.key_norm.weight": ("model.layers.*.self_attn.k_norm.weight",),
-    },
+    tensors=COMMON_TENSORS,
+    defaults={"head_dim": 128, "max_window_layers": 28},
 )

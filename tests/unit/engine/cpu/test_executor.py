@@ -14,6 +14,7 @@ from penstock.engine.sequence import Sequence, StepPlan, TokenScore
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.rope import RopeConfig
+from penstock.models.traits import LayerSpec
 from penstock.wire.engine import FinishReason, Sampling
 from penstock.wire.errors import Problem
 
@@ -61,7 +62,6 @@ def plan(sequences: list[Sequence], counts: list[int], num_decodes: int = 0) -> 
 def executor() -> CpuExecutor:
     config = ModelConfig(
         architecture="LlamaForCausalLM",
-        num_layers=1,
         num_heads=2,
         num_kv_heads=1,
         head_dim=8,
@@ -70,12 +70,8 @@ def executor() -> CpuExecutor:
         vocab_size=30,
         max_position=1024,
         norm_eps=1e-6,
-        rope=RopeConfig(theta=10_000.0),
+        layers=(LayerSpec(RopeConfig(theta=10_000.0)),) * 1,
         tie_embeddings=True,
-        qk_norm=False,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
         dtype="float32",
     )
     decoder = Decoder(config)

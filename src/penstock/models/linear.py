@@ -1,0 +1,42 @@
+"""The one matrix product of all models, over the table of ops; its weight may be several matrices in one.
+
+In: rows; out: rows.  Allocates its parameters on the ambient device and never initialises them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from penstock.models.ops import Ops
+
+
+class Linear(nn.Module):
+    """One matrix that may be several fused ones: ``parts`` are the rows of each, in order."""
+
+    def __init__(self, inputs: int, parts: tuple[int, ...], *, bias: bool, dtype: torch.dtype, ops: Ops) -> None:
+        super().__init__()
+        self.parts = parts
+        self.weight = parameter(sum(parts), inputs, dtype=dtype)
+        self.bias = parameter(sum(parts), dtype=dtype) if bias else None
+        self._op = ops.linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._op(x, self.weight, self.bias)
+
+
+class StackedLinear(Linear):
+    """``count`` matrices of one shape below one another, of which a call uses one."""
+
+    def __init__(self, inputs: int, parts: tuple[int, ...], count: int, *, dtype: torch.dtype, ops: Ops) -> None:
+        super().__init__(inputs, parts * count, bias=False, dtype=dtype, ops=ops)
+        self._rows = sum(parts)
+
+    def apply_one(self, index: int, x: Tensor) -> Tensor:
+        """x[R, inputs] through matrix ``index``."""
+        return self._op(x, self.weight[index * self._rows : (index + 1) * self._rows], None)
+
+
+def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """An uninitialised parameter."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype))
