@@ -19,6 +19,7 @@ from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.rope import RopeConfig
 from penstock.models.save import save_decoder
+from penstock.models.traits import LayerSpec
 
 _NUM_BYTES = 256
 _HIDDEN = 256
@@ -92,7 +93,7 @@ def _decoder(vocab_size: int, chains: list[tuple[int, list[int]]]) -> Decoder:
     """Logits are the likeness of the last token's vector to those of all successors; the layer adds nothing."""
     config = ModelConfig(
         architecture="Qwen3ForCausalLM",
-        num_layers=1,
+        layers=(LayerSpec(RopeConfig(theta=10_000.0)),),
         num_heads=2,
         num_kv_heads=1,
         head_dim=32,
@@ -101,12 +102,8 @@ def _decoder(vocab_size: int, chains: list[tuple[int, list[int]]]) -> Decoder:
         vocab_size=vocab_size,
         max_position=4096,
         norm_eps=1e-6,
-        rope=RopeConfig(theta=10_000.0),
         tie_embeddings=False,
-        qk_norm=True,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
+        qk_norm="per_head",
         dtype="float32",
     )
     decoder = Decoder(config)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penstock.models.attention import packed_positions
-from penstock.models.decoder import Linear
 from penstock.models.encoder_config import EncoderConfig
+from penstock.models.linear import Linear
 from penstock.models.ops import REFERENCE, Ops
 
 
