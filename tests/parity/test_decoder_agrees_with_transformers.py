@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_checkpoints import CASES, CONTEXT_TOKENS, VOCAB, make_checkpoint
 from seeded import write_seeded_checkpoint
 from torch import Tensor
 
@@ -20,59 +21,14 @@ FP32_BOUND = 1e-4
 # In bf16 both round after every op, in different places; the truth is the same weights in float32.
 # Largest error seen on these models: ours 0.085, theirs 0.088; mean error: ours 0.84 to 0.93 of theirs.
 BF16_BOUND = 0.1
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.1,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
-    "llama-gqa": ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
-    "llama-llama3-rope": ("Llama", {"num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE}),
-    "llama-biases": ("Llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}),
-    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True}),
-    "qwen3-untied": ("Qwen3", {"num_key_value_heads": 4, "head_dim": 16, "tie_word_embeddings": False}),
-    "qwen3-theta": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32, "rope_parameters": {"rope_theta": 1e6}}),
-}
+# Rounding may tip a token's choice of experts: its answer is then another one, and those after it hear of it.  In the
+# worst case here a flip at token 37 of 100 leaves 29 beyond the bound; of the tokens this share must stay within.
+BF16_SHARE_WITH_EXPERTS = 0.5
 
 
-def make_checkpoint(case: str, directory: Path) -> Any:
-    """A random transformers model of the case, with no parameter left at a neutral value, saved in ``directory``."""
-    family, options = CASES[case]
-    torch.manual_seed(len(case))
-    model = getattr(transformers, f"{family}ForCausalLM")(
-        getattr(transformers, f"{family}Config")(**SIZES, **options)
-    ).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("norm.weight", "bias")):
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            parameter.copy_(
-                parameter.bfloat16()
-            )  # exact in both dtypes, so that bf16 runs differ by their rounding alone
-    model.save_pretrained(directory)
-    return model
-
-
-def log_probabilities(directory: Path, token_ids: Tensor, dtype: Any) -> Tensor:
+def log_probabilities(directory: Path, token_ids: Tensor, dtype: Any, context_tokens: int | None = None) -> Tensor:
     """Ours for every position of one prefill, [T, vocab]."""
-    decoder = load_decoder(directory, dtype)
+    decoder = load_decoder(directory, dtype, context_tokens=context_tokens)
     length = len(token_ids)
     with torch.inference_mode():
         hidden = decoder(token_ids, packed_positions([length]), packed_causal([length]))
@@ -83,10 +39,10 @@ def log_probabilities(directory: Path, token_ids: Tensor, dtype: Any) -> Tensor:
 def test_float32_log_probabilities_agree(case: str, tmp_path: Path) -> None:
     """In float32 every log-probability of a whole prefill is within 1e-4 of transformers'."""
     model = make_checkpoint(case, tmp_path)
-    token_ids = torch.randint(0, SIZES["vocab_size"], (200,))
+    token_ids = torch.randint(0, VOCAB, (100,))
     with torch.inference_mode():
         theirs = model(token_ids[None]).logits[0].log_softmax(-1)
-    ours = log_probabilities(tmp_path, token_ids, "float32")
+    ours = log_probabilities(tmp_path, token_ids, "float32", CONTEXT_TOKENS.get(case))
     assert theirs.max() - theirs.min() > 1.0, "the model must have something to say"
     torch.testing.assert_close(ours, theirs, rtol=0, atol=FP32_BOUND)
 
@@ -95,14 +51,17 @@ def test_float32_log_probabilities_agree(case: str, tmp_path: Path) -> None:
 def test_bfloat16_log_probabilities_are_no_worse_than_theirs(case: str, tmp_path: Path) -> None:
     """In bf16 ours stay within the stated bound of the float32 truth, and on average as close to it as theirs."""
     model = make_checkpoint(case, tmp_path)
-    token_ids = torch.randint(0, SIZES["vocab_size"], (200,))
+    token_ids = torch.randint(0, VOCAB, (100,))
     with torch.inference_mode():
         truth = model(token_ids[None]).logits[0].log_softmax(-1)
         theirs = model.to(torch.bfloat16)(token_ids[None]).logits[0].float().log_softmax(-1)
-    ours = log_probabilities(tmp_path, token_ids, "bfloat16")
+    ours = log_probabilities(tmp_path, token_ids, "bfloat16", CONTEXT_TOKENS.get(case))
     our_error, their_error = (ours - truth).abs(), (theirs - truth).abs()
-    assert our_error.max() < BF16_BOUND
-    assert our_error.mean() < 1.05 * their_error.mean()
+    if hasattr(model.config, "num_experts_per_tok"):
+        assert our_error.amax(-1).quantile(BF16_SHARE_WITH_EXPERTS) < BF16_BOUND
+    else:
+        assert our_error.max() < BF16_BOUND
+        assert our_error.mean() < 1.05 * their_error.mean()
 
 
 @pytest.mark.parametrize("case", CASES)

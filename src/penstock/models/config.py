@@ -14,7 +14,7 @@ import torch
 
 from penstock.models.family import Family
 from penstock.models.fields import Fields, read_object
-from penstock.models.registry import FAMILIES
+from penstock.models.registry import FAMILIES, WHOLES
 from penstock.models.rope import YarnScaling
 from penstock.models.rope_fields import write_rope
 from penstock.models.traits import Activation, Traits
@@ -25,6 +25,7 @@ DType = Literal["bfloat16", "float32"]
 _COMPUTE_DTYPES: dict[str, DType] = {"bfloat16": "bfloat16", "float32": "float32", "float16": "bfloat16"}
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_SHARED = ("dtype", "torch_dtype", "tie_word_embeddings")
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 
 
@@ -64,7 +65,7 @@ class ModelConfig(Traits):
             raise fields.unsupported(
                 "quantization_config", "Quantised checkpoints are not supported; take the bf16 one."
             )
-        fields = fields.over(family.defaults)
+        fields = _decoder_fields(fields, family).over(family.defaults)
         num_heads = fields.integer("num_attention_heads", 1, 1 << 12)
         num_kv_heads = fields.integer("num_key_value_heads", 1, 1 << 12, default=num_heads)
         if num_heads % num_kv_heads:
@@ -79,7 +80,7 @@ class ModelConfig(Traits):
             intermediate_size=fields.integer("intermediate_size", 1, 1 << 20),
             vocab_size=fields.integer("vocab_size", 1, 1 << 24),
             max_position=_max_position(fields, traits),
-            norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
+            norm_eps=_norm_eps(fields),
             tie_embeddings=fields.flag("tie_word_embeddings", False),
             dtype=_dtype(fields),
             activation=_activation(fields),
@@ -123,11 +124,22 @@ def _family(fields: Fields) -> Family:
     names = fields.data.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise fields.wrong("architectures", "must be a list of one architecture's name")
-    family = FAMILIES.get(names[0])
+    family = FAMILIES.get(names[0]) or WHOLES.get(names[0])
     if family is None:
         custom = " Code from the checkpoint (auto_map) is never run." if "auto_map" in fields.data else ""
-        raise fields.unsupported("architectures", f"Supported: {', '.join(sorted(FAMILIES))}.{custom}")
+        raise fields.unsupported("architectures", f"Supported: {', '.join(sorted(FAMILIES | WHOLES))}.{custom}")
     return family
+
+
+def _decoder_fields(fields: Fields, family: Family) -> Fields:
+    """The decoder's own, of which a larger model states some for all its parts."""
+    if family.whole is None or fields.data["architectures"] != [family.whole.architecture]:
+        return fields
+    section = fields.object(family.whole.section)
+    if section is None:
+        raise fields.wrong(family.whole.section, "must describe the decoder")
+    shared = {key: fields.data[key] for key in _SHARED if key in fields.data}
+    return section.over(shared)
 
 
 def _max_position(fields: Fields, traits: Traits) -> int:
@@ -136,6 +148,13 @@ def _max_position(fields: Fields, traits: Traits) -> int:
     scalings = [layer.rope.scaling for layer in traits.layers if layer.rope is not None]
     stretched = [int(s.factor * s.original_max_position) for s in scalings if isinstance(s, YarnScaling)]
     return max([stated, *stretched])
+
+
+def _norm_eps(fields: Fields) -> float:
+    for name in ("layer_norm_eps", "norm_eps"):
+        if fields.data.get("rms_norm_eps") is None and fields.data.get(name) is not None:
+            return fields.number(name, 0.0, 1.0)
+    return fields.number("rms_norm_eps", 0.0, 1.0, default=1e-6)
 
 
 def _activation(fields: Fields) -> Activation:

@@ -18,7 +18,7 @@ class Family:
     """``traits`` reads the family's own fields of config.json and refuses what is not implemented.
 
     ``fields`` writes the traits back as config.json says them; ``defaults`` are the values that the family's files
-    may leave out.
+    may leave out.  ``whole``: what else the decoder may come as a part of.
     ``tensors`` maps a decoder parameter to the checkpoint tensors that make it up: ``*`` stands for the layer's number
     and ``#`` for an expert's.  Where a parameter fuses several matrices, each has a tensor, or one tensor has them all.
     """
@@ -29,6 +29,29 @@ class Family:
     fields: Callable[[Traits], Mapping[str, object]]
     tensors: Mapping[str, tuple[str, ...]]
     defaults: Mapping[str, object] = field(default_factory=dict)
+    whole: Whole | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A larger model that has this family's decoder as a part, say beside one that sees images.
+
+    Its ``architecture`` states the decoder's fields in ``section`` of config.json.  ``prefixes`` are how the names of
+    the decoder's tensors begin there, and how they begin in a checkpoint of its own; the first that fits counts.
+    Names that begin with one of ``unread`` belong to the other parts.
+    """
+
+    architecture: str
+    section: str
+    prefixes: Mapping[str, str]
+    unread: tuple[str, ...]
+
+    def own_name(self, name: str) -> str | None:
+        """What tensor ``name`` is called in a checkpoint of the decoder's own; ``None``: it is of another part."""
+        if name.startswith(self.unread):
+            return None
+        theirs = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        return self.prefixes.get(theirs, "") + name.removeprefix(theirs)
 
 
 # The names that transformers gives the tensors of a Llama-like decoder.
@@ -62,4 +85,11 @@ COMMON_TENSORS: Mapping[str, tuple[str, ...]] = {
     "layers.*.mlp.expert_down.weight": ("model.layers.*.mlp.experts.#.down_proj.weight",),
     "norm.weight": ("model.norm.weight",),
     "head": ("lm_head.weight",),
+}
+
+# Where both sides of attention and feed-forward are normalised, as Gemma names it.
+POST_NORM_TENSORS: Mapping[str, tuple[str, ...]] = {
+    "layers.*.attention_out_norm.weight": ("model.layers.*.post_attention_layernorm.weight",),
+    "layers.*.mlp_norm.weight": ("model.layers.*.pre_feedforward_layernorm.weight",),
+    "layers.*.mlp_out_norm.weight": ("model.layers.*.post_feedforward_layernorm.weight",),
 }

@@ -51,6 +51,17 @@ class Fields:
             raise self.wrong(name, "must be a string")
         return value
 
+    def optional_number(self, name: str, low: float, high: float) -> float | None:
+        """``None`` where the field is absent or null."""
+        return None if self.data.get(name) is None else self.number(name, low, high)
+
+    def integers(self, name: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of integers; empty where the field is absent or null."""
+        values = self._get(name, [])
+        if not isinstance(values, list) or not all(type(value) is int and low <= value <= high for value in values):
+            raise self.wrong(name, f"must be a list of integers between {low} and {high}")
+        return tuple(values)
+
     def numbers(self, name: str, count: int, low: float, high: float) -> tuple[float, ...]:
         """A list of exactly ``count`` numbers."""
         values = self._get(name, None)
@@ -72,6 +83,10 @@ class Fields:
     def over(self, defaults: Mapping[str, Any]) -> Fields:
         """These fields, with ``defaults`` for those that the object does not have; null counts as having."""
         return Fields(self.file, {**defaults, **self.data}, self._prefix)
+
+    def but(self, **changes: Any) -> Fields:
+        """These fields with other values."""
+        return Fields(self.file, {**self.data, **changes}, self._prefix)
 
     def wrong(self, name: str, expectation: str) -> Problem:
         """``checkpoint_invalid`` for a field whose value breaks ``expectation``."""

@@ -6,10 +6,11 @@ In: fields; out: layer specs and head sizes, or a refusal that names the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from penstock.models.fields import Fields
 from penstock.models.rope import RopeConfig
-from penstock.models.traits import LayerSpec
+from penstock.models.traits import ExpertSpec, LayerSpec
 
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -46,6 +47,13 @@ def read_layers(fields: Fields, rope: RopeConfig, slides: Callable[[int], bool] 
         if window is None and any(sliding):
             raise fields.wrong("layer_types", "asks for sliding_attention, but sliding_window is not set")
     return tuple(LayerSpec(rope, window if slid else None) for slid in sliding)
+
+
+def with_experts(
+    layers: Sequence[LayerSpec], experts: ExpertSpec, has_them: Callable[[int], bool]
+) -> tuple[LayerSpec, ...]:
+    """``layers``, those of the numbers that ``has_them`` with experts instead of one feed-forward."""
+    return tuple(replace(layer, experts=experts) if has_them(index) else layer for index, layer in enumerate(layers))
 
 
 def write_windows(layers: Sequence[LayerSpec]) -> dict[str, object]:

@@ -39,6 +39,7 @@ class Blueprint(Generic[M]):
 
     ``build`` allocates it on the ambient device; ``tensors`` is its table, as :class:`~.family.Family` has it.
     ``is_spare`` tells of a tensor's name that the model does without: derived, or of a head that is not served.
+    ``own_name`` gives a stored tensor the name that the table knows it by, or ``None`` if it is another model's.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class Blueprint(Generic[M]):
     build: Callable[[], M]
     tensors: Mapping[str, tuple[str, ...]]
     is_spare: Callable[[str], bool]
+    own_name: Callable[[str], str | None] = lambda name: name
 
 
 def load_decoder(
@@ -53,20 +55,25 @@ def load_decoder(
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     progress: Progress | None = None,
     ops: Ops = REFERENCE,
+    context_tokens: int | None = None,
 ) -> Decoder:
     """The decoder in ``directory``, in ``dtype`` (``auto``: config.json's own), over the table ``ops``.
 
+    ``context_tokens``: the longest sequence that will be computed (``None``: the longest that it was made for).
     Loads and raises as :func:`load_model` does.
     """
     config = ModelConfig.from_directory(directory)
     if dtype != "auto":
         config = dataclasses.replace(config, dtype=dtype)
+    config = dataclasses.replace(config, context_tokens=context_tokens)
+    whole = config.family.whole
     blueprint = Blueprint(
         architecture=config.architecture,
         dtype=config.torch_dtype,
         build=lambda: Decoder(config, ops),
         tensors=config.family.tensors,
         is_spare=lambda name: name.endswith(_DERIVED) or (config.tie_embeddings and name == "lm_head.weight"),
+        own_name=(lambda name: name) if whole is None else whole.own_name,
     )
     return load_model(directory, blueprint, progress)
 
@@ -78,7 +85,8 @@ def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | No
     Raises ``checkpoint_invalid`` (file, tensor, both shapes or sizes named), ``checkpoint_unsupported``,
     ``checkpoint_unsafe`` or ``insufficient_memory``.
     """
-    stored = read_headers(directory)
+    named = ((blueprint.own_name(name), tensor) for name, tensor in read_headers(directory).items())
+    stored = {name: tensor for name, tensor in named if name is not None}
     with torch.device("meta"):
         plan = list(pieces(blueprint.build(), blueprint.tensors))
     _check(plan, stored, directory)

@@ -1,12 +1,25 @@
 """The model families that Penstock knows, by the architecture that config.json names.
 
-Adding one: a file in ``families/``, a line here, a case in tests/parity/test_decoder_agrees_with_transformers.py.
+Adding one: docs/howto/add-a-model-family.md.
 """
 
 from __future__ import annotations
 
+from penstock.models.families.gemma2 import GEMMA2
+from penstock.models.families.gemma3 import GEMMA3
 from penstock.models.families.llama import LLAMA
+from penstock.models.families.mistral import MISTRAL
+from penstock.models.families.mixtral import MIXTRAL
+from penstock.models.families.phi3 import PHI3
+from penstock.models.families.qwen2 import QWEN2
 from penstock.models.families.qwen3 import QWEN3
+from penstock.models.families.qwen3_moe import QWEN3_MOE
 from penstock.models.family import Family
 
-FAMILIES: dict[str, Family] = {family.architecture: family for family in (LLAMA, QWEN3)}
+FAMILIES: dict[str, Family] = {
+    family.architecture: family for family in (GEMMA2, GEMMA3, LLAMA, MISTRAL, MIXTRAL, PHI3, QWEN2, QWEN3, QWEN3_MOE)
+}
+# Larger models of which the decoder is read, by the architecture that config.json names.
+WHOLES: dict[str, Family] = {
+    family.whole.architecture: family for family in FAMILIES.values() if family.whole is not None
+}

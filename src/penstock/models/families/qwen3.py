@@ -39,5 +39,5 @@ QWEN3 = Family(
     traits=_traits,
     fields=_fields,
     tensors=COMMON_TENSORS,
-    defaults={"head_dim": 128, "max_window_layers": 28},
+    defaults={"head_dim": 128, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
 )

@@ -1,0 +1,28 @@
+"""What holds for every family alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from random_checkpoints import CASES
+
+import penstock.models.families
+from penstock.models import registry
+from penstock.models.registry import FAMILIES
+
+FILES = sorted(Path(penstock.models.families.__path__[0]).glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_family_is_one_short_file(file: Path) -> None:
+    """A family takes 120 lines at most and stands in the registry."""
+    assert len(file.read_text().splitlines()) <= 120
+    assert hasattr(registry, file.stem.upper())
+
+
+def test_every_family_has_a_parity_case() -> None:
+    """Each registered architecture is compared with transformers, in two cases at least."""
+    compared = [family for family, _ in CASES.values()]
+    for architecture in FAMILIES:
+        assert compared.count(architecture.removesuffix("ForCausalLM")) >= 2
