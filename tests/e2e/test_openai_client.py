@@ -202,11 +202,10 @@ def test_bad_fields(client: OpenAI, fields: dict[str, Any], code: str | None, pa
     "fields",
     [
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
-        {"response_format": {"type": "json_object"}},
     ],
 )
 def test_what_comes_later_says_so(client: OpenAI, fields: dict[str, Any]) -> None:
-    """Tools and response formats are refused by name, never ignored."""
+    """Tools are refused by name, never ignored."""
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, **fields)
     assert caught.value.code == "unsupported_parameter"

@@ -27,6 +27,7 @@ from penstock.engine.server.booted import Booted, Progress
 from penstock.policy.batch import BatchRules
 from penstock.ports import Emit
 from penstock.text.answer import AnswerFormat
+from penstock.text.grammar import Grammars
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -94,11 +95,14 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         block_tokens=settings.block_tokens,
     )
     capacity = num_blocks * settings.block_tokens
+    grammars = Grammars(tokenizer)
+    grammars.start()
     return Booted(
         loop=Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit),
         executor=executor,
         tokenizer=tokenizer,
         answers=AnswerFormat.of(tokenizer, reasoning=settings.reasoning_parser),
+        grammars=grammars,
         dtype=config.dtype,
         vocab_size=config.vocab_size,
         context_tokens=min(context, capacity),

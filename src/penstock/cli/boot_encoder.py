@@ -18,6 +18,7 @@ from penstock.engine.server.booted import Booted, Progress
 from penstock.policy.batch import BatchRules
 from penstock.ports import Emit
 from penstock.text.answer import AnswerFormat
+from penstock.text.grammar import Grammars
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
@@ -58,6 +59,7 @@ def boot_encoder(settings: EngineSettings, tokenizer: Tokenizer, progress: Progr
         executor=EncoderExecutor(encoder),
         tokenizer=tokenizer,
         answers=AnswerFormat(),
+        grammars=Grammars(tokenizer),
         dtype=encoder.config.dtype,
         vocab_size=own.vocab_size,
         context_tokens=context,

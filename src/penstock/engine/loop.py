@@ -83,8 +83,7 @@ class Loop:
         self._apply_aborts()
         for sequence in plan.sequences:
             if sequence.id in self._sequences:
-                self._leave(sequence, "failed")
-                sequence.sink.fail(problem)
+                self._fail(sequence, problem)
 
     def _hand_out_prompt_scores(self, sequence: Sequence, start: int, scores: list[TokenScore]) -> None:
         # scores[k] belongs to position start + 1 + k; a recomputed prompt brings some of them again.
@@ -97,9 +96,14 @@ class Loop:
         if sequence.max_tokens == 0:
             self._finish(sequence, "length")
             return
+        try:
+            goes_on = sequence.constraint is None or sequence.constraint.advance(token_id)
+        except Problem as problem:
+            self._fail(sequence, problem)
+            return
         sequence.token_ids.append(token_id)
         num_output = sequence.num_output_tokens
-        if token_id in sequence.stop_token_ids and num_output > sequence.min_tokens:
+        if not goes_on or (token_id in sequence.stop_token_ids and num_output > sequence.min_tokens):
             self._finish(sequence, "stop", token_id)
         elif sequence.sink.push(token_id, score):
             self._finish(sequence, "stop")
@@ -119,6 +123,10 @@ class Loop:
     def _finish(self, sequence: Sequence, reason: FinishReason, stop_token_id: int | None = None) -> None:
         self._leave(sequence, reason)
         sequence.sink.finish(reason, stop_token_id, sequence.num_cached)
+
+    def _fail(self, sequence: Sequence, problem: Problem) -> None:
+        self._leave(sequence, "failed")
+        sequence.sink.fail(problem)
 
     def _leave(self, sequence: Sequence, reason: str) -> None:
         del self._sequences[sequence.id]

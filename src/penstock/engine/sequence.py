@@ -53,6 +53,22 @@ class Pooling:
     num_dimensions: int | None = None
 
 
+class Constraint(Protocol):
+    """What a sequence's output has to be.  Only committed tokens advance it: a dropped result leaves no trace."""
+
+    def mask(self) -> bytes | None:
+        """Which tokens may come next: bit ``i % 8`` of byte ``i // 8``, and none beyond; ``None``: any.
+
+        Called in the step's thread, at times more than once for one position; may block for as long as it computes.
+        """
+
+    def advance(self, token_id: int) -> bool:
+        """Take the next token.  False: it ends the output and is no part of it.
+
+        Raises the ``Problem`` that ends this sequence and no other.
+        """
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request's state.
@@ -73,6 +89,7 @@ class Sequence:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     prefix_root: bytes = b""
+    constraint: Constraint | None = None
     num_logprobs: int | None = None
     score_prompt: bool = False
     num_prompt_scored: int = 0

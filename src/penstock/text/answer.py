@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.text.reasoning import MARKS, Phase, ThinkingMarks, ThinkingSplitter, find_marks, phase_after
+from penstock.text.reasoning import MARKS, Phase, Thinking, ThinkingMarks, ThinkingSplitter, find_marks, phase_after
 from penstock.text.tokenizer import Tokenizer
 
 
@@ -50,6 +50,11 @@ class AnswerParser:
     def __init__(self, splitter: ThinkingSplitter | None = None, shown: frozenset[int] = frozenset()) -> None:
         self._splitter = splitter
         self.shown = shown
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """What a grammar has to let pass before it binds: the thinking that is open or may still be opened."""
+        return None if self._splitter is None else self._splitter.thinking
 
     @property
     def may_think(self) -> bool:

@@ -29,6 +29,18 @@ MARKS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """What precedes the constrained part of an output: text up to and including ``closes``.
+
+    ``is_open``: the prompt began it.  Otherwise the model may, by writing ``opens`` first; ``None``: it may not.
+    """
+
+    closes: str
+    opens: str | None = None
+    is_open: bool = False
+
+
 class Phase(enum.Enum):
     """Where an answer is: it may still open its thinking, is in it, or is past it."""
 
@@ -72,6 +84,14 @@ class ThinkingSplitter:
         self._trim = phase is Phase.THINKING
         self.phase = phase
         self.has_thought = phase is Phase.THINKING
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """Thinking that is open now or may be opened next; ``None`` behind it."""
+        if self.phase is Phase.ANSWER:
+            return None
+        is_open = self.phase is Phase.THINKING
+        return Thinking(closes=self._marks.close, opens=None if is_open else self._marks.open, is_open=is_open)
 
     def push(self, text: str) -> tuple[str, str]:
         """Take more text: what of it is reasoning and what is answer, as far as that is certain."""

@@ -105,6 +105,10 @@ class Tokenizer:
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
 
+    def spell(self, text: bytes) -> list[int]:
+        """Ids that stand for exactly these bytes, one byte each.  Raises ``KeyError`` where the vocabulary has none."""
+        return [self._ids_of_bytes[byte] for byte in text]
+
     def token_text(self, token_id: int) -> str:
         """One token for display: its bytes, with U+FFFD where they are no whole characters."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
@@ -122,6 +126,10 @@ class Tokenizer:
     def leading_spaces_stripped(self) -> int:
         """How many leading spaces a whole text loses when it is decoded (SentencePiece's dummy prefix)."""
         return 0 if self._decoder is None else self._decoder.strip_spaces
+
+    @cached_property
+    def _ids_of_bytes(self) -> dict[int, int]:
+        return {data[0]: i for i, data in enumerate(self._bytes_by_id) if len(data) == 1}
 
     @cached_property
     def _bytes_by_id(self) -> list[bytes]:

@@ -47,10 +47,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     """What the output has to be.  ``value`` by kind: a JSON schema's text (``json_schema``; ``{}`` for any object
     of ``json_object``), a regular expression, or a grammar in Lark's notation as llguidance reads it.
+    ``param`` is the field of the caller's request that it came from, for errors.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     value: str
+    param: str | None = None
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

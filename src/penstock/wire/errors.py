@@ -46,6 +46,8 @@ ERRORS: dict[str, ErrorSpec] = {
     "invalid_value": _caller(400, "Correct the value of the named field."),
     "unsupported_parameter": _caller(400, "Leave the named field out; this release does not act on it."),
     "context_length_exceeded": _caller(400, "Shorten the prompt or lower max_tokens."),
+    "grammar_invalid": _caller(400, "docs/howto/structured-output.md lists what can be enforced."),
+    "grammar_too_complex": _caller(400, "Make the schema, expression or grammar smaller or less ambiguous."),
     "template_error": _caller(400, "The model's chat template refused these messages."),
     "model_not_found": _caller(404, "GET /v1/models lists the names that are served."),
     "not_found": _caller(404, "docs/reference/routes.md lists the routes."),

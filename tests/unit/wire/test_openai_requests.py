@@ -76,13 +76,11 @@ def text_requests(**changes):
         ),
         ({"tools": [{}]}, "unsupported_parameter", "tools"),
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
         ({"reasoning_effort": "some"}, "invalid_value", "reasoning_effort"),
         ({"reasoning_effort": 5}, "invalid_type", "reasoning_effort"),
         ({"thinking": {"type": "maybe"}}, "invalid_value", "thinking.type"),
         ({"enable_thinking": "yes"}, "invalid_type", "enable_thinking"),
-        ({"guided_json": {}}, "unsupported_parameter", "guided_json"),
         ({"model": None}, "invalid_type", "model"),
     ],
 )

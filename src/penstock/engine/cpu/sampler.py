@@ -6,6 +6,7 @@ never on the rows beside it.  A greedy row without penalties costs its share of 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,11 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
         """One token id per row of logits [R, V] float32, which it leaves as they are."""
         rules = [self._defaults.resolve(sequence.sampling) for sequence in sequences]
-        adjusted = [_needs_adjusting(rule, sequence) for rule, sequence in zip(rules, sequences, strict=True)]
+        masks = [None if sequence.constraint is None else sequence.constraint.mask() for sequence in sequences]
+        adjusted = [
+            mask is not None or _needs_adjusting(rule, sequence)
+            for rule, sequence, mask in zip(rules, sequences, masks, strict=True)
+        ]
         plain = [row for row, rule in enumerate(rules) if rule.greedy and not adjusted[row]]
         token_ids = [0] * len(sequences)
         if plain:
@@ -34,6 +39,8 @@ class Sampler:
             if rule.greedy and not adjusted[row]:
                 continue
             own = _adjust(logits[row], rule, sequence) if adjusted[row] else logits[row]
+            if (mask := masks[row]) is not None:
+                own = _constrain(own, logits[row], mask)
             if rule.greedy:
                 token_ids[row] = arg_max(own[None])[0]
             else:
@@ -49,6 +56,19 @@ def arg_max(logits: Tensor) -> list[int]:
 
 def _needs_adjusting(rules: Rules, sequence: Sequence) -> bool:
     return rules.penalised or sequence.num_output_tokens < sequence.min_tokens
+
+
+def _constrain(adjusted: Tensor, logits: Tensor, mask: bytes) -> Tensor:
+    """``adjusted`` [V] with every token barred that ``mask`` does not allow.
+
+    Where all that it allows is barred already (stop tokens before ``min_tokens``), the constraint counts for more.
+    """
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little")
+    barred = torch.from_numpy(bits == 0)
+    constrained = adjusted.masked_fill(barred, -torch.inf)
+    if constrained.max() == -torch.inf:
+        constrained = logits.masked_fill(barred, -torch.inf)
+    return constrained
 
 
 def _adjust(logits: Tensor, rules: Rules, sequence: Sequence) -> Tensor:

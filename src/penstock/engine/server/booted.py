@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from penstock.engine.loop import Loop
 from penstock.engine.sequence import Executor, Pooling
 from penstock.text.answer import AnswerFormat
+from penstock.text.grammar import Grammars
 from penstock.text.tokenizer import Tokenizer
 
 Progress = Callable[[float, str], None]
@@ -28,6 +29,7 @@ class Booted:
     executor: Executor
     tokenizer: Tokenizer
     answers: AnswerFormat
+    grammars: Grammars
     dtype: str
     vocab_size: int
     context_tokens: int

@@ -20,6 +20,7 @@ from penstock.engine.server.embed import Embedding, input_ids, pooling_of
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.stream import TextStream
 from penstock.text.answer import AnswerParser
+from penstock.text.grammar import GrammarConstraint
 from penstock.wire.engine import (
     Detokenized,
     DetokenizeRequest,
@@ -46,6 +47,7 @@ class Opened:
 
     stream: TextStream
     sequence_id: str
+    constraint: GrammarConstraint | None = None
 
 
 class Service:
@@ -60,6 +62,7 @@ class Service:
         self._open: defaultdict[str, set[str]] = defaultdict(set)
         self._embeddings: dict[str, Embedding] = {}
         self._long_text = asyncio.Lock()
+        self._compiling = asyncio.Lock()
 
     @property
     def num_open(self) -> int:
@@ -74,8 +77,9 @@ class Service:
         self._refuse_overload()
         prompt_ids, answer = await self._beside(self._prompt, request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
+        constraint = await self._constraint(request, answer)
         stream = TextStream(request, prompt_ids, self._booted.tokenizer, answer)
-        opened = Opened(stream, f"{request.id}#{next(self._attempts)}")
+        opened = Opened(stream, f"{request.id}#{next(self._attempts)}", constraint)
         sequence = self._sequence(request, opened, prompt_ids, max_tokens)
         stream.accept()
         if self._is_complete(request, stream, max_tokens):
@@ -102,6 +106,8 @@ class Service:
     def close(self, request_id: str, opened: Opened) -> None:
         """The stream's reader is done or gone: whatever still runs is aborted."""
         self._runner.abort(opened.sequence_id)
+        if opened.constraint is not None:
+            opened.constraint.close()
         self._forget(request_id, opened.sequence_id)
 
     def abort(self, request_id: str) -> None:
@@ -135,6 +141,22 @@ class Service:
             attempts.discard(attempt)
             if not attempts:
                 del self._open[request_id]
+
+    async def _constraint(self, request: GenerateRequest, answer: AnswerParser) -> GrammarConstraint | None:
+        """Compile one grammar at a time, so that a flood of slow ones leaves threads to everybody else.
+
+        ``answer`` has seen the prompt and no output yet.
+        """
+        if (grammar := request.grammar) is None:
+            return None
+        async with self._compiling:
+            return await asyncio.to_thread(
+                self._booted.grammars.constrain,
+                grammar,
+                stop_token_ids=self._stop_token_ids(request),
+                emitted_token_ids=request.emitted_token_ids,
+                thinking=answer.thinking,
+            )
 
     def _tokenized(self, request: TokenizeRequest) -> Tokenized:
         tokenizer = self._booted.tokenizer
@@ -234,10 +256,11 @@ class Service:
             raise Problem("invalid_value", message, param="emitted_token_ids")
         return wanted
 
+    def _stop_token_ids(self, request: GenerateRequest) -> frozenset[int]:
+        own = frozenset(request.stop_token_ids)
+        return own if request.ignore_eos else own | self._booted.tokenizer.stop_token_ids
+
     def _sequence(self, request: GenerateRequest, opened: Opened, prompt_ids: list[int], max_tokens: int) -> Sequence:
-        stop_token_ids = frozenset(request.stop_token_ids)
-        if not request.ignore_eos:
-            stop_token_ids |= self._booted.tokenizer.stop_token_ids
         return Sequence(
             id=opened.sequence_id,
             token_ids=prompt_ids + request.emitted_token_ids,
@@ -246,7 +269,8 @@ class Service:
             sampling=request.sampling,
             sink=opened.stream,
             min_tokens=request.min_tokens,
-            stop_token_ids=stop_token_ids,
+            stop_token_ids=self._stop_token_ids(request),
+            constraint=opened.constraint,
             prefix_root=prefix_root(cache_salt=request.cache_salt),
             num_logprobs=request.logprobs,
             score_prompt=request.echo and request.logprobs is not None,

@@ -15,6 +15,7 @@ from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
 from penstock.wire.openai.decode import decode_body
 from penstock.wire.openai.fields import UNSET, Absent
+from penstock.wire.openai.structured import grammar_of
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _UNSUPPORTED = (
@@ -179,6 +180,7 @@ def template_kwargs(request: ChatRequest) -> dict[str, Any]:
 def engine_requests(request: ChatRequest, id: str, drawn_seed: int) -> list[GenerateRequest]:
     """One engine request per choice, ids ``{id}-{choice}``."""
     messages = engine_messages(request.messages)
+    grammar = grammar_of(request)
     continues = bool(request.continue_final_message)
     generates = not continues if request.add_generation_prompt is None else request.add_generation_prompt
     return [
@@ -195,6 +197,7 @@ def engine_requests(request: ChatRequest, id: str, drawn_seed: int) -> list[Gene
             stop=fields.stops_of(request),
             stop_token_ids=request.stop_token_ids or [],
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            grammar=grammar,
         )
         for choice, sampling in enumerate(fields.samplings(request, drawn_seed, request.num_choices))
     ]

@@ -13,6 +13,7 @@ from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
 from penstock.wire.openai.decode import decode_body
 from penstock.wire.openai.fields import UNSET, Absent
+from penstock.wire.openai.structured import grammar_of
 
 _UNSUPPORTED = (*fields.SHARED_UNSUPPORTED, "suffix")
 _DEFAULT_MAX_TOKENS = 16
@@ -94,6 +95,7 @@ def engine_requests(request: CompletionRequest, id: str, drawn_seed: int) -> lis
 
     With the caller's seed every prompt draws from the same seeds, whatever its company; with a drawn one all differ.
     """
+    grammar = grammar_of(request)
     prompts, per_prompt = request.prompts, request.choices_per_prompt
     distinct = per_prompt if request.seed is not None else per_prompt * len(prompts)
     samplings = fields.samplings(request, drawn_seed, distinct)
@@ -110,6 +112,7 @@ def engine_requests(request: CompletionRequest, id: str, drawn_seed: int) -> lis
             stop_token_ids=request.stop_token_ids or [],
             logprobs=request.logprobs,
             echo=bool(request.echo),
+            grammar=grammar,
         )
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(per_prompt))
     ]

@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.wire.engine import Sampling
 from penstock.wire.errors import Problem
+from penstock.wire.openai.structured import Field
 
 MAX_CHOICES = 512
 MAX_STOPS = 16
@@ -53,12 +54,12 @@ class Shared(msgspec.Struct, kw_only=True, frozen=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    response_format: Absent = UNSET
-    structured_outputs: Absent = UNSET
-    guided_json: Absent = UNSET
-    guided_regex: Absent = UNSET
-    guided_choice: Absent = UNSET
-    guided_grammar: Absent = UNSET
+    response_format: Field = UNSET
+    structured_outputs: Field = UNSET
+    guided_json: Field = UNSET
+    guided_regex: Field = UNSET
+    guided_choice: Field = UNSET
+    guided_grammar: Field = UNSET
     use_beam_search: Absent = UNSET
 
     @property
@@ -70,15 +71,7 @@ class Shared(msgspec.Struct, kw_only=True, frozen=True):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-SHARED_UNSUPPORTED = (
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "use_beam_search",
-)
+SHARED_UNSUPPORTED = ("use_beam_search",)
 
 _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -86,7 +79,6 @@ _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "tool_calls": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
     "suffix": ("",),

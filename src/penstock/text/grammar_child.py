@@ -1,0 +1,249 @@
+"""The process in which grammars are compiled and followed, apart from the engine.
+
+In: requests on sockets, in order; out: for each, which tokens may come next, or why not.
+A caller's grammar runs native code that Python cannot interrupt and that a hostile one can make slow, large or crash:
+here the kernel ends it, the engine's other sequences go on, and their states are replayed.
+Argued in docs/decisions/004-grammars-in-their-own-process.md.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections import OrderedDict
+from typing import NoReturn
+
+import msgspec
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from penstock.text.grammar_source import llguidance_source
+from penstock.wire.engine import Grammar
+from penstock.wire.errors import Problem
+
+REQUEST_CPU_S = 0.5
+"""The processor time that one request may take: compiling a grammar and its first mask, or one step."""
+_MEMORY_BYTES = 4 << 30
+_STEP_CPU_S = 0.02
+_SPARE_CPU_S = 0.5
+"""What a sequence may use beyond ``_STEP_CPU_S`` a token, altogether."""
+_KEPT_MATCHERS = 64
+_HEADER_BYTES = 4
+# Large regular expressions are not run over the whole vocabulary beforehand: that is what makes a first mask slow.
+# Other bounds as the library has them; the errors' texts would otherwise repeat the whole grammar.
+_LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
+
+
+class Vocabulary(msgspec.Struct, frozen=True, array_like=True):
+    """What each token stands for, in bytes; ``special_ids`` are no text.  Token ``len(tokens)`` is a text's end."""
+
+    tokens: list[bytes]
+    special_ids: list[int]
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Follow ``grammar`` from its start over ``token_ids``."""
+
+    session: int
+    grammar: Grammar
+    token_ids: list[int]
+
+
+class Advance(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One more token."""
+
+    session: int
+    token_id: int
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Forget a session.  Not answered."""
+
+    session: int
+
+
+class Allowed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Bit ``i % 8`` of byte ``i // 8``: token ``i`` may come next; ``i = len(tokens)``: the text may end here."""
+
+    session: int
+    mask: bytes
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A problem of this session, which is closed with it."""
+
+    session: int
+    code: str
+    message: str
+
+
+class Unknown(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """This worker has no such session: the one before it died.  Open it again, with all its tokens."""
+
+    session: int
+
+
+class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The worker ended in the request that is unanswered, by ``signal``; all its sessions are lost."""
+
+    signal: int
+
+
+Request = Open | Advance | Close
+Reply = Allowed | Refused | Unknown | Died
+
+
+def send(channel: socket.socket, frame: bytes) -> None:
+    """One frame: its length in four bytes, then itself."""
+    channel.sendall(len(frame).to_bytes(_HEADER_BYTES, "big") + frame)
+
+
+def receive(channel: socket.socket) -> bytes | None:
+    """The next frame, or ``None`` at the end.  Reads not one byte further: another worker may go on behind it."""
+    header = _exactly(channel, _HEADER_BYTES)
+    return None if header is None else _exactly(channel, int.from_bytes(header, "big"))
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        part = channel.recv(size - len(data))
+        if not part:
+            return None
+        data += part
+    return bytes(data)
+
+
+class _Gtokenizer:
+    """A vocabulary as llguidance takes it.  It tokenises nothing: masks need the tokens' bytes alone."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = len(vocabulary.tokens)
+        self.tokens = [*vocabulary.tokens, b""]
+        self.special_token_ids = [*vocabulary.special_ids, self.eos_token_id]
+        self.is_tokenizer_wrapper = True
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return []
+
+
+class Worker:
+    """The sessions of one worker process."""
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._fresh: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._open: dict[int, tuple[LLMatcher, float]] = {}
+        """By session: its matcher, and the processor time it may still use."""
+
+    def answer(self, request: Request) -> Reply | None:
+        """Do one request."""
+        if isinstance(request, Close):
+            self._open.pop(request.session, None)
+            return None
+        if isinstance(request, Advance) and request.session not in self._open:
+            return Unknown(request.session)
+        begin = time.process_time()
+        try:
+            if isinstance(request, Open):
+                matcher, left = self._started(request.grammar), _SPARE_CPU_S
+                self._replay(matcher, request.token_ids)
+                begin = time.process_time()
+            else:
+                matcher, left = self._open.pop(request.session)
+                matcher.consume_token(request.token_id)
+            mask = matcher.compute_bitmask()
+            _check(matcher, "grammar_too_complex")
+            if not any(mask):
+                raise Problem("grammar_invalid", "The grammar allows no text that this model's vocabulary can spell.")
+            left += _STEP_CPU_S - (time.process_time() - begin)
+            if left < 0:
+                raise Problem("grammar_too_complex", "Following the grammar takes too long.")
+        except Problem as problem:
+            return Refused(request.session, problem.code, problem.message)
+        self._open[request.session] = matcher, min(left, _SPARE_CPU_S)
+        return Allowed(request.session, mask)
+
+    def _started(self, grammar: Grammar) -> LLMatcher:
+        """A matcher at its start; those used last are kept, and copies share what they computed until they differ."""
+        fresh = self._fresh.get(grammar)
+        if fresh is None:
+            fresh = LLMatcher(self._tokenizer, llguidance_source(grammar), log_level=0, limits=_LIMITS)
+            _check(fresh, "grammar_invalid")
+            self._fresh[grammar] = fresh
+            if len(self._fresh) > _KEPT_MATCHERS:
+                self._fresh.popitem(last=False)
+        self._fresh.move_to_end(grammar)
+        return fresh.deep_copy()
+
+    def _replay(self, matcher: LLMatcher, token_ids: list[int]) -> None:
+        taken = matcher.try_consume_tokens(token_ids)
+        if taken < len(token_ids):
+            _check(matcher, "grammar_too_complex")
+            raise Problem("invalid_value", f"Emitted token {taken}, {token_ids[taken]}, does not fit the grammar.")
+
+
+def _check(matcher: LLMatcher, code: str) -> None:
+    if matcher.is_error():
+        message = matcher.get_error().split("<non-verbose/>")[0].strip().rstrip(".")
+        if message == "NoExtensionBias":
+            raise Problem("grammar_invalid", "Nothing can satisfy this: no text begins as it demands.")
+        raise Problem(code, f"{message}.")
+
+
+def _work(vocabulary: LLTokenizer, channel: socket.socket) -> None:
+    """Answer until the other side closes.  Each request runs under an alarm that nothing here handles: it kills."""
+    worker = Worker(vocabulary)
+    decode = msgspec.msgpack.Decoder(Request).decode
+    while (frame := receive(channel)) is not None:
+        signal.setitimer(signal.ITIMER_PROF, REQUEST_CPU_S)
+        reply = worker.answer(decode(frame))
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        if reply is not None:
+            send(channel, msgspec.msgpack.encode(reply))
+
+
+def _fork(vocabulary: LLTokenizer, channel: socket.socket) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        _work(vocabulary, channel)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main() -> NoReturn:
+    """Build the vocabulary once, then keep one worker alive on each channel (descriptors given as arguments)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    vocabulary = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Vocabulary)
+    tokenizer = LLTokenizer(_Gtokenizer(vocabulary), slices=LLTokenizer.json_slices())  # type: ignore[arg-type]
+    channels = {
+        _fork(tokenizer, channel): channel for channel in (socket.socket(fileno=int(fd)) for fd in sys.argv[1:])
+    }
+    while channels:
+        pid, status = os.wait()
+        channel = channels.pop(pid)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            channel.close()
+            continue
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        try:
+            send(channel, msgspec.msgpack.encode(Died(ended_by)))
+        except OSError:  # the engine is gone
+            continue
+        channels[_fork(tokenizer, channel)] = channel
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

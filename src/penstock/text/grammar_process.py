@@ -1,0 +1,156 @@
+"""The engine's side of the grammar process: sessions that outlive its workers.
+
+In: grammars and committed tokens; out: which tokens may come next.  Safe to call from several threads.
+When a worker dies over a hostile grammar, that session fails and every other one is replayed in the next worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+
+import msgspec
+
+from penstock.text import grammar_child as child
+from penstock.wire.engine import Grammar
+from penstock.wire.errors import Problem
+
+_REPLY_TIMEOUT_S = 20.0
+"""Wall-clock.  The process itself bounds processor time, so only a machine that stands still comes here."""
+_ENDED_BY = {
+    signal.SIGPROF: f"takes more than {child.REQUEST_CPU_S} s of processor time",
+    signal.SIGSEGV: "is nested too deeply",
+    signal.SIGABRT: "needs too much memory",
+}
+
+
+class Session:
+    """One grammar being followed.  Made by :meth:`Channel.open`, and for that channel's eyes only."""
+
+    def __init__(self, number: int, grammar: Grammar, token_ids: list[int]) -> None:
+        self.number = number
+        self.grammar = grammar
+        self.token_ids = token_ids
+        self.num_unanswered = 0
+        self.reply: child.Reply | None = None
+        """The answer to the last request, once there is one."""
+
+
+class Channel:
+    """One worker of the grammar process: requests in order, answers in order."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._numbers = itertools.count()
+        self._sending = threading.Lock()
+        self._pending: deque[Session] = deque()
+        """Whose answers are due, in the order of the requests; written under ``_sending``."""
+        self._answered = threading.Condition()
+        self._lost = False
+        threading.Thread(target=self._listen, name="grammar", daemon=True).start()
+
+    def open(self, grammar: Grammar, token_ids: list[int]) -> Session:
+        """Start to follow ``grammar`` behind ``token_ids``; returns at once."""
+        session = Session(next(self._numbers), grammar, token_ids)
+        self._ask(session, child.Open(session.number, grammar, token_ids))
+        return session
+
+    def advance(self, session: Session, token_id: int) -> None:
+        """One more token, which the last answer allowed; returns at once."""
+        session.token_ids.append(token_id)
+        self._ask(session, child.Advance(session.number, token_id))
+
+    def close(self, session: Session) -> None:
+        """Forget a session."""
+        with self._sending:
+            self._send(child.Close(session.number))
+
+    def wait(self, session: Session) -> bytes:
+        """The mask for the position behind the session's tokens.  Raises the ``Problem`` that ended the session."""
+        while isinstance(reply := self._reply(session), child.Unknown):
+            self._ask(session, child.Open(session.number, session.grammar, session.token_ids))
+        if isinstance(reply, child.Allowed):
+            return reply.mask
+        if isinstance(reply, child.Refused):
+            raise Problem(reply.code, reply.message, param=session.grammar.param)
+        by = _ENDED_BY.get(signal.Signals(reply.signal)) if reply.signal else None
+        message = f"The grammar {by or 'ended the process that follows it'}."
+        raise Problem("grammar_too_complex", message, param=session.grammar.param)
+
+    def _reply(self, session: Session) -> child.Reply:
+        with self._answered:
+            self._answered.wait_for(lambda: session.reply is not None or self._lost, _REPLY_TIMEOUT_S)
+            if session.reply is None:
+                raise Problem("internal_error", "The grammar process does not answer.")
+            return session.reply
+
+    def _ask(self, session: Session, request: child.Open | child.Advance) -> None:
+        with self._sending:
+            with self._answered:
+                session.reply = None
+                session.num_unanswered += 1
+            self._pending.append(session)
+            self._send(request)
+
+    def _send(self, request: child.Request) -> None:
+        try:
+            child.send(self._socket, msgspec.msgpack.encode(request))
+        except OSError:
+            self._lose()
+
+    def _listen(self) -> None:
+        """Never sends and never waits for a sender: a worker that cannot write does not read either."""
+        decode = msgspec.msgpack.Decoder(child.Reply).decode
+        while (frame := child.receive(self._socket)) is not None:
+            reply = decode(frame)
+            session = self._pending.popleft()
+            with self._answered:
+                session.num_unanswered -= 1
+                if not session.num_unanswered:
+                    session.reply = reply
+                    self._answered.notify_all()
+        self._lose()
+
+    def _lose(self) -> None:
+        with self._answered:
+            self._lost = True
+            self._answered.notify_all()
+
+
+class GrammarProcess:
+    """The process and its two workers: ``trial`` compiles what nobody has tried yet, ``steps`` follows it.
+
+    A grammar that has passed ``trial`` delays others no longer than it took there.
+    """
+
+    def __init__(self, vocabulary: child.Vocabulary) -> None:
+        ours, theirs = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+        descriptors = [end.fileno() for end in theirs]
+        # -P: a folder named like one of our modules in the working directory must not be imported.
+        command = [sys.executable, "-P", "-m", child.__name__, *map(str, descriptors)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=descriptors
+        )
+        for end in theirs:
+            end.close()
+        self.trial, self.steps = map(Channel, ours)
+        self._ends = ours
+        feeding = threading.Thread(target=self._feed, args=(vocabulary,), name="grammar", daemon=True)
+        feeding.start()
+
+    def _feed(self, vocabulary: child.Vocabulary) -> None:
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe:
+            pipe.write(msgspec.msgpack.encode(vocabulary))
+
+    def close(self) -> None:
+        """End the process; open sessions fail."""
+        for end in self._ends:
+            end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._process.wait()
