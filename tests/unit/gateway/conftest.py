@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -58,8 +60,10 @@ class ScriptedEngine:
 
     socket: str
     behave: Callable[[protocol.GenerateRequest], Behaviour] = lambda request: Behaviour()
+    behave_embed: Callable[[protocol.EmbedRequest], Behaviour] = lambda request: Behaviour()
     phase: protocol.Phase = "ready"
     requests: list[protocol.GenerateRequest] = field(default_factory=list)
+    embedded: list[protocol.EmbedRequest] = field(default_factory=list)
     sent_tokens: int = 0
     running: int = 0
     _runner: web.AppRunner | None = None
@@ -67,6 +71,7 @@ class ScriptedEngine:
     async def start(self) -> None:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post(protocol.GENERATE, self._generate)
+        app.router.add_post(protocol.EMBED, self._embed)
         app.router.add_get(protocol.LOAD, self._load)
         app.router.add_post(protocol.TOKENIZE, self._tokenize)
         app.router.add_post(protocol.DETOKENIZE, self._detokenize)
@@ -101,6 +106,27 @@ class ScriptedEngine:
     async def _detokenize(self, request: web.Request) -> web.Response:
         asked = msgspec.json.decode(await request.read(), type=protocol.DetokenizeRequest)
         return web.Response(body=protocol.encode(protocol.Detokenized(text="".join(map(chr, asked.token_ids)))))
+
+    async def _embed(self, http: web.Request) -> web.Response:
+        """One number per input, the text's length, after ``first_s``; ``cut_after`` breaks the connection instead."""
+        request = msgspec.json.decode(await http.read(), type=protocol.EmbedRequest)
+        self.embedded.append(request)
+        how = self.behave_embed(request)
+        self.running += 1
+        try:
+            await asyncio.sleep(how.first_s)
+        finally:
+            self.running -= 1
+        if how.cut_after is not None:
+            assert http.transport is not None
+            http.transport.abort()
+        if how.refuse:
+            problem = Problem(how.refuse, "scripted")
+            return web.Response(status=problem.spec.status, body=msgspec.json.encode(problem.body()))
+        inputs = request.texts or request.token_ids or []
+        vectors = [base64.b64encode(struct.pack("<f", len(item))).decode() for item in inputs]
+        embedded = protocol.Embedded(vectors=vectors, prompt_tokens=sum(map(len, inputs)), cached_tokens=1)
+        return web.Response(body=protocol.encode(embedded))
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
         request = msgspec.json.decode(await http.read(), type=protocol.GenerateRequest)
