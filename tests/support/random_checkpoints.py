@@ -5,6 +5,7 @@ In: a case's name and a directory; out: the reference model, its checkpoint save
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def make_checkpoint(case: str, directory: Path) -> Any:
 
     Its weights are exact in bf16, so that runs in bf16 differ by their own rounding alone.
     """
-    family, options = CASES[case]
+    family, options = copy.deepcopy(CASES[case])  # transformers writes into what it is given
     # Capped scores need an implementation of attention that knows them; the others are compared with the default.
     extra = {"attn_implementation": "eager"} if family == "Gemma2" else {}
     text = "Text" if family == "Gemma3" else ""

@@ -56,10 +56,11 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     tokenizer.token_bytes(0)  # builds the table that the first stream would otherwise wait for
     defaults = SamplingDefaults.from_directory(directory)
     sentence = SentenceConfig.from_directory(directory, default_rows="last")
-    check_weights_fit(directory, settings, ModelConfig.from_directory(directory).dtype, free_memory_bytes())
-    decoder = load_decoder(directory, settings.dtype, progress).requires_grad_(False)
-    config = decoder.config
+    config = ModelConfig.from_directory(directory)
     context = context_tokens(settings, config.max_position, config.max_position)
+    check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
+    decoder = load_decoder(directory, settings.dtype, progress, context_tokens=context).requires_grad_(False)
+    config = decoder.config
     dtype_bytes = config.torch_dtype.itemsize
     needs = KvNeeds(
         block_tokens=settings.block_tokens,
@@ -74,6 +75,8 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         context_tokens=context,
         vocab_size=config.vocab_size,
         logits_rows=LOGITS_ROWS,
+        num_masks=len({layer.window for layer in config.layers}),
+        capped_heads=0 if config.attention_softcap is None else config.num_heads // config.num_kv_heads,
     )
     num_blocks = kv_blocks(
         needs,

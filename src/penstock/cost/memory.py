@@ -37,16 +37,19 @@ def workspace_bytes(
     context_tokens: int,
     vocab_size: int,
     logits_rows: int,
+    num_masks: int = 1,
+    capped_heads: int = 0,
 ) -> int:
     """Bytes that one step needs beside weights and KV cache, counted in float32 to be on the safe side.
 
-    Activations: about four copies of the residual stream and three of the feed-forward's width per token; one mask of
-    a prefill chunk against a whole context; and logits with two copies for sampling.
+    Activations: about four copies of the residual stream and three of the feed-forward's width per token; for each
+    size of window a mask of a prefill chunk against a whole context; and logits with two copies for sampling.
+    Where scores are capped, three copies of them exist, for the ``capped_heads`` query heads of one KV head.
     """
     activations = step_tokens * (4 * hidden_size + 3 * intermediate_size)
-    mask = step_tokens * context_tokens
+    scores = step_tokens * context_tokens * (num_masks + 3 * capped_heads)
     logits = 3 * logits_rows * vocab_size
-    return 4 * (activations + mask + logits)
+    return 4 * (activations + scores + logits)
 
 
 @dataclass(frozen=True, slots=True)

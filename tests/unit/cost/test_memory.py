@@ -86,3 +86,11 @@ def test_the_workspace_covers_the_logits_of_a_large_vocabulary() -> None:
         logits_rows=64,
     )
     assert workspace > 3 * 64 * 151_936 * 4
+
+
+def test_capped_scores_need_their_own_workspace() -> None:
+    """Gemma 2 (9B) has two query heads per KV head and two masks: eight times a chunk against a whole context."""
+    sizes = {"step_tokens": 512, "hidden_size": 3584, "intermediate_size": 14336, "vocab_size": 256_000}
+    plain = workspace_bytes(**sizes, context_tokens=8192, logits_rows=64)
+    capped = workspace_bytes(**sizes, context_tokens=8192, logits_rows=64, num_masks=2, capped_heads=2)
+    assert capped - plain == (8 - 1) * 512 * 8192 * 4
