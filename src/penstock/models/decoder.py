@@ -16,24 +16,26 @@ from penstock.models.experts import Experts
 from penstock.models.linear import Linear, parameter
 from penstock.models.ops import REFERENCE, Ops
 from penstock.models.rope import inverse_frequencies
-from penstock.models.traits import Activation, NormKind
+from penstock.models.traits import Activation
 
 Rotation = tuple[Tensor, Tensor]
 
 
 class Norm(nn.Module):
-    """RMSNorm over the last dimension, in one of its kinds."""
+    """A norm over the last dimension, of the model's kind."""
 
     def __init__(self, size: int, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.weight = parameter(size, dtype=config.torch_dtype)
+        self.bias = parameter(size, dtype=config.torch_dtype) if config.norm == "layer" else None
         self._eps = config.norm_eps
-        self._kind: NormKind = config.norm
-        self._op = ops.norm
+        self._plus_one = config.norm == "rms_plus_one"
+        self._ops = ops
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self._kind == "rms" else 1.0 + self.weight.float()
-        return self._op(x, weight, self._eps)
+        if self.bias is not None:
+            return self._ops.layer_norm(x, self.weight, self.bias, self._eps)
+        return self._ops.norm(x, 1.0 + self.weight.float() if self._plus_one else self.weight, self._eps)
 
     def of_parts(self, x: Tensor) -> Tensor:
         """x[T, n * size] with each of its n parts normalised."""

@@ -58,6 +58,7 @@ class Whole:
 COMMON_TENSORS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("model.embed_tokens.weight",),
     "layers.*.attention_norm.weight": ("model.layers.*.input_layernorm.weight",),
+    "layers.*.attention_norm.bias": ("model.layers.*.input_layernorm.bias",),
     "layers.*.qkv.weight": (
         "model.layers.*.self_attn.q_proj.weight",
         "model.layers.*.self_attn.k_proj.weight",
@@ -73,6 +74,7 @@ COMMON_TENSORS: Mapping[str, tuple[str, ...]] = {
     "layers.*.output.weight": ("model.layers.*.self_attn.o_proj.weight",),
     "layers.*.output.bias": ("model.layers.*.self_attn.o_proj.bias",),
     "layers.*.mlp_norm.weight": ("model.layers.*.post_attention_layernorm.weight",),
+    "layers.*.mlp_norm.bias": ("model.layers.*.post_attention_layernorm.bias",),
     "layers.*.mlp.gate_up.weight": ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
     "layers.*.mlp.gate_up.bias": ("model.layers.*.mlp.gate_proj.bias", "model.layers.*.mlp.up_proj.bias"),
     "layers.*.mlp.down.weight": ("model.layers.*.mlp.down_proj.weight",),
@@ -84,6 +86,7 @@ COMMON_TENSORS: Mapping[str, tuple[str, ...]] = {
     ),
     "layers.*.mlp.expert_down.weight": ("model.layers.*.mlp.experts.#.down_proj.weight",),
     "norm.weight": ("model.norm.weight",),
+    "norm.bias": ("model.norm.bias",),
     "head": ("lm_head.weight",),
 }
 

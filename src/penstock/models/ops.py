@@ -18,6 +18,7 @@ from penstock.models.traits import Activation
 
 Embed = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor, Tensor, float], Tensor]
+LayerNorm = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 LinearOp = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Rotation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rope = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,6 +34,7 @@ class Ops:
 
     embed(token_ids[T], table[V, H]) -> [T, H]
     norm(x[..., N], weight[N], eps) -> [..., N]: RMSNorm over the last dimension; a float32 weight makes no float32 x
+    layer_norm(x[..., N], weight[N], bias[N], eps) -> [..., N]: LayerNorm over the last dimension
     linear(x[T, I], weight[O, I], bias[O] or None) -> [T, O]
     rotation(positions[T], frequencies[R/2]) -> (cos, sin) [T, R] float32, as models.rope.rotation gives them
     rope(q[T, Hq, D], k[T, Hkv, D], cos[T, R], sin[T, R]) -> (q, k) with the first R of the D dimensions rotated
@@ -44,6 +46,7 @@ class Ops:
 
     embed: Embed
     norm: Norm
+    layer_norm: LayerNorm
     linear: LinearOp
     rotation: Rotation
     rope: Rope
@@ -62,6 +65,11 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if weight.dtype != x.dtype:
         return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm (arXiv 1607.06450), float32 inside and rounded once."""
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -108,6 +116,7 @@ def log_normaliser(logits: Tensor) -> Tensor:
 REFERENCE = Ops(
     embed=embed,
     norm=norm,
+    layer_norm=layer_norm,
     linear=linear,
     rotation=rotation,
     rope=rope,

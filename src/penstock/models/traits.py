@@ -12,7 +12,7 @@ from typing import Literal
 from penstock.models.rope import RopeConfig
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
-NormKind = Literal["rms", "rms_plus_one"]
+NormKind = Literal["rms", "rms_plus_one", "layer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Traits:
     """The switches of a decoder; the defaults are Llama's.
 
     ``qk_norm``: queries and keys are normalised ``per_head``, or each as a ``whole``, before they are rotated.
-    ``norm``: ``rms_plus_one`` stores weights less one and multiplies in float32.
+    ``norm``: ``rms_plus_one`` stores weights less one and multiplies in float32; ``layer`` has biases.
     ``pre_norm``, ``post_norm``: attention and feed-forward have their input, their output normalised.
     ``attention_scale`` multiplies products of queries and keys; ``None``: one over the root of ``head_dim``.
     ``attention_softcap``, ``logits_softcap``: x becomes cap * tanh(x / cap).

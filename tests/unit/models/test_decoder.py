@@ -15,6 +15,7 @@ from penstock.models import ops
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.decoder import Decoder
 from penstock.models.load import load_decoder
+from penstock.models.traits import NormKind
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +110,12 @@ def test_every_op_goes_through_the_table(decoder: Decoder, entry: str) -> None:
         return reference(*arguments)
 
     table = ops.Ops(**(vars(ops.REFERENCE) | {entry: counted}))
-    config = dataclasses.replace(decoder.config, logits_softcap=5.0)
+    norm: NormKind = "layer" if entry == "layer_norm" else "rms"
+    config = dataclasses.replace(decoder.config, logits_softcap=5.0, norm=norm)
     plain, model = Decoder(config), Decoder(config, table)
+    biases = {name: torch.ones_like(bias) for name, bias in plain.named_parameters() if name.endswith("norm.bias")}
     for each in (plain, model):
-        each.load_state_dict(decoder.state_dict())
+        each.load_state_dict(decoder.state_dict() | biases)
     with torch.inference_mode():
         logits = model.logits(hidden_of(model, torch.arange(8), [8]))
         assert torch.equal(logits, plain.logits(hidden_of(plain, torch.arange(8), [8])))
@@ -120,6 +123,7 @@ def test_every_op_goes_through_the_table(decoder: Decoder, entry: str) -> None:
     expected = {
         "embed": 1,
         "norm": 3 * 4 + 1,
+        "layer_norm": 3 * 4 + 1,
         "linear": 3 * 4,
         "rotation": 1,
         "rope": 3,
