@@ -53,6 +53,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     dtype: str
+    exact: bool
     quantization: str | None
     start_s: float
     peak_memory_bytes: int
@@ -71,6 +72,7 @@ def engine(
     ] = None,
     requests: Annotated[int, typer.Option(help="Requests in the batch.", min=1)] = 16,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "auto",
+    exact: Annotated[bool, typer.Option("--exact/--fast", help="Exact mode or the fast one.")] = False,
     quantization: Annotated[str | None, typer.Option(help="Comes later; only none is accepted.")] = None,
     runs: Annotated[int, typer.Option(help="Batches; the first one warms up.", min=2)] = 2,
     kv_memory: Annotated[
@@ -99,6 +101,7 @@ def engine(
         model_dir=str(resolved.directory),
         served_name=resolved.name,
         dtype=_DTYPES[dtype],
+        exact=exact,
         kv_memory_bytes=kv_memory,
         max_step_tokens=max_step_tokens,
         prefix_caching=False,
@@ -114,6 +117,7 @@ def engine(
     report = EngineReport(
         model=model or resolved.name,
         dtype=booted.dtype,
+        exact=exact,
         quantization=None,
         start_s=start_s,
         peak_memory_bytes=_peak_memory_bytes(),
@@ -190,7 +194,7 @@ def _json(report: EngineReport) -> str:
 def _lines(report: EngineReport) -> list[str]:
     measured, last = report.measured, report.measured.batch[-1]
     lines = [
-        f"{report.model}, {report.dtype}, {report.cpu}, {report.cpu_count} cores",
+        f"{report.model}, {report.dtype}{', exact' if report.exact else ''}, {report.cpu}, {report.cpu_count} cores",
         f"start       {report.start_s:.2f} s",
         f"warm-up     {measured.batch[0].output_tokens_per_s:.1f} output tokens/s in {measured.batch[0].seconds:.2f} s",
         f"batch       {measured.output_tokens_per_s:.1f} output tokens/s in {last.seconds:.2f} s",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.cli.boot_encoder import boot_encoder
 from penstock.cli.fit import check_weights_fit, context_tokens
+from penstock.cli.numerics import numerics
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import (
     KV_SHARE_OF_FREE,
@@ -29,6 +30,7 @@ from penstock.ports import Emit
 from penstock.text.answer import AnswerFormat
 from penstock.text.grammar import Grammars
 from penstock.text.tokenizer import Tokenizer
+from penstock.wire.errors import Problem
 
 
 def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event: None) -> Booted:
@@ -52,6 +54,8 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     directory = Path(settings.model_dir)
     tokenizer = Tokenizer.load(directory)
     if is_encoder(directory):
+        if settings.exact:
+            raise Problem("invalid_setting", "--exact is for models that generate; this is an encoder.", param="exact")
         return boot_encoder(settings, tokenizer, progress, emit)
     tokenizer.token_bytes(0)  # builds the table that the first stream would otherwise wait for
     defaults = SamplingDefaults.from_directory(directory)
@@ -59,7 +63,10 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     config = ModelConfig.from_directory(directory)
     context = context_tokens(settings, config.max_position, config.max_position)
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
-    decoder = load_decoder(directory, settings.dtype, progress, context_tokens=context).requires_grad_(False)
+    if settings.exact:
+        progress(0.0, "compiling the kernels of exact mode, once per machine")
+    chosen = numerics(settings.exact)
+    decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context).requires_grad_(False)
     config = decoder.config
     dtype_bytes = config.torch_dtype.itemsize
     needs = KvNeeds(
@@ -91,6 +98,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         block_tokens=settings.block_tokens,
         dtype=config.torch_dtype,
         sampling_defaults=defaults,
+        attention=chosen.attention,
     )
     rules = BatchRules(
         max_step_tokens=settings.max_step_tokens,

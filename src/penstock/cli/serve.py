@@ -83,6 +83,13 @@ def serve(
         ),
     ] = 30.0,
     dtype: Annotated[DType, _option("--dtype", help="Numbers to compute with; auto takes the checkpoint's.")] = "auto",
+    exact: Annotated[
+        bool,
+        _option(
+            "--exact/--fast",
+            help="Exact: the same bits for a request alone, in any batch and in training; slower.",
+        ),
+    ] = False,
     max_model_len: Annotated[
         int | None,
         _option(
@@ -144,6 +151,7 @@ def serve(
         replicas=replicas,
         drain_timeout_s=drain_timeout,
         dtype=dtype,
+        exact=exact,
         max_model_len=max_model_len,
         kv_memory_bytes=kv_memory,
         max_step_tokens=max_step_tokens,

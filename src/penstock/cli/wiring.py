@@ -209,6 +209,7 @@ def _engine_launch(member: Member, serve: ServeSettings, name: str, directory: P
         model_dir=str(directory),
         served_name=name,
         dtype=serve.dtype,
+        exact=serve.exact,
         max_model_len=serve.max_model_len,
         kv_memory_bytes=serve.kv_memory_bytes,
         kv_share=1.0 / serve.replicas,

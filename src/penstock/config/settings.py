@@ -26,6 +26,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     model_dir: str
     served_name: str
     dtype: DType = "auto"
+    exact: bool = False
+    """Compute every row in one order, so that no company changes its bits (docs/decisions/005-exact-mode.md)."""
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     kv_share: float = 1.0
@@ -65,6 +67,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
     drain_timeout_s: float = 30.0
     dtype: DType = "auto"
+    exact: bool = False
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     max_step_tokens: int = 512

@@ -29,13 +29,13 @@ class Norm(nn.Module):
         self.weight = parameter(size, dtype=config.torch_dtype)
         self.bias = parameter(size, dtype=config.torch_dtype) if config.norm == "layer" else None
         self._eps = config.norm_eps
-        self._plus_one = config.norm == "rms_plus_one"
+        self._offset = 1.0 if config.norm == "rms_plus_one" else 0.0
         self._ops = ops
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:
             return self._ops.layer_norm(x, self.weight, self.bias, self._eps)
-        return self._ops.norm(x, 1.0 + self.weight.float() if self._plus_one else self.weight, self._eps)
+        return self._ops.norm(x, self.weight, self._eps, self._offset)
 
     def of_parts(self, x: Tensor) -> Tensor:
         """x[T, n * size] with each of its n parts normalised."""

@@ -17,7 +17,7 @@ from penstock.models.rope import rotation
 from penstock.models.traits import Activation
 
 Embed = Callable[[Tensor, Tensor], Tensor]
-Norm = Callable[[Tensor, Tensor, float], Tensor]
+Norm = Callable[[Tensor, Tensor, float, float], Tensor]
 LayerNorm = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 LinearOp = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Rotation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,7 +33,7 @@ class Ops:
     """The entries that a faster table replaces.
 
     embed(token_ids[T], table[V, H]) -> [T, H]
-    norm(x[..., N], weight[N], eps) -> [..., N]: RMSNorm over the last dimension; a float32 weight makes no float32 x
+    norm(x[..., N], weight[N], eps, offset) -> [..., N]: RMSNorm over the last dimension, times (offset + weight)
     layer_norm(x[..., N], weight[N], bias[N], eps) -> [..., N]: LayerNorm over the last dimension
     linear(x[T, I], weight[O, I], bias[O] or None) -> [T, O]
     rotation(positions[T], frequencies[R/2]) -> (cos, sin) [T, R] float32, as models.rope.rotation gives them
@@ -60,11 +60,12 @@ def embed(token_ids: Tensor, table: Tensor) -> Tensor:
     return F.embedding(token_ids, table)
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """RMSNorm (arXiv 1910.07467), float32 inside and rounded once."""
-    if weight.dtype != x.dtype:
-        return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    size = (x.shape[-1],)
+    if offset:
+        return (F.rms_norm(x.float(), size, None, eps) * (offset + weight.float())).to(x.dtype)
+    return F.rms_norm(x, size, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

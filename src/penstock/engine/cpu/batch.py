@@ -62,6 +62,9 @@ class Chunk:
 class StepBatch:
     """All tokens of a step as one ragged batch of T rows.  ``offsets[i]`` is the first row of sequence ``i``.
 
+    ``table``: the pages of every sequence end to end; ``spans`` [N, 4]: each one's first row, number of rows, position
+    of its first row, and where its pages begin in ``table``.
+
     ``decodes`` and ``chunks`` by the window of the layer that asks; ``None``: it sees all.
     """
 
@@ -70,6 +73,8 @@ class StepBatch:
     pages: Tensor
     slots: Tensor
     opened: Tensor
+    table: Ints
+    spans: Ints
     decodes: dict[int | None, list[DecodeGroup]]
     chunks: dict[int | None, list[Chunk]]
     offsets: list[int]
@@ -107,6 +112,8 @@ def step_batch(
         pages=torch.from_numpy(pages),
         slots=torch.from_numpy(positions % block_tokens),
         opened=torch.from_numpy(opened),
+        table=tables,
+        spans=np.stack((offsets, counts, starts, first_pages[:-1]), axis=1),
         decodes={
             window: _decode_groups(ends[:num_decodes], first_pages[: num_decodes + 1], tables, block_tokens, window)
             for window in windows

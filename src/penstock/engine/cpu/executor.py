@@ -7,6 +7,7 @@ Blocking; called from one thread at a time.  Reads sequences and never writes th
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,7 +21,11 @@ from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
 from penstock.engine.sequence import StepPlan, StepResult, TokenScore
+from penstock.models.attention import Attend
 from penstock.models.decoder import Decoder
+
+StepAttention = Callable[[KvPages, StepBatch], Attend]
+"""Makes one step's attention."""
 
 
 class CpuExecutor:
@@ -34,12 +39,17 @@ class CpuExecutor:
         block_tokens: int,
         dtype: torch.dtype,
         sampling_defaults: SamplingDefaults,
+        attention: StepAttention | None = None,
     ) -> None:
-        """``dtype`` is that of keys and values.  Raises ``insufficient_memory`` when the pages cannot be had."""
+        """``dtype`` is that of keys and values; ``attention`` replaces the fast one.
+
+        Raises ``insufficient_memory`` when the pages cannot be had.
+        """
         config = decoder.config
         self._decoder = decoder
         self._dtype = dtype
-        self._windows = {layer.window for layer in config.layers}
+        self._attention: StepAttention = PagedAttention if attention is None else attention
+        self._windows = {layer.window for layer in config.layers} if attention is None else set()
         self._sampler = Sampler(sampling_defaults)
         self._pages = KvPages(
             num_layers=config.num_layers,
@@ -55,7 +65,7 @@ class CpuExecutor:
         begin = time.perf_counter()
         with torch.inference_mode():
             batch = step_batch(plan, self._pages.block_tokens, self._dtype, self._windows)
-            hidden = self._decoder(batch.token_ids, batch.positions, PagedAttention(self._pages, batch))
+            hidden = self._decoder(batch.token_ids, batch.positions, self._attention(self._pages, batch))
             token_ids, scores = self._sample(plan, batch, hidden)
             prompt_scores = self._score_prompts(plan, batch, hidden)
             pooled = pool(plan, batch.offsets, hidden)

@@ -1,0 +1,294 @@
+"""In exact mode a request's tokens and log-probabilities are the same bits whatever happens around it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.engine.cpu.defaults import SamplingDefaults
+from penstock.engine.cpu.exact_attention import ExactAttention
+from penstock.engine.cpu.executor import CpuExecutor
+from penstock.engine.kv_cache import BlockPool
+from penstock.engine.loop import Loop
+from penstock.engine.scheduler import Scheduler
+from penstock.engine.sequence import Sequence, TokenScore
+from penstock.models.attention import packed_causal, packed_positions
+from penstock.models.config import ModelConfig
+from penstock.models.decoder import Decoder
+from penstock.models.exact.attention import packed_exact
+from penstock.models.exact.ops import EXACT
+from penstock.policy.batch import BatchRules
+from penstock.train.precision import mixed
+from penstock.wire.engine import FinishReason, Sampling
+from penstock.wire.errors import Problem
+
+VOCAB = 67
+BLOCK_TOKENS = 4
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "hidden_size": 36,
+    "intermediate_size": 50,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"]},
+    "llama-biases": {"architectures": ["LlamaForCausalLM"], "attention_bias": True, "mlp_bias": True},
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 9,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 10.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 22,
+        "norm_topk_prob": True,
+    },
+}
+DTYPES = ["float32", "bfloat16"]
+
+
+@cache
+def decoder_of(model: str, dtype: str) -> Decoder:
+    """A random decoder over the exact table, with every parameter away from its neutral value."""
+    with TemporaryDirectory() as directory:
+        text = json.dumps({**SIZES, **MODELS[model], "torch_dtype": dtype})
+        Path(directory, "config.json").write_text(text)
+        decoder = Decoder(ModelConfig.from_directory(Path(directory)), EXACT)
+    source = torch.Generator().manual_seed(len(model))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            centre = 1.0 if parameter.dim() == 1 else 0.0
+            parameter.copy_(centre + torch.randn(parameter.shape, generator=source) * 0.3)
+    return decoder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as traffic brings it."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclass
+class Said:
+    """What a request got: a sink."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tops: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt: list[float] = field(default_factory=list)
+    ended: str = ""
+
+    def prompt_scored(self, scores: list[TokenScore]) -> None:
+        self.prompt += [score.logprob for score in scores]
+
+    def push(self, token_id: int, score: TokenScore | None) -> bool:
+        assert score is not None
+        self.token_ids.append(token_id)
+        self.logprobs.append(score.logprob)
+        self.tops.append(score.top)
+        return False
+
+    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
+        self.ended = reason
+
+    def fail(self, problem: Problem) -> None:
+        raise problem
+
+
+class Engine:
+    """The production loop over the exact executor, with as much memory and step as the test says."""
+
+    def __init__(self, decoder: Decoder, *, num_blocks: int = 64, max_step_tokens: int = 512) -> None:
+        rules = BatchRules(max_step_tokens=max_step_tokens, max_num_seqs=8, block_tokens=BLOCK_TOKENS)
+        self.loop = Loop(Scheduler(rules, BlockPool(num_blocks)), lambda event: None)
+        self.executor = CpuExecutor(
+            decoder,
+            num_blocks=num_blocks,
+            block_tokens=BLOCK_TOKENS,
+            dtype=decoder.config.torch_dtype,
+            sampling_defaults=SamplingDefaults(),
+            attention=ExactAttention,
+        )
+        self._count = 0
+
+    def submit(self, asked: Asked, said: Said, *, score_prompt: bool = False) -> str:
+        """Take a request, from what ``said`` has of it on."""
+        self._count += 1
+        sequence = Sequence(
+            id=f"s{self._count}",
+            token_ids=[*asked.prompt, *said.token_ids],
+            num_prompt_tokens=len(asked.prompt),
+            max_tokens=asked.max_tokens,
+            sampling=asked.sampling,
+            sink=said,
+            num_logprobs=3,
+            score_prompt=score_prompt,
+        )
+        self.loop.submit(sequence)
+        return sequence.id
+
+    def step(self) -> bool:
+        plan = self.loop.plan()
+        if plan is not None:
+            self.loop.commit(plan, self.executor.execute(plan))
+        return plan is not None
+
+
+def alone(decoder: Decoder, asked: Asked) -> Said:
+    """The request in an engine of its own, its prompt in one chunk."""
+    engine, said = Engine(decoder), Said()
+    engine.submit(asked, said)
+    while engine.step():
+        pass
+    return said
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def requests(dice: random.Random, count: int) -> list[Asked]:
+    """Requests that share beginnings, greedy and drawn, each of which fits alone into 16 blocks."""
+    beginnings = [tuple(dice.randrange(VOCAB) for _ in range(20)) for _ in range(2)]
+    asked = []
+    for seed in range(count):
+        prompt = dice.choice(beginnings)[: dice.randint(0, 20)]
+        prompt += tuple(dice.randrange(VOCAB) for _ in range(dice.randint(1, 20)))
+        sampling = Sampling(
+            seed=seed,
+            temperature=dice.choice([0.0, 0.7, 1.0, 1.5]),
+            top_p=dice.choice([None, 0.9]),
+            top_k=dice.choice([None, 20]),
+            presence_penalty=dice.choice([0.0, 0.5]),
+        )
+        asked.append(Asked(prompt, dice.randint(1, 63 - len(prompt)), sampling))
+    return asked
+
+
+def check_traffic(model: str, dtype: str, seed: int) -> None:
+    """Batches, chunks, prefix hits, preemptions, aborts and resumes elsewhere: each request gets what it gets alone."""
+    torch.set_num_threads(1 + seed % 2)  # with two, work is cut into parts, which must not show either
+    dice = random.Random(seed)
+    decoder = decoder_of(model, dtype)
+    asked = requests(dice, 7)
+    said = [Said() for _ in asked]
+    engines = [Engine(decoder, num_blocks=dice.randint(16, 28), max_step_tokens=dice.randint(3, 40)) for _ in range(2)]
+    arriving = list(range(len(asked)))
+    running: dict[tuple[int, str], int] = {}
+    while arriving or running:
+        if arriving and dice.random() < 0.3:
+            which = arriving.pop()
+            at = dice.randrange(2)
+            running[at, engines[at].submit(asked[which], said[which])] = which
+        for at, engine in enumerate(engines):
+            engine.step()
+            for key in [key for key, which in running.items() if key[0] == at and said[which].ended == "length"]:
+                del running[key]
+        if running and dice.random() < 0.1:  # an engine loses a request, the other one goes on with it
+            at, sequence_id = dice.choice(list(running))
+            which = running.pop((at, sequence_id))
+            engines[at].loop.abort(sequence_id)
+            said[which].ended = ""
+            running[1 - at, engines[1 - at].submit(asked[which], said[which])] = which
+    for request, got in zip(asked, said, strict=True):
+        assert got == alone(decoder, request)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_random_traffic_changes_no_bit(model: str, dtype: str, seed: int) -> None:
+    """Whatever happens around a request, it gets the tokens and log-probabilities that it gets alone."""
+    check_traffic(model, dtype, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_much_random_traffic_changes_no_bit(model: str, dtype: str) -> None:
+    """The same over 25 more seeds."""
+    for seed in range(100, 125):
+        check_traffic(model, dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_training_forward_has_the_same_bits(model: str, dtype: str) -> None:
+    """A trainer that packs the finished sequences, with gradients on, finds the engine's log-probabilities exactly."""
+    decoder = decoder_of(model, dtype)
+    asked = requests(random.Random(5), 4)
+    engine, said = Engine(decoder, max_step_tokens=11), [Said() for _ in asked]
+    for request, got in zip(asked, said, strict=True):
+        engine.submit(request, got, score_prompt=True)
+    while engine.step():
+        pass
+
+    texts = [[*request.prompt, *got.token_ids] for request, got in zip(asked, said, strict=True)]
+    lengths = [len(text) for text in texts]
+    token_ids = torch.tensor([token for text in texts for token in text])
+    hidden = decoder(token_ids, packed_positions(lengths), packed_exact(lengths))
+    assert hidden.requires_grad
+    targets = token_ids.roll(-1)[:, None]
+    trained = decoder.log_probabilities(decoder.logits(hidden), targets)[:, 0]
+    for part, got in zip(trained.detach().split(lengths), said, strict=True):
+        assert part[:-1].tolist() == got.prompt + got.logprobs
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_float32_weights_train_for_a_bfloat16_engine(model: str) -> None:
+    """A trainer that keeps float32 weights and computes in bfloat16 has the bits of the engine that it publishes to."""
+    published = decoder_of(model, "bfloat16")
+    trainer = Decoder(decoder_of(model, "float32").config, mixed(EXACT, torch.bfloat16))
+    with torch.no_grad():
+        for kept, rounded in zip(trainer.parameters(), published.parameters(), strict=True):
+            kept.copy_(rounded)
+            kept.mul_(1.0 + 2.0**-12)  # less than half a unit in bfloat16's last place
+    token_ids = torch.arange(40)
+    trained, served = (
+        decoder.logits(decoder(token_ids, packed_positions([15, 25]), packed_exact([15, 25])))
+        for decoder in (trainer, published)
+    )
+    assert trained.requires_grad
+    assert torch.equal(trained, served)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_exact_table_computes_the_same_model(model: str) -> None:
+    """The exact table's log-probabilities are the reference table's, up to float32's rounding."""
+    exact = decoder_of(model, "float32")
+    reference = Decoder(exact.config)
+    reference.load_state_dict(exact.state_dict())
+    token_ids = torch.arange(60)
+    with torch.inference_mode():
+        ours, theirs = (
+            decoder.logits(decoder(token_ids, packed_positions([60]), attend([60]))).log_softmax(-1)
+            for decoder, attend in ((exact, packed_exact), (reference, packed_causal))
+        )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
