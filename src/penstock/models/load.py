@@ -2,7 +2,7 @@
 
 In: a directory in Hugging Face layout; out: a model whose every parameter came from the files.
 Everything is checked against the headers first; then bytes go from the files straight into the fused parameters,
-so that peak memory is the weights plus one tensor that needs conversion.
+through a few megabytes where they need conversion.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -29,6 +30,8 @@ from penstock.wire.errors import Problem
 M = TypeVar("M", bound=nn.Module)
 Progress = Callable[[float, str], None]
 _STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Values that are read, checked and converted at a time.
+_PART = 1 << 18
 # Surplus tensors that old exporters write and that hold nothing learnt.
 _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
@@ -143,7 +146,10 @@ def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Pr
     done = 0
     plan.sort(key=lambda step: -step[1].num_bytes)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        reads = {pool.submit(_read, piece.of(parameters[piece.parameter]), tensor): tensor for piece, tensor in plan}
+        reads = {
+            pool.submit(_read, piece.of(parameters[piece.parameter]), tensor, piece.name): tensor
+            for piece, tensor in plan
+        }
         try:
             for read in as_completed(reads):
                 read.result()
@@ -154,18 +160,37 @@ def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Pr
             raise
 
 
-def _read(target: Tensor, stored: StoredTensor) -> None:
+def _read(target: Tensor, stored: StoredTensor, name: str) -> None:
+    """Tensor ``name`` into the contiguous ``target``, part by part, so that a conversion needs little memory."""
     dtype = _STORED_DTYPES[stored.dtype]
-    landing = target if target.dtype == dtype else torch.empty_like(target, dtype=dtype)
-    view = memoryview(landing.view(torch.uint8).numpy().data).cast("B")
+    flat = target.view(-1)
+    landing = None if target.dtype == dtype else torch.empty(min(_PART, len(flat)), dtype=dtype)
     # Not a memory map: a file that shrinks meanwhile is a short read here and a SIGBUS there.
     with stored.file.open("rb", buffering=0) as file:
         file.seek(stored.offset)
-        filled = 0
-        while filled < len(view):
-            count = file.readinto(view[filled:])
-            if not count:
-                raise Problem("checkpoint_invalid", f"{stored.file} became shorter while it was read.")
-            filled += count
-    if landing is not target:
-        target.copy_(landing)
+        for part in torch.split(flat, _PART):
+            landed = part if landing is None else landing[: len(part)]
+            _read_part(file, landed, stored)
+            _check_finite(landed, stored, name)
+            if landed is not part:
+                part.copy_(landed)
+
+
+def _read_part(file: FileIO, landed: Tensor, stored: StoredTensor) -> None:
+    view = memoryview(landed.view(torch.uint8).numpy().data).cast("B")
+    filled = 0
+    while filled < len(view):
+        count = file.readinto(view[filled:])
+        if not count:
+            raise Problem("checkpoint_invalid", f"{stored.file} became shorter while it was read.")
+        filled += count
+
+
+def _check_finite(part: Tensor, stored: StoredTensor, name: str) -> None:
+    """One pass over what is in the cache anyway, at the speed of memory: a NaN or an infinity is an extreme too."""
+    if part.numel() and not all(math.isfinite(extreme) for extreme in part.aminmax()):
+        raise Problem(
+            "checkpoint_invalid",
+            f"{stored.file}: tensor {name} holds values that are NaN or infinite. The checkpoint is damaged, or its "
+            "training diverged: fetch it again, or take another.",
+        )

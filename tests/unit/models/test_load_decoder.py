@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import safetensors.torch
@@ -13,7 +15,7 @@ import torch
 from seeded import write_seeded_checkpoint
 from torch import Tensor
 
-from penstock.models import load
+from penstock.models import load, save
 from penstock.models.checkpoint import StoredTensor
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
@@ -175,7 +177,33 @@ def test_file_that_shrinks_while_loading_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(100))
     with pytest.raises(Problem, match="became shorter"):
-        load._read(torch.empty(32), StoredTensor(file, "F32", (32,), 8, 128))
+        load._read(torch.empty(32), StoredTensor(file, "F32", (32,), 8, 128), "x")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored_dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_no_number_is_refused(
+    directory: Path, value: float, stored_dtype: torch.dtype, dtype: str
+) -> None:
+    """One NaN or infinity anywhere, in any dtype, is a refusal that names the file, the tensor and the way out."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    stored = {key: tensor.to(stored_dtype) for key, tensor in tensors_of(directory).items()}
+    stored[name][200, 77] = value
+    rewrite(directory, stored)
+    with pytest.raises(Problem) as caught:
+        load_decoder(directory, dtype)  # type: ignore[arg-type]  # parametrised over the literal's values
+    assert caught.value.code == "checkpoint_invalid"
+    for words in (str(directory / "model.safetensors"), name, "NaN", "fetch it again"):
+        assert words in caught.value.message
+
+
+def test_tensors_are_read_in_parts_without_a_seam(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the parts that are converted, the weights are the same."""
+    whole = load_decoder(directory, "bfloat16").state_dict()
+    monkeypatch.setattr(load, "_PART", 1000)
+    for parts in (load_decoder(directory, "bfloat16").state_dict(), load_decoder(directory).bfloat16().state_dict()):
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_refused_memory_states_the_need(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +228,48 @@ def test_saved_decoder_loads_the_same(directory: Path, tmp_path: Path) -> None:
     assert again.config == decoder.config
     assert all(torch.equal(a, b) for a, b in zip(decoder.parameters(), again.parameters(), strict=True))
     assert tensors_of(tmp_path / "copy").keys() == tensors_of(directory).keys()
+
+
+def test_large_weights_are_saved_in_shards(directory: Path, tmp_path: Path) -> None:
+    """Beyond a size the weights become several files, each within it, and the same model."""
+    decoder, copy = load_decoder(directory), tmp_path / "copy"
+    save_decoder(decoder, copy, max_shard_bytes=300_000)
+    assert len(list(copy.glob("model-*.safetensors"))) == 9
+    assert not (copy / "model.safetensors").exists()
+    assert all(file.stat().st_size < 310_000 for file in copy.glob("model-*.safetensors"))
+    again = load_decoder(copy)
+    assert all(torch.equal(a, b) for a, b in zip(decoder.parameters(), again.parameters(), strict=True))
+
+
+def test_saving_anew_leaves_nothing_of_the_former(directory: Path, tmp_path: Path) -> None:
+    """Shards over a single file, other shards over shards, and a single file over shards: only the last is there."""
+    decoder, copy = load_decoder(directory), tmp_path / "copy"
+    for max_shard_bytes in (10**9, 300_000, 900_000, 10**9):
+        with torch.no_grad():
+            decoder.norm.weight.add_(1.0)
+        save_decoder(decoder, copy, max_shard_bytes)
+        again = load_decoder(copy)
+        assert all(torch.equal(a, b) for a, b in zip(decoder.parameters(), again.parameters(), strict=True))
+        used = json.loads((copy / "model.safetensors.index.json").read_text()) if max_shard_bytes < 10**9 else {}
+        expected = set(used.get("weight_map", {"": "model.safetensors"}).values())
+        assert {file.name for file in copy.glob("*.safetensors")} == expected
+
+
+def test_a_full_disk_leaves_the_former_shards(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the third shard does not fit, the checkpoint that was there still loads, and no draft is left."""
+    decoder, copy = load_decoder(directory), tmp_path / "copy"
+    save_decoder(decoder, copy, max_shard_bytes=900_000)
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    real, calls = save._write_tensors, []
+
+    def full(file: BinaryIO, tensors: list[tuple[str, Tensor]]) -> None:
+        calls.append(tensors)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, tensors)
+
+    monkeypatch.setattr(save, "_write_tensors", full)
+    with pytest.raises(Problem) as caught:
+        save_decoder(decoder, copy, max_shard_bytes=300_000)
+    assert caught.value.code == "insufficient_disk" and "model-00003-of-" in caught.value.message
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
