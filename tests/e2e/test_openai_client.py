@@ -205,7 +205,7 @@ def test_bad_fields(client: OpenAI, fields: dict[str, Any], code: str | None, pa
     ],
 )
 def test_what_comes_later_says_so(client: OpenAI, fields: dict[str, Any]) -> None:
-    """Tools are refused by name, never ignored."""
+    """Tools that the model cannot call are refused by name, never ignored."""
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, **fields)
     assert caught.value.code == "unsupported_parameter"

@@ -112,7 +112,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         loop=Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit),
         executor=executor,
         tokenizer=tokenizer,
-        answers=AnswerFormat.of(tokenizer, reasoning=settings.reasoning_parser),
+        answers=AnswerFormat.of(tokenizer, reasoning=settings.reasoning_parser, tools=settings.tool_parser),
         grammars=grammars,
         dtype=config.dtype,
         vocab_size=config.vocab_size,

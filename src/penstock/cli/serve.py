@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli.sizes import parse_size
-from penstock.config.settings import DType, ReasoningParser
+from penstock.config.settings import DType, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
 
 
@@ -122,6 +122,13 @@ def serve(
             help="Marks of the model's thinking, which is answered as reasoning_content; auto finds them.",
         ),
     ] = "auto",
+    tool_parser: Annotated[
+        ToolParser,
+        _option(
+            "--tool-parser",
+            help="Style of the model's tool calls; auto finds it, none leaves them in the text.",
+        ),
+    ] = "auto",
     insecure_no_auth: Annotated[
         bool,
         _option(
@@ -159,6 +166,7 @@ def serve(
         prefix_caching=prefix_caching,
         threads=threads,
         reasoning_parser=reasoning_parser,
+        tool_parser=tool_parser,
     )
     display = ServeDisplay()
     try:

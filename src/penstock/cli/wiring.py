@@ -218,6 +218,7 @@ def _engine_launch(member: Member, serve: ServeSettings, name: str, directory: P
         prefix_caching=serve.prefix_caching,
         threads=serve.threads or _threads_each(serve.replicas),
         reasoning_parser=serve.reasoning_parser,
+        tool_parser=serve.tool_parser,
     )
     line = msgspec.json.encode(settings)
     return Launch(argv=_command("engine"), settings=lambda _: line, socket=member.socket, route=LOAD)

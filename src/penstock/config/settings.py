@@ -13,6 +13,8 @@ import msgspec
 DType = Literal["auto", "bfloat16", "float32"]
 ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
 """In which marks a model thinks; ``auto``: as its chat template and vocabulary show."""
+ToolParser = Literal["auto", "none", "hermes", "llama3", "mistral", "mistral-args"]
+"""In which style a model writes tool calls; ``auto``: as its chat template shows; ``none``: they stay text."""
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where a service listens when nothing else is said: ``ServeSettings.host`` and ``port``."""
@@ -39,6 +41,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"
+    tool_parser: ToolParser = "auto"
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,3 +78,4 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"
+    tool_parser: ToolParser = "auto"

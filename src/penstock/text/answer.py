@@ -1,15 +1,24 @@
-"""How a model writes an answer: thinking, then text.
+"""How a model writes an answer: thinking, then text and tool calls.
 
-In: a checkpoint's tokenizer and, per request, its rendered prompt; then text as it streams.
+In: a checkpoint's tokenizer and, per request, its rendered prompt and the tools on offer; then text as it streams.
 Out: the parts of the answer.  Everything is a function of the prompt and the text so far.
+Argued in docs/decisions/006-parts-of-an-answer.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from penstock.text.reasoning import MARKS, Phase, Thinking, ThinkingMarks, ThinkingSplitter, find_marks, phase_after
 from penstock.text.tokenizer import Tokenizer
+from penstock.text.tools.grammar import json_value
+from penstock.text.tools.registry import LISTED, STYLES, find_style
+from penstock.text.tools.style import CallPart, ToolParser, ToolStyle, functions_of
+from penstock.wire.engine import Grammar, ToolUse
+from penstock.wire.errors import Problem
 
 
 @dataclass(slots=True)
@@ -18,37 +27,113 @@ class Parts:
 
     text: str = ""
     reasoning: str = ""
+    calls: list[CallPart] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """What a checkpoint's answers consist of.  ``thinking`` is ``None`` for models that do not think aloud."""
+    """What a checkpoint's answers consist of.
+
+    ``thinking`` is ``None`` for models that do not think aloud, ``style`` for those that know no calls.
+    ``reads_calls`` false: calls are left in the text, for whoever reads them himself.
+    """
 
     thinking: ThinkingMarks | None = None
+    style: ToolStyle | None = None
+    reads_calls: bool = True
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, *, reasoning: str) -> AnswerFormat:
-        """By name (a key of ``MARKS``, "none"), or with "auto" as template and vocabulary show."""
-        if reasoning != "auto":
-            return cls(MARKS.get(reasoning))
+    def of(cls, tokenizer: Tokenizer, *, reasoning: str, tools: str) -> AnswerFormat:
+        """By name (a key of ``MARKS``, of ``STYLES``, "none"), or with "auto" as template and vocabulary show."""
         template = tokenizer.chat_template.source if tokenizer.chat_template is not None else ""
-        return cls(find_marks(template, lambda text: tokenizer.id_of(text) is not None))
+        thinking = MARKS.get(reasoning)
+        if reasoning == "auto":
+            thinking = find_marks(template, lambda text: tokenizer.id_of(text) is not None)
+        style = find_style(template) if tools == "auto" else STYLES.get(tools)
+        return cls(thinking, style, reads_calls=tools != "none")
 
-    def parser(self, tokenizer: Tokenizer, prompt: str, continued: str | None = None) -> AnswerParser:
-        """The parser of the answer to one rendered prompt; ``continued``: the final message's text, if it goes on."""
-        if self.thinking is None:
-            return AnswerParser()
-        splitter = ThinkingSplitter(self.thinking, phase_after(prompt, self.thinking, continued))
-        marks = (self.thinking.open, self.thinking.close)
-        shown = frozenset(id for mark in marks if (id := tokenizer.id_of(mark)) is not None)
-        return AnswerParser(splitter, shown)
+    def parser(
+        self, tokenizer: Tokenizer, prompt: str, *, continued: str | None = None, use: ToolUse | None = None
+    ) -> AnswerParser:
+        """The parser of the answer to one rendered prompt; ``continued``: the final message's text, if it goes on.
+
+        Raises ``unsupported_parameter`` for tools that the model has no style to call in, unless a call is required.
+        """
+        splitter = calls = None
+        marks: list[str] = []
+        if self.thinking is not None:
+            splitter = ThinkingSplitter(self.thinking, phase_after(prompt, self.thinking, continued))
+            marks += (self.thinking.open, self.thinking.close)
+        if use is not None and (style := self._style_for(use)) is not None:
+            names = frozenset(function.name for function in functions_of(use))
+            calls = style.parser(names, use.parallel)
+            marks += style.marks
+        shown = frozenset(token_id for mark in marks if (token_id := tokenizer.id_of(mark)) is not None)
+        return AnswerParser(splitter, calls, shown)
+
+    def call_id(self, use: ToolUse, index: int) -> str:
+        """The id of the call with this index."""
+        return (self._style_for(use) or LISTED).call_id(use.key, index)
+
+    def grammar(self, tokenizer: Tokenizer, use: ToolUse, answer: Grammar | None) -> Grammar | None:
+        """What an output has to be: calls where they are required, else what ``answer`` asks for, or calls instead.
+
+        Raises ``invalid_value`` for an ``answer`` that leaves no room for calls.
+        """
+        style = self._style_for(use)
+        if style is None or (answer is None and not use.required):
+            return answer
+        rules = style.grammar(functions_of(use), use.parallel, partial(_mark, tokenizer))
+        if answer is None:
+            return Grammar(kind="lark", value=f"start: calls\n{rules}", param="tools")
+        if use.required or answer.kind not in ("json_schema", "json_object"):
+            message = f"{answer.param} and tools exclude each other here: an answer cannot be both."
+            raise Problem("invalid_value", message, param=answer.param)
+        schema = _schema(answer)
+        if schema is None:
+            return answer
+        value = f"start: calls | answer\nanswer: {json_value(schema)}\n{rules}"
+        return Grammar(kind="lark", value=value, param=answer.param)
+
+    def _style_for(self, use: ToolUse) -> ToolStyle | None:
+        if self.style is not None or not self.reads_calls:
+            return self.style or (LISTED if use.required else None)
+        if not use.required:
+            message = (
+                "This model's chat template has no style of tool calls that is known here; set tool_choice to required "
+                "or to a function, or start the server with --tool-parser."
+            )
+            raise Problem("unsupported_parameter", message, param="tools")
+        return LISTED
+
+
+def _mark(tokenizer: Tokenizer, text: str) -> str:
+    token_id = tokenizer.id_of(text)
+    return f"<[{token_id}]>" if token_id in tokenizer.special_token_ids else json.dumps(text)
+
+
+def _schema(answer: Grammar) -> dict[str, Any] | None:
+    """The schema of a JSON answer; ``None`` where it is none, which whoever compiles it will say."""
+    if answer.kind == "json_object":
+        return {"type": "object"}
+    try:
+        schema = json.loads(answer.value)
+    except (ValueError, RecursionError):
+        return None
+    return schema if isinstance(schema, dict) else None
 
 
 class AnswerParser:
     """One answer.  ``shown``: ids of special tokens whose text it has to see, as they are marks."""
 
-    def __init__(self, splitter: ThinkingSplitter | None = None, shown: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        splitter: ThinkingSplitter | None = None,
+        calls: ToolParser | None = None,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._splitter = splitter
+        self._calls = calls
         self.shown = shown
 
     @property
@@ -65,15 +150,32 @@ class AnswerParser:
     def has_thought(self) -> bool:
         return self._splitter is not None and self._splitter.has_thought
 
+    @property
+    def has_calls(self) -> bool:
+        return self._calls is not None and self._calls.num_calls > 0
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more can belong to the answer: one call was allowed, and it is complete."""
+        return self._calls is not None and self._calls.is_over
+
     def push(self, text: str) -> Parts:
-        if self._splitter is None:
-            return Parts(text)
-        reasoning, text = self._splitter.push(text)
-        return Parts(text, reasoning)
+        """Take more text: what of it is certain."""
+        reasoning = ""
+        if self._splitter is not None:
+            reasoning, text = self._splitter.push(text)
+        if self._calls is None:
+            return Parts(text, reasoning)
+        text, calls = self._calls.push(text)
+        return Parts(text, reasoning, calls)
 
     def flush(self) -> Parts:
         """The output ended: what was held back."""
-        if self._splitter is None:
-            return Parts()
-        reasoning, text = self._splitter.flush()
-        return Parts(text, reasoning)
+        reasoning = text = ""
+        if self._splitter is not None:
+            reasoning, text = self._splitter.flush()
+        if self._calls is None:
+            return Parts(text, reasoning)
+        before, first = self._calls.push(text)
+        after, last = self._calls.flush()
+        return Parts(before + after, reasoning, [*first, *last])

@@ -22,7 +22,7 @@ TOKENIZE = "/engine/tokenize"
 DETOKENIZE = "/engine/detokenize"
 METRICS = "/engine/metrics"
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Phase = Literal["starting", "loading", "ready", "draining", "failed"]
 
 
@@ -55,12 +55,27 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     param: str | None = None
 
 
+class ToolUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Functions that an answer may call.  ``tools`` as OpenAI writes them, which is how templates take them.
+
+    ``required``: it has to be at least one call; ``name``: of this function.  ``parallel`` false: at most one call.
+    ``key`` is what the calls' ids are made of: a resumed request repeats it, and so keeps them.
+    """
+
+    tools: list[dict[str, Any]]
+    key: str
+    required: bool = False
+    name: str | None = None
+    parallel: bool = True
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence to generate.  Exactly one of ``messages``, ``text`` and ``token_ids`` is set.
 
     ``max_tokens`` counts from the prompt's end, so a resumed request repeats the original number;
     ``None`` means up to the context.  ``logprobs`` is the number of alternatives (0: the token alone).
     ``echo`` asks for the prompt's text (and, with ``logprobs``, its log-probabilities) in :class:`Accepted`.
+    ``tool_use`` goes with ``messages``: only a chat's answer has parts.
     ``cache_salt`` separates tenants in the prefix cache and is set by the gateway, never by its caller.
     """
 
@@ -81,6 +96,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     echo: bool = False
     cache_salt: str = ""
     grammar: Grammar | None = None
+    tool_use: ToolUse | None = None
     emitted_token_ids: list[int] = []
 
 
@@ -129,29 +145,42 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     prompt_logprobs: list[TokenLogprob] | None = None
 
 
-class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delta"):
-    """New tokens and the text they complete: the answer's own, and apart from it the model's ``reasoning``.
+class CallDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is new of one tool call.  ``id`` and ``name`` come with its first part; ``arguments`` add up to JSON."""
 
-    Both are empty while a character, a possible stop string or a possible mark is incomplete.
-    What has been sent as text is a function of the token ids sent so far and of nothing else: so resume has no seam.
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="delta"):
+    """New tokens and what they complete: the answer's ``text``, and apart from it ``reasoning`` and ``tool_calls``.
+
+    All are empty while a character, a possible stop string or a possible mark is incomplete.
+    What has been sent is a function of the token ids sent so far and of nothing else: so resume has no seam.
     ``logprobs`` has one entry per token id when they were asked for.
     """
 
     token_ids: list[int]
     text: str = ""
     reasoning: str = ""
+    tool_calls: list[CallDelta] = []
     logprobs: list[TokenLogprob] | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
-    """Terminal.  ``text`` and ``reasoning`` are what was still held back; ``stop`` is the stop string or token id that
-    matched.
+    """Terminal.  ``text``, ``reasoning`` and ``tool_calls`` are what was held back.
+
+    ``stop`` is the stop string or token id that matched.  ``tool_calls`` is the reason of an answer with calls in it
+    that came to its own end.
     """
 
     reason: FinishReason
     usage: Usage
     text: str = ""
     reasoning: str = ""
+    tool_calls: list[CallDelta] = []
     stop: str | int | None = None
 
 
@@ -192,13 +221,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Text or messages to token ids.  Exactly one of ``text`` and ``messages`` is set."""
+    """Text or messages to token ids.  Exactly one of ``text`` and ``messages`` is set; ``tools`` go with messages."""
 
     text: str | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []
 
 
 class Tokenized(msgspec.Struct, frozen=True, kw_only=True):

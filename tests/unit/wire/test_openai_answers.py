@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from penstock.wire.engine import Accepted, Delta, Finished, TokenLogprob, TopLogprob, Usage
+from penstock.wire.engine import Accepted, CallDelta, Delta, Finished, TokenLogprob, TopLogprob, Usage
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
 from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
 
@@ -56,6 +56,39 @@ def test_reasoning_is_a_field_of_its_own() -> None:
     first, second = (choice["message"] for choice in json.loads(body.body())["choices"])
     assert (first["reasoning_content"], first["content"]) == ("hm!", "a")
     assert "reasoning_content" not in second
+
+
+def test_calls_stream_and_add_up() -> None:
+    """Id, type and name come first, then arguments; in a body they are whole and the content is null."""
+    events = [
+        Delta(token_ids=[1], tool_calls=[CallDelta(index=0, id="c0", name="f", arguments='{"')]),
+        Delta(
+            token_ids=[2], tool_calls=[CallDelta(index=0, arguments='x": 1}'), CallDelta(index=1, id="c1", name="g")]
+        ),
+    ]
+    end = Finished(reason="tool_calls", usage=Usage(prompt=1), tool_calls=[CallDelta(index=1, arguments="{}")])
+    stream = ChatStream("id", "m", 1, 1, include_usage=False)
+    choices = [chunk["choices"][0] for chunk in frames(stream.push(0, [*events, end]))]
+    assert [choice["delta"].get("tool_calls") for choice in choices] == [
+        [{"index": 0, "id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"'}}],
+        [
+            {"index": 0, "function": {"arguments": 'x": 1}'}},
+            {"index": 1, "id": "c1", "type": "function", "function": {"name": "g", "arguments": ""}},
+        ],
+        [{"index": 1, "function": {"arguments": "{}"}}],
+        None,
+    ]
+    assert all("content" not in choice["delta"] for choice in choices)
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+    body = ChatBody("id", "m", 1, 1)
+    body.push(0, [*events, end])
+    message = json.loads(body.body())["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["tool_calls"] == [
+        {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"id": "c1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
 
 
 def test_usage_counts_a_prompt_once() -> None:

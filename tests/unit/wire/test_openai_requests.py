@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.wire.engine import ToolUse
 from penstock.wire.errors import Problem
 from penstock.wire.openai import chat, completions, fields
 
 HELLO = [{"role": "user", "content": "hi"}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+
+
+def tool(name):
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
 
 
 def chat_requests(**changes):
@@ -63,7 +69,24 @@ def text_requests(**changes):
         ({"messages": [{"content": "x"}]}, "invalid_value", "messages[0].role"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "invalid_value", "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "invalid_value", "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "unsupported_parameter", "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "unsupported_parameter", "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "tool_call_id": "1"}]}, "invalid_value", "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
+            "invalid_value",
+            "messages[0].tool_calls",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]}]},
+            "unsupported_parameter",
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+            "unsupported_parameter",
+            "messages[0].function_call",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "unsupported_parameter",
@@ -71,11 +94,32 @@ def text_requests(**changes):
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-            "unsupported_parameter",
-            "messages[0].tool_calls",
+            "invalid_value",
+            "messages[0].tool_calls[0].function",
         ),
-        ({"tools": [{}]}, "unsupported_parameter", "tools"),
-        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
+        ({"tools": [{}]}, "invalid_type", "tools"),
+        ({"tools": {}}, "invalid_type", "tools"),
+        ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "invalid_value", "tools[0].function"),
+        ({"tools": [tool("a b")]}, "invalid_value", "tools[0].function.name"),
+        ({"tools": [tool("f"), tool("f")]}, "invalid_value", "tools[1].function.name"),
+        ({"tools": [tool(f"f{i}") for i in range(513)]}, "invalid_value", "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "invalid_type", "tools"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"tools": [tool("f")], "tool_choice": "any"}, "invalid_value", "tool_choice"),
+        ({"tools": [tool("f")], "tool_choice": 1}, "invalid_type", "tool_choice"),
+        (
+            {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "invalid_value",
+            "tool_choice",
+        ),
+        (
+            {"tools": [tool("f")], "tool_choice": {"type": "allowed_tools", "function": {"name": "f"}}},
+            "unsupported_parameter",
+            "tool_choice.type",
+        ),
+        ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions"),
+        ({"function_call": {"name": "f"}}, "unsupported_parameter", "function_call"),
         ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
         ({"reasoning_effort": "some"}, "invalid_value", "reasoning_effort"),
         ({"reasoning_effort": 5}, "invalid_type", "reasoning_effort"),
@@ -94,10 +138,19 @@ def test_refused_in_chat(changes, code, param) -> None:
 @pytest.mark.parametrize("raw", [b"1e400", b"9" * 5000, b'"\xff\xfe"', b'{"a": [1e400]}'])
 def test_an_unsupported_field_that_cannot_be_read(raw: bytes) -> None:
     """A field that is skipped unseen is the caller's mistake when what it holds cannot be read."""
-    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": ' + raw + b"}"
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "functions": ' + raw + b"}"
     with pytest.raises(Problem) as caught:
         chat.decode(body)
-    assert (caught.value.code, caught.value.param) == ("invalid_value", "tools")
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "functions")
+
+
+@pytest.mark.parametrize("raw", [b"1e400", b"9" * 5000, b'"\xff\xfe"', b'[{"type": "function", "x": 1e400}]'])
+def test_tools_that_cannot_be_read(raw: bytes) -> None:
+    """What is no tool, or cannot be passed on, is refused by its name."""
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": ' + raw + b"}"
+    with pytest.raises(Problem) as caught:
+        chat.engine_requests(chat.decode(body), "id", 1)
+    assert (caught.value.param or "").startswith("tools")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +247,46 @@ def test_earlier_reasoning_reaches_the_template() -> None:
         {"role": "assistant", "content": "a", "reasoning_content": "so"},
         {"role": "user", "content": "b"},
     ]
+
+
+def test_calls_and_their_results_reach_the_template() -> None:
+    """Arguments become the object they say; the result of a call names it."""
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "name": "f", "content": [{"type": "text", "text": "42"}]},
+    ]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert chat_requests(messages=messages)[0].messages == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "name": "f", "tool_call_id": "1"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["{x: 1}", "[1]", '{"x": NaN}', '{"x": 1e400}', '{"x": "\\ud800"}', "[" * 5000])
+def test_arguments_that_are_no_object_stay_text(text: str) -> None:
+    """What a model wrote wrongly goes back to it as it was."""
+    message = {"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": text}}]}
+    [request] = chat_requests(messages=[message])
+    assert (request.messages or [])[0]["tool_calls"][0]["function"]["arguments"] == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "use"),
+    [
+        ({}, {}),
+        ({"tool_choice": "auto", "parallel_tool_calls": True}, {}),
+        ({"tool_choice": "none"}, None),
+        ({"tool_choice": "required"}, {"required": True}),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, {"required": True, "name": "g"}),
+        ({"parallel_tool_calls": False}, {"parallel": False}),
+    ],
+)
+def test_which_calls_an_answer_may_have(changes, use) -> None:
+    """Every choice has its own key, and with tool_choice none the tools are not even shown."""
+    tools = [tool("f"), tool("g") | {"extra": [1]}]
+    requests = chat_requests(tools=tools, n=2, **changes)
+    expected = [None, None] if use is None else [ToolUse(tools=tools, key=f"id-{i}", **use) for i in range(2)]
+    assert [request.tool_use for request in requests] == expected
 
 
 def test_continuing_a_message_generates_no_prompt() -> None:

@@ -11,12 +11,14 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Sequence
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.embed import Embedding, input_ids, pooling_of
+from penstock.engine.server.prompt import check_ids, prompt_of, tokens_of
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.stream import TextStream
 from penstock.text.answer import AnswerParser
@@ -75,10 +77,10 @@ class Service:
             message = f"{self._model} is an encoder: it answers /v1/embeddings and generates no text."
             raise Problem("invalid_value", message, param="model")
         self._refuse_overload()
-        prompt_ids, answer = await self._beside(self._prompt, request)
+        prompt_ids, answer = await self._beside(lambda request: prompt_of(request, self._booted, self._model), request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
         constraint = await self._constraint(request, answer)
-        stream = TextStream(request, prompt_ids, self._booted.tokenizer, answer)
+        stream = self._stream(request, prompt_ids, answer)
         opened = Opened(stream, f"{request.id}#{next(self._attempts)}", constraint)
         sequence = self._sequence(request, opened, prompt_ids, max_tokens)
         stream.accept()
@@ -147,7 +149,10 @@ class Service:
 
         ``answer`` has seen the prompt and no output yet.
         """
-        if (grammar := request.grammar) is None:
+        grammar = request.grammar
+        if request.tool_use is not None:
+            grammar = self._booted.answers.grammar(self._booted.tokenizer, request.tool_use, grammar)
+        if grammar is None:
             return None
         async with self._compiling:
             return await asyncio.to_thread(
@@ -159,17 +164,12 @@ class Service:
             )
 
     def _tokenized(self, request: TokenizeRequest) -> Tokenized:
-        tokenizer = self._booted.tokenizer
-        if request.text is not None:
-            token_ids = tokenizer.encode(request.text, add_special_tokens=request.add_special_tokens)
-        else:
-            text = self._render(request.messages or [], request.add_generation_prompt, False, request)
-            token_ids = tokenizer.encode(text, add_special_tokens=False)
+        tokenizer, token_ids = self._booted.tokenizer, tokens_of(request, self._booted, self._model)
         texts = [tokenizer.token_text(token_id) for token_id in token_ids]
         return Tokenized(token_ids=token_ids, token_texts=texts, context_tokens=self._booted.context_tokens)
 
     def _detokenized(self, request: DetokenizeRequest) -> Detokenized:
-        self._check_ids(request.token_ids, "tokens")
+        check_ids(request.token_ids, self._booted, "tokens")
         return Detokenized(text=self._booted.tokenizer.decode(request.token_ids, skip_special_tokens=False))
 
     def load(self, phase: Phase) -> Load:
@@ -191,53 +191,11 @@ class Service:
             kv_bytes=self._booted.kv_bytes,
         )
 
-    def _prompt(self, request: GenerateRequest) -> tuple[list[int], AnswerParser]:
-        """The prompt's ids, and what is to read the answer: only a chat's answer has parts."""
-        tokenizer, answer = self._booted.tokenizer, AnswerParser()
-        if request.messages is not None:
-            go_on = request.continue_final_message
-            text = self._render(request.messages, request.add_generation_prompt, go_on, request)
-            prompt_ids = tokenizer.encode(text, add_special_tokens=False)
-            continued = str(request.messages[-1]["content"]) if go_on else None
-            answer = self._booted.answers.parser(tokenizer, text, continued)
-        elif request.text is not None:
-            prompt_ids = tokenizer.encode(request.text)
-        else:
-            prompt_ids = list(request.token_ids or [])
-            self._check_ids(prompt_ids, "prompt")
-        self._check_ids(request.emitted_token_ids, "emitted_token_ids")
-        if not prompt_ids:
-            raise Problem("invalid_value", "The prompt has no tokens; give at least one.", param="prompt")
-        return prompt_ids, answer
-
-    def _render(
-        self,
-        messages: list[dict[str, object]],
-        add_prompt: bool,
-        go_on: bool,
-        request: GenerateRequest | TokenizeRequest,
-    ) -> str:
-        template = self._booted.tokenizer.chat_template
-        if template is None:
-            message = f"{self._model} has no chat template; use /v1/completions, or add chat_template.jinja beside it."
-            raise Problem("template_error", message, param="messages")
-        reserved = {"messages", "add_generation_prompt", "continue_final_message"} & request.template_kwargs.keys()
-        if reserved:
-            names = ", ".join(sorted(reserved))
-            raise Problem("invalid_value", f"{names}: not for template arguments to set.", param="chat_template_kwargs")
-        return template.render(
-            messages,
-            add_generation_prompt=add_prompt and not go_on,
-            continue_final_message=go_on,
-            **request.template_kwargs,
-        )
-
-    def _check_ids(self, token_ids: list[int], param: str) -> None:
-        vocab_size = self._booted.vocab_size
-        for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                message = f"Token id {token_id} is not in the vocabulary of {vocab_size} tokens."
-                raise Problem("invalid_value", message, param=param)
+    def _stream(self, request: GenerateRequest, prompt_ids: list[int], answer: AnswerParser) -> TextStream:
+        call_id: Callable[[int], str] = str
+        if request.tool_use is not None:
+            call_id = partial(self._booted.answers.call_id, request.tool_use)
+        return TextStream(request, prompt_ids, self._booted.tokenizer, answer, call_id)
 
     def _checked_max_tokens(self, request: GenerateRequest, num_prompt: int) -> int:
         context, room = self._booted.context_tokens, self._booted.context_tokens - num_prompt
@@ -279,7 +237,7 @@ class Service:
     def _is_complete(self, request: GenerateRequest, stream: TextStream, max_tokens: int) -> bool:
         """A resumed request may have been cut just before its terminal event."""
         emitted = request.emitted_token_ids
-        return stream.stopped_by is not None or (bool(emitted) and len(emitted) >= max_tokens)
+        return stream.is_over or (bool(emitted) and len(emitted) >= max_tokens)
 
 
 def _num_chars(request: EmbedRequest | GenerateRequest | TokenizeRequest) -> int:

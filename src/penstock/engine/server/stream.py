@@ -8,6 +8,7 @@ What has been sent as text depends on the token ids alone, so replaying emitted 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from penstock.engine.sequence import TokenScore
 from penstock.text.answer import AnswerParser, Parts
@@ -16,6 +17,7 @@ from penstock.text.stop import StopMatcher
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.engine import (
     Accepted,
+    CallDelta,
     Delta,
     Event,
     Failed,
@@ -33,16 +35,23 @@ from penstock.wire.errors import Problem
 class TextStream:
     """A :class:`~penstock.engine.sequence.TokenSink` that an HTTP response drains.
 
+    ``answer`` reads the parts of the text, and ``call_id`` gives a call with this index its id.
     Held events are bounded by ``max_tokens``; those of one step are drained together.
     """
 
     def __init__(
-        self, request: GenerateRequest, prompt_ids: list[int], tokenizer: Tokenizer, answer: AnswerParser | None = None
+        self,
+        request: GenerateRequest,
+        prompt_ids: list[int],
+        tokenizer: Tokenizer,
+        answer: AnswerParser | None = None,
+        call_id: Callable[[int], str] = str,
     ) -> None:
         self._request = request
         self._prompt_ids = prompt_ids
         self._tokenizer = tokenizer
         self._answer = answer or AnswerParser()
+        self._call_id = call_id
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, self._answer.shown)
         self._stops = StopMatcher(request.stop)
         self._stopped_by: str | None = None
@@ -55,9 +64,9 @@ class TextStream:
             self._parts_of(token_id)
 
     @property
-    def stopped_by(self) -> str | None:
-        """The stop string that ended the text, if one did (a resumed request may start that way)."""
-        return self._stopped_by
+    def is_over(self) -> bool:
+        """A stop string or the one call that was allowed ended the text (a resumed request may start that way)."""
+        return self._stopped_by is not None or self._answer.is_over
 
     async def drain(self) -> list[Event]:
         """Wait for events and take all there are."""
@@ -79,8 +88,16 @@ class TextStream:
     def push(self, token_id: int, score: TokenScore | None) -> bool:
         parts = self._parts_of(token_id)
         logprobs = [self._logprob(score)] if score is not None else None
-        self._put(Delta(token_ids=[token_id], text=parts.text, reasoning=parts.reasoning, logprobs=logprobs))
-        return self._stopped_by is not None
+        self._put(
+            Delta(
+                token_ids=[token_id],
+                text=parts.text,
+                reasoning=parts.reasoning,
+                tool_calls=self._calls(parts),
+                logprobs=logprobs,
+            )
+        )
+        return self.is_over
 
     def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
         held = ""
@@ -88,8 +105,6 @@ class TextStream:
             held, self._stopped_by = self._stops.push(self._detokenizer.flush())
             if self._stopped_by is None:
                 held += self._stops.flush()
-        if self._stopped_by is not None and reason == "length":
-            reason = "stop"
         if stop_token_id is not None:
             self._num_output += 1
         usage = Usage(
@@ -100,12 +115,17 @@ class TextStream:
         )
         stop = self._stopped_by if self._stopped_by is not None else stop_token_id
         before, last = self._answer.push(held), self._answer.flush()
+        if self.is_over and reason == "length":
+            reason = "stop"
+        if self._answer.has_calls and reason == "stop":
+            reason = "tool_calls"
         self._put(
             Finished(
                 reason=reason,
                 usage=usage,
                 text=before.text + last.text,
                 reasoning=before.reasoning + last.reasoning,
+                tool_calls=[*self._calls(before), *self._calls(last)],
                 stop=stop,
             )
         )
@@ -133,6 +153,17 @@ class TextStream:
             # Thinking comes first, so all tokens so far are of it.
             self._num_reasoning = self._num_output
         return parts
+
+    def _calls(self, parts: Parts) -> list[CallDelta]:
+        return [
+            CallDelta(
+                index=part.index,
+                id=self._call_id(part.index) if part.name else "",
+                name=part.name,
+                arguments=part.arguments,
+            )
+            for part in parts.calls
+        ]
 
     def _announce(self) -> None:
         echo = self._request.echo

@@ -15,15 +15,13 @@ from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
 from penstock.wire.openai.decode import decode_body
 from penstock.wire.openai.fields import UNSET, Absent
+from penstock.wire.openai.messages import Message, engine_messages
 from penstock.wire.openai.structured import grammar_of
+from penstock.wire.openai.tools import tool_use_of
 
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_LEGACY = ("functions", "function_call")
 _UNSUPPORTED = (
     *fields.SHARED_UNSUPPORTED,
-    "tools",
-    "tool_choice",
-    "functions",
-    "function_call",
     "audio",
     "modalities",
     "prediction",
@@ -34,22 +32,6 @@ _UNSUPPORTED = (
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-
-
-class ContentPart(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: Absent = UNSET
-    function_call: Absent = UNSET
-    audio: Absent = UNSET
-    reasoning_content: str | None = None
-    reasoning: str | None = None
 
 
 class Thinking(msgspec.Struct, frozen=True):
@@ -67,6 +49,7 @@ class ChatRequest(fields.Shared, kw_only=True, frozen=True):
     top_logprobs: int | None = None
     tools: Absent = UNSET
     tool_choice: Absent = UNSET
+    parallel_tool_calls: bool | None = None
     functions: Absent = UNSET
     function_call: Absent = UNSET
     audio: Absent = UNSET
@@ -93,6 +76,7 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 def decode(body: bytes) -> ChatRequest:
     """Decode and check one request body.  Raises ``Problem``."""
     request = decode_body(_decoder, body)
+    fields.refuse_unsupported(request, _LEGACY, instead="tools and tool_choice")
     fields.refuse_unsupported(request, _UNSUPPORTED)
     fields.check_shared(request)
     bound = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
@@ -106,51 +90,6 @@ def decode(body: bytes) -> ChatRequest:
         message = "continue_final_message and add_generation_prompt exclude each other."
         raise Problem("invalid_value", message, param="continue_final_message")
     return request
-
-
-def engine_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates take them.  Raises ``Problem`` for what no text model can read."""
-    if not messages:
-        raise Problem("invalid_value", "messages is empty; at least one message is needed.", param="messages")
-    return [_engine_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _engine_message(message: Message, where: str) -> dict[str, Any]:
-    if message.role not in _ROLES:
-        text = f"{where}.role is not one of {', '.join(_ROLES)}."
-        raise Problem("invalid_value", text, param=f"{where}.role")
-    if message.role in ("tool", "function"):
-        text = f"{where}.role {message.role!r} is not supported by this release."
-        raise Problem("unsupported_parameter", text, param=f"{where}.role")
-    fields.refuse_unsupported(message, ("tool_calls", "function_call", "audio"), prefix=f"{where}.")
-    # "developer" is OpenAI's newer word for "system"; templates of open models know only the latter.
-    role = "system" if message.role == "developer" else message.role
-    result: dict[str, Any] = {"role": role, "content": _text(message, where)}
-    if message.name is not None:
-        result["name"] = message.name
-    reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
-    if role == "assistant" and reasoning is not None:
-        result["reasoning_content"] = reasoning
-    return result
-
-
-def _text(message: Message, where: str) -> str:
-    content = message.content
-    if isinstance(content, str):
-        return content
-    if content is None:
-        if message.role == "assistant":
-            return ""
-        raise Problem("invalid_value", f"{where}.content is required and missing.", param=f"{where}.content")
-    texts = []
-    for index, part in enumerate(content):
-        param = f"{where}.content[{index}]"
-        if part.type != "text":
-            raise Problem("unsupported_parameter", f"{param} is not a text part; only text is supported.", param=param)
-        if part.text is None:
-            raise Problem("invalid_value", f"{param}.text is required and missing.", param=f"{param}.text")
-        texts.append(part.text)
-    return "\n".join(texts)
 
 
 def tokens_bound(request: ChatRequest) -> int | None:
@@ -181,6 +120,7 @@ def engine_requests(request: ChatRequest, id: str, drawn_seed: int) -> list[Gene
     """One engine request per choice, ids ``{id}-{choice}``."""
     messages = engine_messages(request.messages)
     grammar = grammar_of(request)
+    use = tool_use_of(request.tools, request.tool_choice, request.parallel_tool_calls)
     continues = bool(request.continue_final_message)
     generates = not continues if request.add_generation_prompt is None else request.add_generation_prompt
     return [
@@ -198,6 +138,7 @@ def engine_requests(request: ChatRequest, id: str, drawn_seed: int) -> list[Gene
             stop_token_ids=request.stop_token_ids or [],
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             grammar=grammar,
+            tool_use=None if use is None else msgspec.structs.replace(use, key=f"{id}-{choice}"),
         )
         for choice, sampling in enumerate(fields.samplings(request, drawn_seed, request.num_choices))
     ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from penstock.wire import engine, sse
-from penstock.wire.engine import Accepted, Delta, Event, Finished, TokenLogprob
+from penstock.wire.engine import Accepted, CallDelta, Delta, Event, Finished, TokenLogprob
 from penstock.wire.openai.usage import Usage, total
 
 _encode = msgspec.json.Encoder().encode
@@ -36,10 +36,25 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class FunctionDelta(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """``id``, ``type`` and the function's name come with a call's first delta."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta
+
+
 class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -59,13 +74,25 @@ class Chunk(msgspec.Struct, frozen=True):
     usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
 
 
+class Function(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: str = "function"
+    function: Function
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """``reasoning_content`` is left out for models that do not think aloud."""
+    """``content`` is null where there are calls and no text; parts that there are none of are left out."""
 
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -129,11 +156,12 @@ class ChatStream:
 
     def _parts(self, index: int, event: Delta | Finished, logprobs: Logprobs | None = None) -> bytes:
         """One chunk for all that the event adds; none for nothing."""
-        if not (event.text or event.reasoning or logprobs):
+        calls = [_call_delta(call) for call in event.tool_calls]
+        if not (event.text or event.reasoning or calls or logprobs):
             return b""
         # A chunk that only brings log-probabilities has an empty text, as others write it.
-        content = event.text if event.text or not event.reasoning else None
-        delta = ChunkDelta(content=content, reasoning_content=event.reasoning or None)
+        content = event.text if event.text or not (event.reasoning or calls) else None
+        delta = ChunkDelta(content=content, reasoning_content=event.reasoning or None, tool_calls=calls or None)
         return self._frame([ChunkChoice(index, delta, logprobs)])
 
     def _frame(self, choices: list[ChunkChoice], usage: Usage | None = None) -> bytes:
@@ -156,6 +184,7 @@ class ChatBody:
         self._id, self._model, self._created = id, model, created
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._reasonings: list[list[str]] = [[] for _ in range(num_choices)]
+        self._calls: list[list[CallDelta]] = [[] for _ in range(num_choices)]
         self._logprobs: list[list[TokenLogprob] | None] = [None] * num_choices
         self._finished: list[Finished | None] = [None] * num_choices
 
@@ -164,6 +193,7 @@ class ChatBody:
             if isinstance(event, Delta | Finished):
                 self._texts[index].append(event.text)
                 self._reasonings[index].append(event.reasoning)
+                self._calls[index] += event.tool_calls
             if isinstance(event, Finished):
                 self._finished[index] = event
             elif isinstance(event, Delta) and event.logprobs is not None:
@@ -187,5 +217,29 @@ class ChatBody:
         return _encode(Completion(self._id, "chat.completion", self._created, self._model, None, choices, usage))
 
     def _message(self, index: int) -> Message:
-        reasoning = "".join(self._reasonings[index])
-        return Message(content="".join(self._texts[index]), reasoning_content=reasoning or msgspec.UNSET)
+        text, reasoning = "".join(self._texts[index]), "".join(self._reasonings[index])
+        calls = _whole_calls(self._calls[index])
+        return Message(
+            content=text if text or not calls else None,
+            reasoning_content=reasoning or msgspec.UNSET,
+            tool_calls=calls or msgspec.UNSET,
+        )
+
+
+def _call_delta(call: CallDelta) -> ToolCallDelta:
+    if not call.name:
+        return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+    function = FunctionDelta(name=call.name, arguments=call.arguments)
+    return ToolCallDelta(index=call.index, id=call.id, type="function", function=function)
+
+
+def _whole_calls(deltas: list[CallDelta]) -> list[ToolCall]:
+    """Calls in order, each with all of its arguments."""
+    arguments: dict[int, list[str]] = {}
+    for delta in deltas:
+        arguments.setdefault(delta.index, []).append(delta.arguments)
+    return [
+        ToolCall(id=delta.id, function=Function(delta.name, "".join(arguments[delta.index])))
+        for delta in deltas
+        if delta.name
+    ]

@@ -74,11 +74,8 @@ class Shared(msgspec.Struct, kw_only=True, frozen=True):
 SHARED_UNSUPPORTED = ("use_beam_search",)
 
 _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "tool_calls": ([],),
     "modalities": (["text"],),
     "store": (False,),
     "suffix": ("",),
@@ -99,8 +96,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 )
 
 
-def refuse_unsupported(request: msgspec.Struct, names: tuple[str, ...], prefix: str = "") -> None:
-    """Raise ``unsupported_parameter`` for the first of ``names`` that asks for something."""
+def refuse_unsupported(request: msgspec.Struct, names: tuple[str, ...], prefix: str = "", instead: str = "") -> None:
+    """Raise ``unsupported_parameter`` for the first of ``names`` that asks for something; ``instead``: what to use."""
     for name in names:
         raw = getattr(request, name)
         if raw is UNSET:
@@ -108,7 +105,10 @@ def refuse_unsupported(request: msgspec.Struct, names: tuple[str, ...], prefix: 
         value = _decode_unsupported(raw, prefix + name)
         if value is not None and value not in _ASKS_NOTHING.get(name, ()):
             param = prefix + name
-            raise Problem("unsupported_parameter", f"{param} is not supported by this release.", param=param)
+            message = f"{param} is not supported by this release."
+            if instead:
+                message = f"{param} is not supported; use {instead}."
+            raise Problem("unsupported_parameter", message, param=param)
 
 
 def _decode_unsupported(raw: msgspec.Raw, param: str) -> Any:

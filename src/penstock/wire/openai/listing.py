@@ -11,8 +11,11 @@ import msgspec
 
 from penstock.wire.engine import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from penstock.wire.errors import Problem
-from penstock.wire.openai import chat, fields
+from penstock.wire.openai import fields
 from penstock.wire.openai.decode import decode_body
+from penstock.wire.openai.fields import UNSET, Absent
+from penstock.wire.openai.messages import Message, engine_messages
+from penstock.wire.openai.tools import tools_of
 
 _encode = msgspec.json.Encoder().encode
 
@@ -37,11 +40,12 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[chat.Message] | None = None
+    messages: list[Message] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Absent = UNSET
 
 
 class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +78,11 @@ def decode_tokenize(body: bytes) -> TokenizeBody:
 def tokenize_request(body: TokenizeBody) -> TokenizeRequest:
     return TokenizeRequest(
         text=body.prompt,
-        messages=None if body.messages is None else chat.engine_messages(body.messages),
+        messages=None if body.messages is None else engine_messages(body.messages),
         add_special_tokens=body.add_special_tokens is not False,
         add_generation_prompt=body.add_generation_prompt is not False,
         template_kwargs=body.chat_template_kwargs or {},
+        tools=tools_of(body.tools),
     )
 
 

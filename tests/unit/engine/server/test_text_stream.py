@@ -113,7 +113,7 @@ def test_a_request_cut_right_before_its_end_knows_that_it_had_stopped(tokenizer:
     """Replayed tokens that complete a stop string leave nothing to generate."""
     stream = stream_of(tokenizer, stop=["END"], emitted_token_ids=list(b"xEND"))
 
-    assert stream.stopped_by == "END"
+    assert stream.is_over
     stream.finish("length", None, 0)
     assert end_of(asyncio.run(stream.drain())).reason == "stop"
 

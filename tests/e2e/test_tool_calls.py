@@ -1,0 +1,157 @@
+"""A model that calls tools, through the official client: streamed, whole, and across the death of its engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from scripted import write_scripted_checkpoint
+
+PLACES = {f"place {n}": random.Random(n).random() for n in range(120)}
+LONG = json.dumps({"city": "Zürich", "places": PLACES}, ensure_ascii=False)
+SCRIPTS = {
+    "A": '<think>They want the weather.</think>I look.\n<tool_call>\n{"name": "get_weather", "arguments": '
+    '{"city": "Zürich"}}\n</tool_call>',
+    "B": '<tool_call>{"name": "get_weather", "arguments": {"city": "Bern"}}</tool_call>\n'
+    '<tool_call>{"name": "get_time", "arguments": {}}</tool_call>',
+    "K": f'I look at many.<tool_call>{{"name": "get_weather", "arguments": {LONG}}}</tool_call>',
+    "N": "I know of no tools.",
+    "R": "It is 21 degrees.",
+}
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for call in m.tool_calls or [] %}"
+    "<tool_call>{{ call.function.name }} {{ call.function.arguments.city }} {{ call.id }}</tool_call>{% endfor %}\n"
+    "{% endfor %}{% if messages[-1].role == 'tool' %}R{% elif tools %}{{ messages[-1].content[-1] }}"
+    "{% else %}N{% endif %}"
+)
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+    for name in ("get_weather", "get_time")
+]
+
+
+@pytest.fixture(scope="module")
+def running(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory: Path = tmp_path_factory.mktemp("model") / "caller"
+    directory.mkdir()
+    write_scripted_checkpoint(
+        directory, SCRIPTS, TEMPLATE, special=("<tool_call>",), added=("<think>", "</think>", "</tool_call>")
+    )
+    return serve("--replicas", "2", model=str(directory))
+
+
+@pytest.fixture(scope="module")
+def client(running: Any) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def asking(letter: str, **fields: Any) -> dict[str, Any]:
+    messages: list[Any] = [{"role": "user", "content": f"The weather, {letter}"}]
+    return {"model": "caller", "messages": messages, "tools": TOOLS, "max_tokens": 2000} | fields
+
+
+def ask(client: OpenAI, letter: str, **fields: Any) -> Any:
+    return client.chat.completions.create(**asking(letter, **fields))
+
+
+def streamed(client: OpenAI, letter: str, **fields: Any) -> Any:
+    """The whole answer as the client's own helper adds up its chunks."""
+    with client.chat.completions.stream(**asking(letter, **fields)) as stream:
+        for _ in stream:
+            pass
+        return stream.get_final_completion()
+
+
+def calls_of(answer: Any) -> list[tuple[str, Any]]:
+    return [(c.function.name, json.loads(c.function.arguments)) for c in answer.choices[0].message.tool_calls or []]
+
+
+def test_a_call_is_made_and_its_result_is_read(client: OpenAI) -> None:
+    """Thinking, text and call are apart, whole and streamed; the call's result is answered in turn."""
+    for answer in (ask(client, "A"), streamed(client, "A")):
+        message = answer.choices[0].message
+        assert (message.content, answer.choices[0].finish_reason) == ("I look.", "tool_calls")
+        assert message.reasoning_content == "They want the weather."
+        assert calls_of(answer) == [("get_weather", {"city": "Zürich"})]
+
+    [call] = message.tool_calls
+    result = {"role": "tool", "tool_call_id": call.id, "content": "21"}
+    messages = [*asking("A")["messages"], message.model_dump(exclude_none=True), result]
+    final = ask(client, "", messages=messages).choices[0]
+    assert (final.message.content, final.message.tool_calls, final.finish_reason) == ("It is 21 degrees.", None, "stop")
+
+
+def test_several_calls(client: OpenAI) -> None:
+    """Two calls have two ids and no text; with parallel_tool_calls false there is one."""
+    for answer in (ask(client, "B"), streamed(client, "B")):
+        assert calls_of(answer) == [("get_weather", {"city": "Bern"}), ("get_time", {})]
+        assert not answer.choices[0].message.content
+        assert len({call.id for call in answer.choices[0].message.tool_calls}) == 2
+    for answer in (ask(client, "B", parallel_tool_calls=False), streamed(client, "B", parallel_tool_calls=False)):
+        assert calls_of(answer) == [("get_weather", {"city": "Bern"})]
+        assert answer.choices[0].finish_reason == "tool_calls"
+
+
+def test_arguments_come_as_they_are_written(client: OpenAI) -> None:
+    """The name comes first, and a long call in many pieces."""
+    chunks = ask(client, "K", stream=True)
+    parts = [part for chunk in chunks if chunk.choices for part in chunk.choices[0].delta.tool_calls or []]
+
+    assert (parts[0].function.name, parts[0].type, bool(parts[0].id)) == ("get_weather", "function", True)
+    assert len(parts) > 100
+    assert not any(part.id or part.function.name for part in parts[1:])
+    assert "".join(part.function.arguments or "" for part in parts) == LONG
+
+
+def test_without_tools_nothing_is_a_call(client: OpenAI) -> None:
+    """tool_choice none hides the tools from the model; text that looks like a call is text where none is offered."""
+    assert ask(client, "A", tool_choice="none").choices[0].message.content == SCRIPTS["N"]
+    assert ask(client, "A", tools=openai.omit).choices[0].message.content == SCRIPTS["N"]
+
+
+def test_choices_and_log_probabilities(client: OpenAI) -> None:
+    """Each of n choices has its own ids, and log-probabilities cover the tokens of calls."""
+    answer = ask(client, "B", n=2, logprobs=True, seed=1)
+
+    assert len({call.id for choice in answer.choices for call in choice.message.tool_calls}) == 4
+    for choice in answer.choices:
+        written = b"".join(bytes(entry.bytes) for entry in choice.logprobs.content)
+        assert written.decode() == SCRIPTS["B"]
+
+
+async def test_a_call_survives_its_engine(running: Any) -> None:
+    """SIGKILL in the midst of the arguments: the client gets the whole call, once, with one id."""
+    async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        for _ in range(2):
+            stream = await client.chat.completions.create(**asking("K"), stream=True)
+            parts: list[Any] = []
+            text, killed = "", False
+            async for chunk in stream:
+                text += chunk.choices[0].delta.content or ""
+                parts += chunk.choices[0].delta.tool_calls or []
+                if len(parts) > 10 and not killed:
+                    killed = True
+                    kill_the_busy_engine(running)
+
+            assert text == "I look at many."
+            assert [part.id for part in parts if part.id] == [parts[0].id]
+            assert "".join(part.function.arguments or "" for part in parts) == LONG
+    resumed = [line for line in running.metrics().splitlines() if line.startswith("penstock_stream_resumes_total")]
+    assert sum(int(float(line.split()[-1])) for line in resumed) >= 1
+
+
+def kill_the_busy_engine(running: Any) -> None:
+    """Kill whichever engine has work; it may have finished in the meantime."""
+    members = [m for m in running.state()["members"] if m["kind"] == "engine" and m["phase"] == "ready"]
+    busy = [member for member in members if member.get("running")] or members
+    for member in busy:
+        os.kill(member["pid"], signal.SIGKILL)
