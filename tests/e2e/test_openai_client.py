@@ -212,6 +212,21 @@ def test_what_comes_later_says_so(client: OpenAI, fields: dict[str, Any]) -> Non
     assert caught.value.param in fields
 
 
+def test_a_model_that_knows_no_calls_can_be_made_to_call(client: OpenAI) -> None:
+    """A babbling model whose template says nothing of tools makes a valid call where one is required."""
+    parameters = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": parameters | {"additionalProperties": False}}}
+    ]
+    for streamed in (False, True):
+        answer = chat(client, tools=tools, tool_choice="required", max_tokens=200, stream=streamed)
+        choices = [c.choices[0].delta for c in answer if c.choices] if streamed else [answer.choices[0].message]
+        calls = [call for choice in choices for call in choice.tool_calls or []]
+        names = {call.function.name for call in calls} - {None}
+        assert names == {"f"}
+        assert "".join(call.function.arguments or "" for call in calls).count('"n"') >= 1
+
+
 def test_a_prompt_beyond_the_context_names_both_numbers(client: OpenAI) -> None:
     """The refusal says how long the prompt is and how much there is room for."""
     with pytest.raises(openai.BadRequestError) as caught:

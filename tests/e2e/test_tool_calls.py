@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -126,6 +127,44 @@ def test_choices_and_log_probabilities(client: OpenAI) -> None:
     for choice in answer.choices:
         written = b"".join(bytes(entry.bytes) for entry in choice.logprobs.content)
         assert written.decode() == SCRIPTS["B"]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Zürich", "Bern"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+STRICT: list[Any] = [
+    {"type": "function", "function": {"name": name, "parameters": SCHEMA, "strict": True}}
+    for name in ("get_weather", "get_time")
+]
+
+
+@pytest.mark.parametrize("letter", ["A", "Z"])
+@pytest.mark.parametrize("choice", ["required", "get_time"])
+def test_a_call_can_be_required(client: OpenAI, letter: str, choice: str) -> None:
+    """Whatever a model would rather say, after its thinking it calls, with arguments of the schema."""
+    named: Any = choice if choice == "required" else {"type": "function", "function": {"name": choice}}
+    fields: dict[str, Any] = {"tools": STRICT, "tool_choice": named, "parallel_tool_calls": False, "temperature": 1.0}
+    for seed, make in enumerate((ask, streamed) * 3):
+        answer = make(client, letter, seed=seed, **fields)
+        [(name, arguments)] = calls_of(answer)
+        jsonschema.validate(arguments, SCHEMA)
+        assert choice in ("required", name)
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert not answer.choices[0].message.content
+        if letter == "A":
+            assert answer.choices[0].message.reasoning_content == "They want the weather."
+
+
+def test_what_cannot_be_required_is_refused(client: OpenAI) -> None:
+    """A hostile or impossible schema, and a format beside a required call, are the caller's mistake."""
+    broken = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 1}}}]
+    both: Any = {"response_format": {"type": "json_object"}, "tool_choice": "required"}
+    for fields in ({"tools": broken, "tool_choice": "required"}, both):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, "A", **fields)
 
 
 async def test_a_call_survives_its_engine(running: Any) -> None:

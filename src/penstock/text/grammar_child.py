@@ -159,6 +159,8 @@ class Worker:
                 matcher.consume_token(request.token_id)
             mask = matcher.compute_bitmask()
             _check(matcher, "grammar_too_complex")
+            if not matcher.is_accepting():
+                mask = _without(mask, self._tokenizer.eos_token)
             if not any(mask):
                 raise Problem("grammar_invalid", "The grammar allows no text that this model's vocabulary can spell.")
             left += _STEP_CPU_S - (time.process_time() - begin)
@@ -186,6 +188,13 @@ class Worker:
         if taken < len(token_ids):
             _check(matcher, "grammar_too_complex")
             raise Problem("invalid_value", f"Emitted token {taken}, {token_ids[taken]}, does not fit the grammar.")
+
+
+def _without(mask: bytes, token_id: int) -> bytes:
+    """The library allows the end of a text wherever a special token may come next, also where it may not end."""
+    result = bytearray(mask)
+    result[token_id // 8] &= ~(1 << token_id % 8)
+    return bytes(result)
 
 
 def _check(matcher: LLMatcher, code: str) -> None:

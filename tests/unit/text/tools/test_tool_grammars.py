@@ -13,6 +13,7 @@ import pytest
 from scripted import write_scripted_checkpoint
 
 from penstock.text.answer import AnswerFormat
+from penstock.text.grammar_child import Allowed, Open, Worker
 from penstock.text.grammar_source import llguidance_source
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tools.registry import LISTED, STYLES
@@ -63,7 +64,7 @@ class _Tokens:
 
 def written(tokenizer: Tokenizer, grammar: Grammar, dice: random.Random, most: int = 400) -> str:
     """What a model that knows nothing writes under a grammar; it ends as soon as it may, one time in two."""
-    tokens = _Tokens(tokenizer)
+    tokens: Any = _Tokens(tokenizer)
     matcher = llguidance.LLMatcher(llguidance.LLTokenizer(tokens), llguidance_source(grammar))
     text = b""
     for _ in range(most):
@@ -136,11 +137,25 @@ def test_an_answer_in_json_may_be_a_call_instead(tokenizer: Tokenizer) -> None:
 def test_what_leaves_no_room_for_calls_is_refused(tokenizer: Tokenizer) -> None:
     """A required call and another format, or calls and an expression, exclude each other."""
     answers = AnswerFormat(style=STYLES["hermes"])
-    for required, kind in ((True, "json_object"), (False, "regex")):
+    kinds: Any = ((True, "json_object"), (False, "regex"))
+    for required, kind in kinds:
         with pytest.raises(Problem) as refused:
-            grammar: Any = Grammar(kind=kind, value="{}", param="response_format")
+            grammar = Grammar(kind=kind, value="{}", param="response_format")
             answers.grammar(tokenizer, ToolUse(tools=TOOLS, key="r", required=required), grammar)
         assert (refused.value.code, refused.value.param) == ("invalid_value", "response_format")
+
+
+def test_an_output_cannot_end_before_its_call(tokenizer: Tokenizer) -> None:
+    """Where a mark that is a special token has to come, the end of the text may not."""
+    use = ToolUse(tools=TOOLS, key="r", required=True)
+    tokens: Any = _Tokens(tokenizer)
+    worker = Worker(llguidance.LLTokenizer(tokens))
+    for session, style in enumerate(ALL.values()):
+        grammar = AnswerFormat(style=style).grammar(tokenizer, use, None)
+        assert grammar is not None
+        reply = worker.answer(Open(session, grammar, []))
+        assert isinstance(reply, Allowed)
+        assert any(reply.mask) and not reply.mask[tokens.eos_token_id // 8] >> tokens.eos_token_id % 8 & 1
 
 
 def test_without_a_required_call_there_is_no_grammar(tokenizer: Tokenizer) -> None:
