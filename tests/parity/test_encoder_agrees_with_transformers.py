@@ -14,8 +14,13 @@ from tiny_encoder import VOCAB_SIZE, write_tiny_encoder
 from torch import Tensor
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
+from penstock.engine.cpu.encoder import EncoderExecutor
+from penstock.engine.sequence import Pooling, Sequence, StepPlan
 from penstock.models.encoder import Encoder
 from penstock.models.encoder_checkpoint import load_encoder
+from penstock.sim.clock import VirtualClock
+from penstock.sim.replay import Recorder
+from penstock.wire.engine import Sampling
 
 FP32_BOUND = 1e-5
 # Hidden states are of size 1 to 3, so that bf16 rounds them by up to 0.008; measured here: 0.044 after three layers.
@@ -95,9 +100,31 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 
 @settings(deadline=None, max_examples=40)
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12))
+@given(lengths=st.lists(st.one_of(st.integers(1, 60), st.sampled_from([3, 7])), min_size=1, max_size=12))
 def test_company_does_not_matter(lengths: list[int], tiny: Encoder) -> None:
-    """Whatever texts a batch is packed from, each has the hidden states that it has alone."""
+    """Whatever texts a batch is packed from, each has the hidden states that it has alone, and its own vector."""
     texts = [text_of(length, seed, VOCAB_SIZE) for seed, length in enumerate(lengths)]
-    for together, text in zip(hidden(tiny, texts), texts, strict=True):
-        torch.testing.assert_close(together, hidden(tiny, [text])[0], rtol=0, atol=FP32_BOUND)
+    alone = [hidden(tiny, [text])[0] for text in texts]
+    for together, expected in zip(hidden(tiny, texts), alone, strict=True):
+        torch.testing.assert_close(together, expected, rtol=0, atol=FP32_BOUND)
+    result = EncoderExecutor(tiny).execute(plan_of(texts))
+    for index, expected in enumerate(alone):
+        vector = torch.frombuffer(bytearray(result.pooled[index] or b""), dtype=torch.float32)
+        torch.testing.assert_close(vector, expected.mean(0), rtol=0, atol=FP32_BOUND)
+
+
+def plan_of(texts: list[list[int]]) -> StepPlan:
+    sequences = [
+        Sequence(
+            id=str(index),
+            token_ids=text,
+            num_prompt_tokens=len(text),
+            max_tokens=0,
+            sampling=Sampling(seed=0),
+            sink=Recorder(VirtualClock(), 0.0),
+            pooling=Pooling("mean", normalize=False),
+        )
+        for index, text in enumerate(texts)
+    ]
+    nothing = [0] * len(texts)
+    return StepPlan(1, sequences, nothing, [len(text) for text in texts], nothing, 0)

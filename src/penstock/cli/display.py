@@ -24,7 +24,7 @@ class ServeDisplay:
     def __init__(self) -> None:
         self._status: Status | None = None
         self._last = ""
-        self._banner = ""
+        self._where = ("", "", "")
         self._announced = False
         self._draining = False
 
@@ -37,13 +37,14 @@ class ServeDisplay:
         self._line(f"{message.id}: {message.text}")
 
     def when_ready(self, model: str, url: str, admin_url: str) -> None:
-        self._banner = banner(model, url, admin_url)
+        self._where = (model, url, admin_url)
 
     def show(self, state: ServiceState) -> None:
         if state.ready and not self._announced:
             self._announced = True
             self._stop()
-            say(self._banner, sys.stdout)
+            loads = [member.load for member in state.members if member.load is not None]
+            say(banner(*self._where, generates=all(load.generates for load in loads)), sys.stdout)
         if state.stage == "draining" and not self._draining:
             self._draining = True
             self._stop()
@@ -80,23 +81,25 @@ class ServeDisplay:
             self._status = None
 
 
-def banner(model: str, url: str, admin_url: str) -> str:
+def banner(model: str, url: str, admin_url: str, *, generates: bool = True) -> str:
     """Where the service is, and a request to paste."""
-    asked = {"model": model, "messages": [{"role": "user", "content": "What does len do?"}], "max_tokens": 64}
-    body = json.dumps(asked, ensure_ascii=False)
-    other = "" if url == DEFAULT_URL else f" --url {url}"
-    return "\n".join(
-        (
-            f"serving {model}",
-            f"  API     {url}/v1",
-            f"  admin   {admin_url}  (/health /ready /metrics /admin/state)",
-            "",
-            f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
-            f"  -d {shlex.quote(body)}",
-            "",
-            f"or talk to it from another terminal: {program()} chat{other}",
-        )
-    )
+    path = "/v1/embeddings"
+    asked: dict[str, object] = {"model": model, "input": ["What does len do?"]}
+    if generates:
+        path = "/v1/chat/completions"
+        asked = {"model": model, "messages": [{"role": "user", "content": "What does len do?"}], "max_tokens": 64}
+    lines = [
+        f"serving {model}",
+        f"  API     {url}/v1",
+        f"  admin   {admin_url}  (/health /ready /metrics /admin/state)",
+        "",
+        f"curl {url}{path} -H 'content-type: application/json' \\",
+        f"  -d {shlex.quote(json.dumps(asked, ensure_ascii=False))}",
+    ]
+    if generates:
+        other = "" if url == DEFAULT_URL else f" --url {url}"
+        lines += ["", f"or talk to it from another terminal: {program()} chat{other}"]
+    return "\n".join(lines)
 
 
 def _where(member: MemberState) -> str:

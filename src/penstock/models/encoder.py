@@ -7,6 +7,8 @@ Keeps no state between calls and never initialises its parameters.  Layout: arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,17 @@ from penstock.models.attention import packed_positions
 from penstock.models.encoder_config import EncoderConfig
 from penstock.models.linear import Linear
 from penstock.models.ops import REFERENCE, Ops
+
+
+class Run(NamedTuple):
+    """``num_texts`` texts of equal length, one after another."""
+
+    num_texts: int
+    length: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_texts * self.length
 
 
 class LayerNorm(nn.Module):
@@ -45,12 +58,10 @@ class EncoderLayer(nn.Module):
         self.down = Linear(mlp, (hidden,), bias=True, dtype=dtype, ops=ops)
         self.mlp_norm = LayerNorm(hidden, eps, dtype=dtype)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """x[T, hidden] -> [T, hidden], T being the sum of ``lengths``."""
-        heads = self.qkv(x).unflatten(-1, (3, self._num_heads, -1)).transpose(0, 2)
-        # One call per text costs sum(n^2) instead of the square of the sum, and needs no mask.
-        parts = [attend_to_all(*text.unbind(1)) for text in heads.split(list(lengths), dim=2)]
-        mixed = torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
+    def forward(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
+        """x[T, hidden] -> [T, hidden], T being the tokens of all ``runs``."""
+        parts = self.qkv(x).unflatten(-1, (3, self._num_heads, -1)).split([run.num_tokens for run in runs])
+        mixed = torch.cat([attend_to_all(part, run) for part, run in zip(parts, runs, strict=True)])
         x = self.attention_norm(x + self.output(mixed))
         change: Tensor = self.down(F.gelu(self.up(x)))
         normed: Tensor = self.mlp_norm(x + change)
@@ -77,19 +88,25 @@ class Encoder(nn.Module):
     def forward(self, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Hidden states [T, hidden] of token_ids[T] int64, which are texts of ``lengths`` tokens one after another.
 
+        Neighbours of equal length are computed together, so texts in order of length cost least.
         Every token is of the first type: a request embeds one text, never a pair.
         """
+        runs = [Run(len(list(equal)), length) for length, equal in groupby(lengths)]
         positions = packed_positions(lengths) + self.config.first_position
         x = self._ops.embed(token_ids, self.embedding) + self.token_types[0]
         hidden: Tensor = self.embedding_norm(x + self._ops.embed(positions, self.positions))
         for layer in self.layers:
-            hidden = layer(hidden, lengths)
+            hidden = layer(hidden, runs)
         return hidden
 
 
-def attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One text whose tokens all see each other: q, k and v [heads, T, D] -> [heads, T, D]."""
-    return F.scaled_dot_product_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)).squeeze(0)
+def attend_to_all(qkv: Tensor, run: Run) -> Tensor:
+    """Texts whose tokens see all of their own and none of another's: qkv[T, 3, heads, D] -> [T, heads * D].
+
+    One call per run costs the sum of the squares instead of the square of the sum, and needs no mask.
+    """
+    q, k, v = qkv.view(run.num_texts, run.length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(run.num_tokens, -1)
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -200,6 +200,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``progress`` is 0..1 within ``phase``; ``detail`` says it in words.  Times in seconds, sizes in bytes or tokens.
     ``problem`` is set in phase ``failed``: loading ended there and will not be tried again in this process.
+    ``generates`` is false for an encoder, which only embeds.
     """
 
     phase: Phase
@@ -218,6 +219,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     step_time_s: float = 0.0
     weights_bytes: int = 0
     kv_bytes: int = 0
+    generates: bool = True
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from penstock.cli.console import say
-from penstock.cli.display import ServeDisplay
+from penstock.cli.display import ServeDisplay, banner
 from penstock.cluster.controller import ServiceState, Tell
 from penstock.config.desired import DesiredState
 
@@ -28,3 +28,11 @@ def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPa
     display.show(ServiceState(stage="serving", ready=True, desired=DesiredState(), members=[]))
     display.tell(Tell("engine-0", "ended", ("its last line",)))
     display.close()
+
+
+@pytest.mark.parametrize(("generates", "path"), [(True, "/v1/chat/completions"), (False, "/v1/embeddings")])
+def test_the_request_to_paste_is_one_that_the_model_answers(generates: bool, path: str) -> None:
+    """For an encoder it is an embedding, and nobody is sent to chat with it."""
+    words = banner("m", "http://u", "http://a", generates=generates)
+    assert f"http://u{path}" in words
+    assert ("chat" in words) == generates

@@ -28,10 +28,13 @@ class EncoderExecutor:
         num_sequences = len(plan.sequences)
         for i, sequence in enumerate(plan.sequences):
             assert plan.starts[i] == 0 and plan.reaches_end(i) and sequence.pooling is not None
-        offsets = list(accumulate(plan.counts, initial=0))
+        by_length = sorted(range(num_sequences), key=plan.counts.__getitem__)
+        lengths = [plan.counts[i] for i in by_length]
+        starts = accumulate(lengths, initial=0)
+        offsets = [start for _, start in sorted(zip(by_length, starts, strict=False))]
         with torch.inference_mode():
-            token_ids = torch.tensor(list(chain.from_iterable(s.token_ids for s in plan.sequences)))
-            hidden = self._encoder(token_ids, plan.counts)
+            token_ids = torch.tensor(list(chain.from_iterable(plan.sequences[i].token_ids for i in by_length)))
+            hidden = self._encoder(token_ids, lengths)
             pooled = pool(plan, offsets, hidden)
         return StepResult(
             step=plan.step,

@@ -189,6 +189,7 @@ class Service:
             step_time_s=self._runner.step_time_s,
             weights_bytes=self._booted.weights_bytes,
             kv_bytes=self._booted.kv_bytes,
+            generates=self._booted.generates,
         )
 
     def _stream(self, request: GenerateRequest, prompt_ids: list[int], answer: AnswerParser) -> TextStream:
