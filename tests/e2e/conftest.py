@@ -72,6 +72,9 @@ class Running:
     def metrics(self) -> str:
         return self.get(f"{self.admin_url}/metrics")[1].decode()
 
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(condition, timeout_s=60, what=what)
+
     def wait_ready(self, timeout_s: float = 90) -> None:
         def ready() -> bool:
             assert self.process.poll() is None, f"it ended:\n{self.log.read_text()}"

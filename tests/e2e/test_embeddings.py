@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
+import signal
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -186,7 +189,7 @@ def test_a_full_request_and_its_neighbours(service, client: OpenAI) -> None:
         single = [pool.submit(embed, client, word) for word in alone for _ in range(5)]
         results = [future.result()[0] for future in single]
     found = full.result()
-    assert len(found) == 2048
+    assert len(found) == len(LONG)
     for index in (0, 5, 96, 97, 2042):
         if words[index] in alone:
             assert found[index] == pytest.approx(alone[words[index]], abs=BOUND)
@@ -218,3 +221,41 @@ def test_a_decoder_embeds_by_its_last_token(serve, tmp_path: Path) -> None:
             torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
         assert client.completions.create(model="seeded-1", prompt="The", max_tokens=3).choices[0].text
     assert 'penstock_cached_tokens_total{model="seeded-1",process="gateway-0"} 64.0' in service.metrics()
+
+
+LONG = ["a" * (CONTEXT - 2)] * 700
+
+
+def engine_of(service) -> Any:
+    return next(member for member in service.state()["members"] if member["kind"] == "engine")
+
+
+def is_computing(service) -> bool:
+    load = engine_of(service)["load"] or {}
+    return bool(load.get("waiting"))
+
+
+def test_a_client_that_leaves_frees_the_engine(service, client: OpenAI) -> None:
+    """When its connection goes, the texts of a request leave the engine as cancelled, and others are served."""
+    body = json.dumps({"model": MODEL, "input": LONG}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(head + body)
+        service.until(lambda: is_computing(service), "texts in the engine's queue")
+    service.until(lambda: not is_computing(service), "an empty queue")
+    assert 'penstock_engine_sequences_total{process="engine-0",reason="cancelled"} 64.0' in service.metrics()
+    assert len(embed(client, "abc")) == 1
+
+
+def test_a_killed_engine_costs_time_and_no_vector(service, client: OpenAI) -> None:
+    """An engine that is killed in the middle of a request is started again, and the request gets all its vectors."""
+    expected = embed(client, LONG[0])[0]
+    pid = engine_of(service)["pid"]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(embed, client, LONG)
+        service.until(lambda: is_computing(service), "texts in the engine's queue")
+        os.kill(pid, signal.SIGKILL)
+        found = asked.result()
+    assert engine_of(service)["pid"] != pid
+    assert len(found) == len(LONG)
+    assert found[0] == pytest.approx(expected, abs=BOUND) and found[-1] == pytest.approx(expected, abs=BOUND)
