@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,8 +34,10 @@ def _state(sequence: Sequence, start: int, rows: Tensor) -> Tensor:
         return rows[-1].float()
     if sequence.pooling.rows == "cls":
         return rows[0].float() if start == 0 else _earlier(sequence)
-    total = rows.sum(dim=0, dtype=torch.float32)
-    return total if start == 0 else total + _earlier(sequence)
+    # One row after the other, so that a prompt in parts has the very bits of a prompt in one.
+    total = torch.zeros(rows.shape[1]) if start == 0 else _earlier(sequence)
+    sums = np.add.accumulate(torch.cat((total[None], rows.float())).numpy(), axis=0)
+    return torch.from_numpy(sums[-1])
 
 
 def _earlier(sequence: Sequence) -> Tensor:

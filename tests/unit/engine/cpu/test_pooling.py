@@ -55,12 +55,13 @@ def test_each_pooling_takes_its_own_rows(how: str) -> None:
 @settings(deadline=None, max_examples=60)
 @given(how=st.sampled_from(["cls", "last", "mean"]), cuts=st.sets(st.integers(1, 22)))
 def test_chunks_give_what_one_step_gives(how: str, cuts: set[int]) -> None:
-    """However a prompt is cut into steps, its vector is the one of a single step."""
+    """However a prompt is cut into steps, its vector has the bits of a single step's."""
     whole = sequence(23, Pooling(how, normalize=False))  # type: ignore[arg-type]  # drawn from the literal's values
     edges = [0, *sorted(cuts), 23]
     for start, end in itertools.pairwise(edges):
         whole.pooled = step([(whole, start, end - start)], HIDDEN[start:end])[0]
     torch.testing.assert_close(numbers(whole.pooled), expected(HIDDEN, how))
+    assert whole.pooled == step([(sequence(23, whole.pooling), 0, 23)], HIDDEN)[0]
 
 
 def test_fewer_dimensions_are_the_first_ones_normalised_again() -> None:
