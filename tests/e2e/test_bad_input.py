@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import shutil
 import socket
 import struct
@@ -19,6 +20,7 @@ from seeded import write_seeded_checkpoint
 
 MODEL = "seeded-1"
 CHAT = "/v1/chat/completions"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
 
@@ -89,6 +91,16 @@ def damaged(directory: Path, damage: str) -> None:
         config.write_text(json.dumps(settings | {"vocab_size": 300}))
     elif damage == "no tokenizer":
         (directory / "tokenizer.json").unlink()
+    elif damage == "larger tokenizer":
+        config.write_text(json.dumps(settings | {"vocab_size": 258}))
+    elif damage == "quantised":
+        config.write_text(json.dumps(settings | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
+    elif damage == "remote code":
+        own = {"architectures": ["OwnForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+        config.write_text(json.dumps(settings | own))
+        (directory / "modeling_own.py").write_text(f"open({str(directory / 'was-run')!r}, 'w')")
+    elif damage == "NaN":
+        weights.write_bytes(data[:-4] + struct.pack("<f", float("nan")))
     else:
         name = next(name for name in header if name.endswith("q_proj.weight"))
         header["renamed.weight"] = header.pop(name)
@@ -105,6 +117,10 @@ def damaged(directory: Path, damage: str) -> None:
         ("wrong shape", "shape"),
         ("missing tensor", "q_proj"),
         ("no tokenizer", "tokenizer.json"),
+        ("larger tokenizer", "tokenizer.json has ids up to 258"),
+        ("quantised", "quantised (method: awq)"),
+        ("remote code", "never run"),
+        ("NaN", "NaN or infinite"),
     ],
 )
 def test_a_bad_checkpoint_ends_serve_with_the_reason(serve: Any, tmp_path: Path, damage: str, words: str) -> None:
@@ -116,7 +132,9 @@ def test_a_bad_checkpoint_ends_serve_with_the_reason(serve: Any, tmp_path: Path,
     running = serve(model=str(checkpoint), wait=False)
 
     assert running.process.wait(timeout=60) == 1
-    assert words in running.log.read_text()
+    # The console breaks lines and colours words.
+    assert words.replace(" ", "") in "".join(ANSI.sub("", running.log.read_text()).split())
+    assert not (checkpoint / "was-run").exists()
 
 
 def test_a_port_in_use_is_named_before_anything_loads(service: Any, serve: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from penstock.cli.boot_encoder import boot_encoder
-from penstock.cli.fit import check_weights_fit, context_tokens
+from penstock.cli.fit import check_vocabulary, check_weights_fit, context_tokens
 from penstock.cli.numerics import numerics
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import (
@@ -52,15 +52,17 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     keep_freed_memory()
     use_threads(settings.threads)
     directory = Path(settings.model_dir)
-    tokenizer = Tokenizer.load(directory)
     if is_encoder(directory):
         if settings.exact:
             raise Problem("invalid_setting", "--exact is for models that generate; this is an encoder.", param="exact")
-        return boot_encoder(settings, tokenizer, progress, emit)
+        return boot_encoder(settings, Tokenizer.load(directory), progress, emit)
+    # First, since what is of another architecture often has no tokenizer that we read, or none at all.
+    config = ModelConfig.from_directory(directory)
+    tokenizer = Tokenizer.load(directory)
+    check_vocabulary(directory, tokenizer, config.vocab_size)
     tokenizer.token_bytes(0)  # builds the table that the first stream would otherwise wait for
     defaults = SamplingDefaults.from_directory(directory)
     sentence = SentenceConfig.from_directory(directory, default_rows="last")
-    config = ModelConfig.from_directory(directory)
     context = context_tokens(settings, config.max_position, config.max_position)
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
     if settings.exact:

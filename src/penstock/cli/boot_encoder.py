@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penstock.cli.fit import check_weights_fit, context_tokens
+from penstock.cli.fit import check_vocabulary, check_weights_fit, context_tokens
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import megabytes, workspace_bytes
 from penstock.engine.kv_cache import BlockPool
@@ -36,9 +36,7 @@ def boot_encoder(settings: EngineSettings, tokenizer: Tokenizer, progress: Progr
 
     directory = Path(settings.model_dir)
     own = EncoderConfig.from_directory(directory)
-    if tokenizer.vocab_size > own.vocab_size:
-        message = f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, config.json's vocab_size says"
-        raise Problem("checkpoint_invalid", f"{message} {own.vocab_size}; one of them belongs to another model.")
+    check_vocabulary(directory, tokenizer, own.vocab_size)
     sentence = SentenceConfig.from_directory(directory, default_rows="mean")
     recommended = min(sentence.max_tokens or own.max_position, own.max_position)
     context = context_tokens(settings, own.max_position, recommended)

@@ -1,6 +1,7 @@
-"""Whether a checkpoint fits into what the machine and the settings leave it.
+"""Whether a checkpoint fits together, and into what the machine and the settings leave it.
 
-In: sizes from its headers and its config.json; out: nothing or a number, or a ``Problem`` with both sides of it.
+In: sizes from its headers, its config.json and its tokenizer; out: nothing or a number, or a ``Problem`` with both
+sides of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import megabytes, weights_bytes
+from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
 
@@ -26,6 +28,24 @@ def check_weights_fit(directory: Path, settings: EngineSettings, own_dtype: str,
     if needed > free_bytes:
         message = f"The weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free."
         raise Problem("insufficient_memory", message)
+
+
+def check_vocabulary(directory: Path, tokenizer: Tokenizer, num_rows: int) -> None:
+    """Raise ``checkpoint_invalid`` where the tokenizer has ids that the embedding has no rows for.
+
+    Special tokens that neither the chat template nor a setting uses do no harm (Gemma 3's stands for images); a
+    request that spells one is refused then.
+    """
+    beyond = (token_id for token_id in range(num_rows, tokenizer.vocab_size) if tokenizer.knows(token_id))
+    used = [tokenizer.token_text(token_id) for token_id in beyond if tokenizer.uses(token_id)]
+    if used:
+        raise Problem(
+            "checkpoint_invalid",
+            f"{directory / 'tokenizer.json'} has ids up to {tokenizer.vocab_size - 1}, but by vocab_size in "
+            f"{directory / 'config.json'} the embedding has {num_rows} rows: none for {', '.join(used[:3])}"
+            f"{' and others' if len(used) > 3 else ''}. One of the files is another model's, or tokens were added "
+            "without new rows: take tokenizer and weights from one release.",
+        )
 
 
 def context_tokens(settings: EngineSettings, max_position: int, default: int) -> int:

@@ -65,6 +65,12 @@ def _files(directory: Path) -> list[Path]:
             f"{directory} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded. "
             "Convert them to safetensors.",
         )
+    gguf = next(directory.glob("*.gguf"), None)
+    if gguf is not None:
+        raise Problem(
+            "checkpoint_unsupported",
+            f"{gguf} is a GGUF file, which is not read. Take the release that it was made from, in safetensors.",
+        )
     raise _invalid(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}.")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from penstock.models.family import Family
-from penstock.models.fields import Fields, read_object
+from penstock.models.fields import Fields, read_object, refuse_quantised
 from penstock.models.registry import FAMILIES, WHOLES
 from penstock.models.rope import YarnScaling
 from penstock.models.rope_fields import write_rope
@@ -61,10 +61,7 @@ class ModelConfig(Traits):
             raise Problem("source_not_found", f"{directory} is not a directory.")
         fields = read_object(directory / "config.json")
         family = _family(fields)
-        if fields.data.get("quantization_config") is not None:
-            raise fields.unsupported(
-                "quantization_config", "Quantised checkpoints are not supported; take the bf16 one."
-            )
+        refuse_quantised(fields)
         fields = _decoder_fields(fields, family).over(family.defaults)
         num_heads = fields.integer("num_attention_heads", 1, 1 << 12)
         num_kv_heads = fields.integer("num_key_value_heads", 1, 1 << 12, default=num_heads)
@@ -126,8 +123,12 @@ def _family(fields: Fields) -> Family:
         raise fields.wrong("architectures", "must be a list of one architecture's name")
     family = FAMILIES.get(names[0]) or WHOLES.get(names[0])
     if family is None:
-        custom = " Code from the checkpoint (auto_map) is never run." if "auto_map" in fields.data else ""
-        raise fields.unsupported("architectures", f"Supported: {', '.join(sorted(FAMILIES | WHOLES))}.{custom}")
+        custom = " Its own code (auto_map) is never run, whatever is set." if "auto_map" in fields.data else ""
+        raise fields.unsupported(
+            "architectures",
+            f"Supported: {', '.join(sorted(FAMILIES | WHOLES))}.{custom} Take a model of one of these, or see "
+            "docs/howto/add-a-model-family.md.",
+        )
     return family
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from penstock.models.fields import Fields, read_object
+from penstock.models.fields import Fields, read_object, refuse_quantised
 
 DType = Literal["bfloat16", "float32"]
 # Encoders are small and their output is compared by its digits: half precision is widened, not cut to bf16's 8 bits.
@@ -99,8 +99,7 @@ def _architecture(fields: Fields) -> str | None:
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    if fields.data.get("quantization_config") is not None:
-        raise fields.unsupported("quantization_config", "Quantised checkpoints are not supported; take the float one.")
+    refuse_quantised(fields)
     if fields.text("hidden_act", "gelu") != "gelu":
         raise fields.unsupported("hidden_act", "Only gelu is supported in encoders.")
     if fields.text("position_embedding_type", "absolute") != "absolute":

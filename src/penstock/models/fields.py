@@ -137,3 +137,17 @@ def _read(file: Path) -> Any:
         raise Problem("checkpoint_invalid", f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise Problem("checkpoint_invalid", f"{file} is not valid JSON: {error}.") from None
+
+
+def refuse_quantised(fields: Fields) -> None:
+    """Raise ``checkpoint_unsupported``, with the method's name, for a config.json of quantised weights."""
+    for name in ("quantization_config", "compression_config"):
+        stated = fields.data.get(name)
+        if stated is not None:
+            settings = stated if isinstance(stated, dict) else {}
+            method = settings.get("quant_method") or settings.get("quant_algo") or "unnamed"
+            raise fields.unsupported(
+                name,
+                f"The weights are quantised (method: {method}), which this release does not read. Take the release "
+                "that they were made from, in bfloat16 or float16: mostly its name is this one's without the suffix.",
+            )

@@ -109,12 +109,13 @@ def _check(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory:
             raise Problem(
                 "checkpoint_invalid",
                 f"{tensor.file}: tensor {piece.name} has shape {list(tensor.shape)}, "
-                f"but config.json asks for {list(piece.shape)}.",
+                f"but config.json asks for {list(piece.shape)}. One of the two files is another model's.",
             )
         if tensor.dtype not in _STORED_DTYPES:
             raise Problem(
                 "checkpoint_unsupported",
-                f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(_STORED_DTYPES)}.",
+                f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(_STORED_DTYPES)}. "
+                "Take the release whose weights are in one of these.",
             )
 
 

@@ -50,9 +50,11 @@ class Tokenizer:
         """Read a checkpoint's tokenizer.  Raises ``Problem("checkpoint_invalid")`` that names the file at fault."""
         path = directory / "tokenizer.json"
         if not path.is_file():
+            others = [name for name in _OLDER_FILES if (directory / name).is_file()]
+            instead = f" {' and '.join(others)}, which is there instead, is not read." if others else ""
             raise Problem(
                 "checkpoint_invalid",
-                f"{path} is missing. Fetch the checkpoint with its tokenizer.json, or write one with "
+                f"{path} is missing.{instead} Fetch the checkpoint with its tokenizer.json, or write one with "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...).",
             )
         try:
@@ -117,6 +119,14 @@ class Tokenizer:
         """Whether the vocabulary has this id."""
         return 0 <= token_id < self.vocab_size and self._backend.id_to_token(token_id) is not None
 
+    def uses(self, token_id: int) -> bool:
+        """Whether the token is plain text, or a special one that this checkpoint's files make use of."""
+        if token_id not in self.special_token_ids or token_id in self.stop_token_ids:
+            return True
+        text = self._backend.id_to_token(token_id)
+        template = "" if self.chat_template is None else self.chat_template.source
+        return text is not None and (text in self.special_tokens.values() or text in template)
+
     @property
     def decodes_by_bytes(self) -> bool:
         """Whether text is the concatenation of :meth:`token_bytes`, but for the leading spaces stripped."""
@@ -140,6 +150,8 @@ class Tokenizer:
         return [b"" if (token := token_of(i)) is None else to_bytes(token) for i in range(self.vocab_size)]
 
 
+# What releases before tokenizer.json hold: SentencePiece, byte-level BPE, WordPiece, tiktoken, Mistral's own.
+_OLDER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 _AGAIN = "Fetch or export the checkpoint again."
 
 

@@ -235,6 +235,33 @@ def test_code_from_the_checkpoint_matters_only_for_an_unknown_architecture(tmp_p
     assert "auto_map" in refusal(tmp_path, QWEN3 | remote | {"architectures": ["CustomLM"]}).message
 
 
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_algo": "FP8"}}, "FP8"),
+        ({"quantization_config": True}, "unnamed"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_are_refused_with_the_way_out(tmp_path: Path, stated: dict[str, Any], method: str) -> None:
+    """The method is named, and what to take instead."""
+    problem = refusal(tmp_path, QWEN3 | stated)
+    assert problem.code == "checkpoint_unsupported"
+    assert f"(method: {method})" in problem.message and "bfloat16" in problem.message
+
+
+def test_the_text_part_of_a_larger_model_is_read(tmp_path: Path) -> None:
+    """Gemma 3 with eyes states its decoder in text_config, sparsely; without that section it is refused by name."""
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "dtype": "bfloat16"}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "head_dim": 16}
+    config = read(tmp_path, whole | {"text_config": sizes})
+    assert config.architecture == "Gemma3ForCausalLM" and config.tie_embeddings and config.dtype == "bfloat16"
+    assert [layer.window for layer in config.layers] == [4096] * 5 + [None]
+    assert refusal(tmp_path, whole).param == "text_config"
+    assert refusal(tmp_path, whole | {"text_config": sizes | {"hidden_size": 0}}).param == "text_config.hidden_size"
+
+
 def test_a_number_that_no_float_holds_is_refused(tmp_path: Path) -> None:
     """A whole number of 400 digits is out of range like any other."""
     assert refusal(tmp_path, QWEN3 | {"rms_norm_eps": 10**400}).code == "checkpoint_invalid"

@@ -139,8 +139,13 @@ def test_a_huge_text_is_encoded(tokenizer_of: dict[str, Tokenizer], unit: str) -
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("tokenizer.json", ""),
         ("tokenizer.json", "{"),
         ("tokenizer.json", "[]"),
+        ("tokenizer.json", "null"),
+        ("tokenizer.json", "[" * 100_000),
+        ("tokenizer.json", '{"version": "1.0", "model": {"type": "Telepathy", "vocab": {}}}'),
+        ("tokenizer.json", '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}'),
         ("tokenizer_config.json", "{,"),
         ("tokenizer_config.json", "[]"),
         ("generation_config.json", '{"eos_token_id": "two"}'),
@@ -163,6 +168,14 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"tokenizer\.json is missing.*Fetch") as refused:
         Tokenizer.load(tmp_path)
     assert refused.value.code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "tekken.json"])
+def test_an_older_file_is_no_tokenizer(tmp_path: Path, name: str) -> None:
+    """Where only an older kind of file is there, it is named beside the one that is missing."""
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(Problem, match=rf"tokenizer\.json is missing\. {name}, which is there instead"):
+        Tokenizer.load(tmp_path)
 
 
 def test_the_chat_template_is_found(checkpoint: Path) -> None:

@@ -35,11 +35,10 @@ def input_ids(request: EmbedRequest, booted: Booted) -> list[list[int]]:
     """Token ids of every input, checked.  For a worker thread.  Raises ``Problem`` that names the first bad input."""
     if request.texts is None:
         inputs = request.token_ids or []
-        for index, token_ids in enumerate(inputs):
-            _check_vocabulary(token_ids, index, booted.vocab_size)
     else:
         inputs = [_encoded(text, index, booted) for index, text in enumerate(request.texts)]
     for index, token_ids in enumerate(inputs):
+        _check_vocabulary(token_ids, index, booted.vocab_size)
         _check_length(len(token_ids), index, booted)
     return inputs
 

@@ -43,6 +43,8 @@ def prompt_of(request: GenerateRequest, booted: Booted, model: str) -> tuple[lis
     check_ids(request.emitted_token_ids, booted, "emitted_token_ids")
     if not prompt_ids:
         raise Problem("invalid_value", "The prompt has no tokens; give at least one.", param="prompt")
+    if tokenizer.vocab_size > booted.vocab_size:  # a text may spell a special token that the model has no row for
+        check_ids(prompt_ids, booted, "prompt")
     return prompt_ids, answer
 
 
