@@ -25,6 +25,19 @@ BF16_BOUND = 0.1
 # worst case here a flip at token 37 of 100 leaves 29 beyond the bound; of the tokens this share must stay within.
 BF16_SHARE_WITH_EXPERTS = 0.5
 
+TEXT_PART = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 5,
+    "sliding_window_pattern": 3,
+    "max_position_embeddings": 512,
+}
+
 
 def log_probabilities(directory: Path, token_ids: Tensor, dtype: Any, context_tokens: int | None = None) -> Tensor:
     """Ours for every position of one prefill, [T, vocab]."""
@@ -76,6 +89,28 @@ def test_saved_checkpoint_is_theirs_again(case: str, tmp_path: Path) -> None:
     token_ids = torch.arange(40)[None]
     with torch.inference_mode():
         torch.testing.assert_close(again(token_ids).logits, model(token_ids).logits, rtol=0, atol=0)
+
+
+def test_the_decoder_of_a_model_that_also_sees(tmp_path: Path) -> None:
+    """Of a Gemma 3 with eyes the text part is loaded and agrees; saved, it is a Gemma 3 without."""
+    text = transformers.Gemma3TextConfig(**TEXT_PART)
+    eyes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = transformers.SiglipVisionConfig(**eyes, image_size=28, patch_size=14)
+    tokens = {"mm_tokens_per_image": 4, "image_token_index": 300, "boi_token_index": 301, "eoi_token_index": 302}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, **tokens)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "whole")
+    token_ids = torch.randint(0, 300, (60,))
+    with torch.inference_mode():
+        kinds = torch.zeros_like(token_ids)[None]
+        theirs = model(input_ids=token_ids[None], token_type_ids=kinds).logits[0].log_softmax(-1)
+    ours = log_probabilities(tmp_path / "whole", token_ids, "float32")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=FP32_BOUND)
+    save_decoder(load_decoder(tmp_path / "whole"), tmp_path / "text")
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text")
+    assert type(alone).__name__ == "Gemma3ForCausalLM"
+    with torch.inference_mode():
+        torch.testing.assert_close(alone(token_ids[None]).logits[0].log_softmax(-1), theirs, rtol=0, atol=FP32_BOUND)
 
 
 def test_seeded_checkpoint_loads_in_transformers(tmp_path: Path) -> None:

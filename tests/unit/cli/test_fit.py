@@ -70,6 +70,7 @@ def test_a_text_that_spells_a_token_without_a_row_is_refused(directory: Path) ->
         ),
         lambda fraction, words: None,
     )
+    booted.grammars.close()
     assert booted.vocab_size == config["vocab_size"] == NUM_TOKENS
     request = GenerateRequest(id="", sampling=Sampling(seed=0), text="see <image>")
     with pytest.raises(Problem, match="259") as caught:
