@@ -23,7 +23,8 @@ class _Parser(StepParser):
 
     def _before_list(self) -> bool:
         self._lead += self._leading()
-        self._step = self._in_list
+        if self._rest:
+            self._step = self._in_list
         return True
 
     def _in_list(self) -> bool:

@@ -31,10 +31,11 @@ class _Parser(StepParser):
         rest = self._rest.lstrip(_SEPARATORS if self.num_calls else None)
         if not rest or (_TAG.startswith(rest) and rest != _TAG):
             return False
+        self._lead = self._rest[: len(self._rest) - len(rest)]
         if rest.startswith(_TAG):
-            self._rest, self._lead, self._step = rest[len(_TAG) :], _TAG, self._behind_tag
+            self._lead += _TAG
+            self._rest, self._step = rest[len(_TAG) :], self._behind_tag
         elif rest.startswith("{"):
-            self._lead = self._rest[: len(self._rest) - len(rest)]
             self._rest, self._step = rest, self._in_call
             self._reader = CallReader(self._out, self._names.__contains__, _KEYS)
         else:

@@ -99,6 +99,7 @@ READ: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("llama3", f"text {F}", f"text {F}", []),
     ("llama3", '<|python_tag|>search.call(query="x")', '<|python_tag|>search.call(query="x")', []),
     ("llama3", "<|python", "<|python", []),
+    ("llama3", "\r<|python_tag|>", "\r<|python_tag|>", []),
     ("llama3", "  ", "  ", []),
     ("mistral", f"[TOOL_CALLS] [{F}, {G}]", "", [FX, GZ]),
     ("mistral", f"I look. [TOOL_CALLS][{F}] Done", "I look. Done".replace(" Done", "Done"), [FX]),
@@ -118,6 +119,7 @@ READ: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("mistral-args", '[TOOL_CALLS]so [TOOL_CALLS]f[ARGS]{"x": 1}', "[TOOL_CALLS]so", [FX]),
     ("mistral-args", "[TOOL_CALLS]" + "f" * 300 + "{}", "[TOOL_CALLS]" + "f" * 300 + "{}", []),
     ("listed", f"[{F}, {G}]", "", [FX, GZ]),
+    ("listed", f"  [{F}]", "", [FX]),
     ("listed", "Hello", "Hello", []),
     ("listed", "[1]", "[1]", []),
 ]
