@@ -17,7 +17,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {"serve": ["engine"], "test": ["engine", "test", "dev"], "test-all": ["engine", "test", "dev", "test-all"]}
+_TEST = ["engine", "postgres", "redis", "test", "dev"]
+LOCKS = {"serve": ["engine"], "test": _TEST, "test-all": [*_TEST, "test-all"]}
 """Each contains the one before it, at the same versions."""
 
 CUDA_ONLY = ("nvidia-", "cuda-", "triton")

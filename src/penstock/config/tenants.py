@@ -1,0 +1,81 @@
+"""Who may ask, for what, and how much: tenants, their keys, and what a request is allowed once its key is known.
+
+In: what an administrator wrote; out: frozen values.  Secrets are not here: a key is known by its digest alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Unit = Literal["requests", "tokens", "usd", "concurrency"]
+Window = Literal["minute", "day", "month"]
+Role = Literal["user", "admin"]
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """At most ``amount`` of ``unit`` per ``window``; for ``concurrency``, at a time, without a window.
+
+    ``model``: counted for that model alone; ``None``: for all together.
+    """
+
+    unit: Unit
+    amount: float
+    window: Window | None = None
+    model: str | None = None
+
+
+class Rights(msgspec.Struct, frozen=True, kw_only=True):
+    """``models`` by served name; ``None``: all.  A child's rights are never above its parent's."""
+
+    role: Role = "user"
+    models: frozenset[str] | None = None
+    limits: tuple[Limit, ...] = ()
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+    """``weight``: its share of a contended engine beside the other tenants'.  ``parent``: a tenant above it."""
+
+    name: str
+    rights: Rights = Rights()
+    weight: float = 1.0
+    parent: str | None = None
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of a tenant.  ``digest`` is the HMAC-SHA256 of the secret; times in seconds since the epoch."""
+
+    id: str
+    tenant: str
+    digest: str
+    name: str = ""
+    rights: Rights = Rights()
+    created_at: float = 0.0
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """One holder of limits on the way from a key up to the top tenant: ``key:ID`` or ``tenant:NAME``."""
+
+    name: str
+    limits: tuple[Limit, ...]
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, as every later stage of the pipeline sees it.
+
+    ``scopes``: the key's first, then its tenant's and that one's parents'; a request has to fit into all of them.
+    """
+
+    tenant: str
+    key_id: str
+    role: Role = "user"
+    models: frozenset[str] | None = None
+    scopes: tuple[Scope, ...] = ()
+    weight: float = 1.0
+
+
+ANONYMOUS = Principal(tenant="default", key_id="", role="user")
+"""Whoever asks where no keys are configured, which is possible on loopback alone."""
