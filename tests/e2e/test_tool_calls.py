@@ -86,7 +86,7 @@ def test_a_call_is_made_and_its_result_is_read(client: OpenAI) -> None:
 
     [call] = message.tool_calls
     result = {"role": "tool", "tool_call_id": call.id, "content": "21"}
-    messages = [*asking("A")["messages"], message.model_dump(exclude_none=True), result]
+    messages = [*asking("A")["messages"], message, result]
     final = ask(client, "", messages=messages).choices[0]
     assert (final.message.content, final.message.tool_calls, final.finish_reason) == ("It is 21 degrees.", None, "stop")
 
@@ -167,30 +167,69 @@ def test_what_cannot_be_required_is_refused(client: OpenAI) -> None:
             ask(client, "A", **fields)
 
 
-async def test_a_call_survives_its_engine(running: Any) -> None:
-    """SIGKILL in the midst of the arguments: the client gets the whole call, once, with one id."""
+MANY: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "numbers": {
+                        "type": "array",
+                        "items": {"type": "integer", "minimum": 0, "maximum": 9},
+                        "minItems": 150,
+                        "maxItems": 150,
+                    }
+                },
+                "required": ["numbers"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({}, "get_weather"), ({"tools": MANY, "tool_choice": "required", "temperature": 1.5, "seed": 5}, "add")],
+    ids=["written", "required"],
+)
+async def test_a_call_survives_its_engine(running: Any, fields: dict[str, Any], name: str) -> None:
+    """SIGKILL in the midst of the arguments: the client gets the undisturbed call, once, with one id."""
     async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-        for _ in range(2):
-            stream = await client.chat.completions.create(**asking("K"), stream=True)
-            parts: list[Any] = []
-            text, killed = "", False
-            async for chunk in stream:
-                text += chunk.choices[0].delta.content or ""
-                parts += chunk.choices[0].delta.tool_calls or []
-                if len(parts) > 10 and not killed:
-                    killed = True
-                    kill_the_busy_engine(running)
+        request: dict[str, Any] = asking("K", parallel_tool_calls=False, **fields)
+        undisturbed, _ = await heard(await client.chat.completions.create(**request, stream=True))
+        assert json.loads(undisturbed)
+        before = num_resumes(running)
+        while num_resumes(running) == before:
+            stream = await client.chat.completions.create(**request, stream=True)
+            arguments, names = await heard(stream, kill_after=20, running=running)
 
-            assert text == "I look at many."
-            assert [part.id for part in parts if part.id] == [parts[0].id]
-            assert "".join(part.function.arguments or "" for part in parts) == LONG
-    resumed = [line for line in running.metrics().splitlines() if line.startswith("penstock_stream_resumes_total")]
-    assert sum(int(float(line.split()[-1])) for line in resumed) >= 1
+            assert names == [name]
+            assert arguments == undisturbed
 
 
-def kill_the_busy_engine(running: Any) -> None:
-    """Kill whichever engine has work; it may have finished in the meantime."""
+async def heard(stream: Any, kill_after: int = 0, running: Any = None) -> tuple[str, list[str]]:
+    """Arguments and names of a stream's calls; with ``kill_after`` an engine is killed behind so many deltas."""
+    arguments, names, num_parts = "", [], 0
+    async for chunk in stream:
+        for part in chunk.choices[0].delta.tool_calls or []:
+            arguments += part.function.arguments or ""
+            names += [part.function.name] if part.id else []
+            num_parts += 1
+            if num_parts == kill_after:
+                kill_an_engine(running)
+    return arguments, names
+
+
+def num_resumes(running: Any) -> int:
+    lines = [line for line in running.metrics().splitlines() if line.startswith("penstock_stream_resumes_total")]
+    return sum(int(float(line.split()[-1])) for line in lines)
+
+
+def kill_an_engine(running: Any) -> None:
+    """Kill the engine that has work."""
     members = [m for m in running.state()["members"] if m["kind"] == "engine" and m["phase"] == "ready"]
-    busy = [member for member in members if member.get("running")] or members
-    for member in busy:
+    for member in [member for member in members if member.get("running")] or members:
         os.kill(member["pid"], signal.SIGKILL)

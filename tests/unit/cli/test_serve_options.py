@@ -62,6 +62,8 @@ def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
         PENSTOCK_MAX_NUM_SEQS="7",
         PENSTOCK_PREFIX_CACHING="false",
         PENSTOCK_THREADS="8",
+        PENSTOCK_REASONING_PARSER="mistral",
+        PENSTOCK_TOOL_PARSER="hermes",
     )
     assert result.exit_code == 0, result.output
     assert settings == [
@@ -81,6 +83,8 @@ def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
             max_num_seqs=7,
             prefix_caching=False,
             threads=8,
+            reasoning_parser="mistral",
+            tool_parser="hermes",
         )
     ]
 
