@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import surface
 from penstock.events.metrics import CATALOGUE
 from penstock.models.encoder_config import ENCODERS
-from penstock.models.registry import FAMILIES
+from penstock.models.registry import FAMILIES, WHOLES
 from penstock.wire.errors import ERRORS
 
 FOLDER = surface.ROOT / "docs" / "reference"
@@ -119,9 +119,13 @@ def settings() -> str:
 
 def models() -> str:
     rows = [(f"`{family.architecture}`", f"`{family.model_type}`") for family in FAMILIES.values()]
+    rows += [(f"`{name}`", f"`{family.model_type}`, its text part") for name, family in WHOLES.items()]
     words = (
         "A checkpoint is a directory in Hugging Face layout: `config.json`, safetensors, `tokenizer.json`.\n"
-        "Its `architectures` in `config.json` must name one of these."
+        "Its `architectures` in `config.json` must name one of these.\n"
+        "Rope scaling may be linear, Llama 3's, YaRN or LongRoPE (docs/decisions/004-longrope-by-context.md).\n"
+        "Of a model that also sees, only what belongs to text is read: images are not understood.\n"
+        "Another architecture: docs/howto/add-a-model-family.md."
     )
     encoders = (
         "Encoders embed texts and generate none; docs/howto/embeddings.md tells how they are served.\n"

@@ -84,6 +84,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3-pattern": ("Gemma3", {"head_dim": 16, "sliding_window": 11, "num_hidden_layers": 7}),
+    "olmo2": ("Olmo2", {"tie_word_embeddings": True}),
+    "olmo2-biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
     "phi3": ("Phi3", {"sliding_window": 13}),
     "phi3-longrope-short": ("Phi3", _LONGROPE_SHORT),
     "phi3-longrope-long": ("Phi3", _LONGROPE_LONG | {"tie_word_embeddings": True}),

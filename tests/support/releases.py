@@ -362,6 +362,36 @@ RELEASES: dict[str, Release] = {
         windows=40,
         generation={"eos_token_id": [1, 106], "top_k": 64, "top_p": 0.95},
     ),
+    "allenai/OLMo-2-0425-1B-Instruct": Release(
+        _config(
+            "Olmo2ForCausalLM",
+            (2048, 8192, 16, 16, 16, 100352),
+            attention_bias=False,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            rope_scaling=None,
+            rope_theta=500000,
+            tie_word_embeddings=False,
+        ),
+        1_484_916_736,
+        4096,
+        generation={"eos_token_id": 100257},
+    ),
+    "allenai/OLMo-2-1124-7B-Instruct": Release(
+        _config(
+            "Olmo2ForCausalLM",
+            (4096, 11008, 32, 32, 32, 100352),
+            attention_bias=False,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            rope_scaling=None,
+            rope_theta=500000,
+            tie_word_embeddings=False,
+        ),
+        7_298_617_344,
+        4096,
+        generation={"eos_token_id": 100257},
+    ),
     "microsoft/Phi-3-mini-4k-instruct": Release(
         _config(
             "Phi3ForCausalLM",

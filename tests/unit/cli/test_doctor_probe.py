@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli.diagnosis import checkpoint, network
-from penstock.cli.diagnosis.facts import Model
+from penstock.cli.diagnosis import checkpoint, hardware, network
+from penstock.cli.diagnosis.facts import Memory, Model
 from penstock.cli.diagnosis.probe import ENGINE_PACKAGES, gather, read_cpuinfo, read_gpus
 from penstock.cluster.rundir import RunDir, Service
 
@@ -212,6 +212,12 @@ class TestCheckpoint:
         model = checkpoint.inspect(write(tmp_path / "tiny", config))
         assert model.kv_bytes_per_token == 2 * 4 * 8 * 8 * 4
 
+    def test_a_larger_model_is_sound_though_its_cache_is_unknown(self, tmp_path: Path) -> None:
+        """A decoder described in text_config, sparsely, is no problem; only its weights are counted."""
+        model = checkpoint.inspect(write(tmp_path / "sees", {"text_config": {"hidden_size": 64}}))
+        assert (model.problem, model.weights_bytes, model.kv_bytes_per_token) == ("", 1000, 0)
+        assert hardware.memory(Memory(total_bytes=10**9, free_bytes=10**9), model).status == "ok"
+
     @pytest.mark.parametrize(
         ("config", "named"),
         [
@@ -220,6 +226,7 @@ class TestCheckpoint:
             ({**CONFIG, "num_attention_heads": "8"}, "num_attention_heads"),
             ({**CONFIG, "hidden_size": True}, "hidden_size"),
             ({**CONFIG, "max_position_embeddings": None}, "max_position_embeddings"),
+            ({**CONFIG, "quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ],
     )
     def test_a_bad_config_names_file_and_field(self, tmp_path: Path, config: object, named: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,11 @@ def test_every_family_has_a_parity_case() -> None:
     compared = [family for family, _ in CASES.values()]
     for architecture in FAMILIES:
         assert compared.count(architecture.removesuffix("ForCausalLM")) >= 2
+
+
+def test_the_howtos_example_is_a_family() -> None:
+    """The file that docs/howto/add-a-model-family.md shows is the one in families/, to the letter."""
+    howto = (Path(__file__).parents[3] / "docs" / "howto" / "add-a-model-family.md").read_text()
+    shown = re.search(r'```python\n(""".*?)```', howto, re.DOTALL)
+    (olmo2,) = (file for file in FILES if file.stem == "olmo2")
+    assert shown is not None and shown[1] == olmo2.read_text()

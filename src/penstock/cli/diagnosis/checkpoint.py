@@ -48,6 +48,11 @@ def inspect(directory: Path) -> Model:
 
 
 def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
+    if config.get("quantization_config") is not None:
+        raise ValueError("quantization_config: quantised weights are not read; take the release they were made from")
+    if isinstance(config.get("text_config"), dict):
+        # A larger model, of which the decoder is read; its section leaves out what only the engine knows.
+        return Model(name=name, directory=directory)
     heads, hidden, context = (
         _count(config, field) for field in ("num_attention_heads", "hidden_size", "max_position_embeddings")
     )

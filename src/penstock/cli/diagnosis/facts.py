@@ -60,6 +60,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model to serve.  ``directory`` is empty when it is not on this machine; ``problem``: why it cannot be read.
 
+    ``kv_bytes_per_token`` 0: only the engine can tell.
     ``workspace_bytes``: what a step takes beside weights and KV cache, with the engine's default settings.
     """
 

@@ -80,6 +80,8 @@ def memory(memory: Memory, model: Model) -> Finding:
     need = f"{model.name} needs {show_size(model.weights_bytes)} for its weights; {have}"
     if model.weights_bytes >= usable:
         return Finding("memory", "fail", need, _SMALLER)
+    if not model.kv_bytes_per_token:
+        return Finding("memory", "ok", need)
     needs = KvNeeds(model.block_tokens, model.kv_bytes_per_token, model.context_tokens, max_num_seqs=1)
     try:
         blocks = kv_blocks(

@@ -30,7 +30,7 @@ from penstock.engine.cpu.cgroup import cpu_quota
 from penstock.engine.cpu.cores import usable_cpus
 from penstock.engine.cpu.memory import free_memory_bytes
 
-ENGINE_PACKAGES = ("jinja2", "numpy", "safetensors", "tokenizers")
+ENGINE_PACKAGES = ("jinja2", "llguidance", "numba", "numpy", "safetensors", "tokenizers")
 
 
 def gather(model: Model, home: Path, ports: dict[str, int], environment: Mapping[str, str]) -> Facts:
