@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from penstock.models.encoder_config import ENCODERS
 from penstock.models.family import Family
 from penstock.models.fields import Fields, read_object, refuse_quantised
 from penstock.models.registry import FAMILIES, WHOLES
@@ -124,10 +125,10 @@ def _family(fields: Fields) -> Family:
     family = FAMILIES.get(names[0]) or WHOLES.get(names[0])
     if family is None:
         custom = " Its own code (auto_map) is never run, whatever is set." if "auto_map" in fields.data else ""
+        known = ", ".join(sorted([*FAMILIES, *WHOLES, *ENCODERS]))
         raise fields.unsupported(
             "architectures",
-            f"Supported: {', '.join(sorted(FAMILIES | WHOLES))}.{custom} Take a model of one of these, or see "
-            "docs/howto/add-a-model-family.md.",
+            f"Supported: {known}.{custom} Take a model of one of these, or see docs/howto/add-a-model-family.md.",
         )
     return family
 

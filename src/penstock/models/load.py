@@ -32,6 +32,7 @@ Progress = Callable[[float, str], None]
 _STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Values that are read, checked and converted at a time.
 _PART = 1 << 18
+_BODY = ("embed_tokens.", "layers.", "norm.")
 # Surplus tensors that old exporters write and that hold nothing learnt.
 _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 
@@ -76,9 +77,14 @@ def load_decoder(
         build=lambda: Decoder(config, ops),
         tensors=config.family.tensors,
         is_spare=lambda name: name.endswith(_DERIVED) or (config.tie_embeddings and name == "lm_head.weight"),
-        own_name=(lambda name: name) if whole is None else whole.own_name,
+        own_name=_full_name if whole is None else whole.own_name,
     )
     return load_model(directory, blueprint, progress)
+
+
+def _full_name(name: str) -> str:
+    """The body of a decoder, saved without its head as embedding models are, has names without the body's prefix."""
+    return f"model.{name}" if name.startswith(_BODY) else name
 
 
 def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | None = None) -> M:
@@ -88,8 +94,7 @@ def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | No
     Raises ``checkpoint_invalid`` (file, tensor, both shapes or sizes named), ``checkpoint_unsupported``,
     ``checkpoint_unsafe`` or ``insufficient_memory``.
     """
-    named = ((blueprint.own_name(name), tensor) for name, tensor in read_headers(directory).items())
-    stored = {name: tensor for name, tensor in named if name is not None}
+    stored = _named(directory, blueprint.own_name)
     with torch.device("meta"):
         plan = list(pieces(blueprint.build(), blueprint.tensors))
     _check(plan, stored, directory)
@@ -98,6 +103,17 @@ def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | No
     model = _allocate(blueprint, sum(math.prod(piece.shape) for piece in plan))
     _fill(model, [(piece, stored[piece.name]) for piece in plan], progress or (lambda fraction, words: None))
     return model
+
+
+def _named(directory: Path, own_name: Callable[[str], str | None]) -> dict[str, StoredTensor]:
+    stored: dict[str, StoredTensor] = {}
+    for written, tensor in read_headers(directory).items():
+        name = own_name(written)
+        if name in stored:
+            raise Problem("checkpoint_invalid", f"{tensor.file}: the tensor {written} is there under two names.")
+        if name is not None:
+            stored[name] = tensor
+    return stored
 
 
 def _check(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory: Path) -> None:

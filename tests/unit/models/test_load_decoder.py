@@ -163,6 +163,22 @@ def test_derived_surplus_is_ignored(directory: Path) -> None:
     load_decoder(directory)
 
 
+def test_a_body_saved_alone_is_the_same_model(directory: Path) -> None:
+    """Embedding models are decoders saved without their head: names lack the body's prefix, nothing else differs."""
+    edit_config(directory, tie_word_embeddings=True)
+    whole = load_decoder(directory).state_dict()
+    stored = {name.removeprefix("model."): tensor for name, tensor in tensors_of(directory).items()}
+    del stored["lm_head.weight"]
+    rewrite(directory, stored)
+    body = load_decoder(directory).state_dict()
+    assert all(torch.equal(whole[name], body[name]) for name in whole)
+    rewrite(directory, stored | {"model.norm.weight": stored["norm.weight"] * 2})
+    assert "two names" in refusal(directory).message
+    rewrite(directory, stored)
+    edit_config(directory, tie_word_embeddings=False)
+    assert "lm_head.weight is missing" in refusal(directory).message
+
+
 def test_head_beside_tied_embeddings_is_ignored(directory: Path) -> None:
     """A stored head is ignored where the configuration ties it to the embeddings, as transformers does."""
     edit_config(directory, tie_word_embeddings=True)
