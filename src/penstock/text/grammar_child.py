@@ -18,13 +18,13 @@ from collections import OrderedDict
 from typing import NoReturn
 
 import msgspec
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
-from penstock.text.grammar_source import llguidance_source
+from penstock.text.grammar_source import compiled, problem_of
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
 
-REQUEST_CPU_S = 0.5
+REQUEST_CPU_S = 0.4
 """The processor time that one request may take: compiling a grammar and its first mask, or one step."""
 _MEMORY_BYTES = 4 << 30
 _STEP_CPU_S = 0.02
@@ -32,9 +32,6 @@ _SPARE_CPU_S = 0.5
 """What a sequence may use beyond ``_STEP_CPU_S`` a token, altogether."""
 _KEPT_MATCHERS = 64
 _HEADER_BYTES = 4
-# Large regular expressions are not run over the whole vocabulary beforehand: that is what makes a first mask slow.
-# Other bounds as the library has them; the errors' texts would otherwise repeat the whole grammar.
-_LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
 
 
 class Vocabulary(msgspec.Struct, frozen=True, array_like=True):
@@ -158,7 +155,7 @@ class Worker:
                 matcher, left = self._open.pop(request.session)
                 matcher.consume_token(request.token_id)
             mask = matcher.compute_bitmask()
-            _check(matcher, "grammar_too_complex")
+            _check(matcher)
             if not matcher.is_accepting():
                 mask = _without(mask, self._tokenizer.eos_token)
             if not any(mask):
@@ -175,9 +172,7 @@ class Worker:
         """A matcher at its start; those used last are kept, and copies share what they computed until they differ."""
         fresh = self._fresh.get(grammar)
         if fresh is None:
-            fresh = LLMatcher(self._tokenizer, llguidance_source(grammar), log_level=0, limits=_LIMITS)
-            _check(fresh, "grammar_invalid")
-            self._fresh[grammar] = fresh
+            fresh = self._fresh[grammar] = compiled(self._tokenizer, grammar)
             if len(self._fresh) > _KEPT_MATCHERS:
                 self._fresh.popitem(last=False)
         self._fresh.move_to_end(grammar)
@@ -186,7 +181,7 @@ class Worker:
     def _replay(self, matcher: LLMatcher, token_ids: list[int]) -> None:
         taken = matcher.try_consume_tokens(token_ids)
         if taken < len(token_ids):
-            _check(matcher, "grammar_too_complex")
+            _check(matcher)
             raise Problem("invalid_value", f"Emitted token {taken}, {token_ids[taken]}, does not fit the grammar.")
 
 
@@ -197,12 +192,9 @@ def _without(mask: bytes, token_id: int) -> bytes:
     return bytes(result)
 
 
-def _check(matcher: LLMatcher, code: str) -> None:
-    if matcher.is_error():
-        message = matcher.get_error().split("<non-verbose/>")[0].strip().rstrip(".")
-        if message == "NoExtensionBias":
-            raise Problem("grammar_invalid", "Nothing can satisfy this: no text begins as it demands.")
-        raise Problem(code, f"{message}.")
+def _check(matcher: LLMatcher) -> None:
+    if (problem := problem_of(matcher)) is not None:
+        raise problem
 
 
 def _work(vocabulary: LLTokenizer, channel: socket.socket) -> None:

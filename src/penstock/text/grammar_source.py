@@ -1,38 +1,92 @@
 """A grammar as callers write it to one as llguidance takes it, refused where it asks for what cannot be held.
 
-In: a :class:`~penstock.wire.engine.Grammar`; out: llguidance's own JSON, or ``Problem("grammar_invalid")``.
+In: a :class:`~penstock.wire.engine.Grammar`; out: a matcher of llguidance's, or a ``Problem`` in a caller's words.
 Not bounded in time: runs in the grammar process, under its alarm.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
+from penstock.text.schema import check_schema, subschemas
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
 
 # A model that is unsure may otherwise write white space until max_tokens.  64 characters indent 16 levels by four.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,64}"}
+# Why no \u escapes: penstock.text.inexact.
+_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,64}", "json_allowed_escapes": r"nrbtf\""}
+# Large regular expressions are not run over the whole vocabulary beforehand: that is what makes a first mask slow.
+# Other bounds are the library's own.  The texts of its errors would otherwise repeat the whole grammar.
+_LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
+_LOCATING_CPU_S = 0.1
+_MAX_WORDS_CHARS = 300
+_WHERE_IS_JSON = "at 1(8): failed to compile JSON schema: "
+_TOO_COMPLEX = ("too big", "too large", "too deeply", "too many", "Too many", "exhausted", "limit exceeded", "max is")
 # Without this, a text that is certain allows but one way to cut it into tokens, which takes a tokenizer to find; as it
 # is, the model's own choice counts.  Comes last, so that it holds whatever a caller's grammar says.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
 
-def llguidance_source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own format.  Raises ``Problem("grammar_invalid")``."""
-    return LLMatcher.grammar_from_lark(_lark(grammar) + _OPTIONS)
-
-
-def _lark(grammar: Grammar) -> str:
+def compiled(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
+    """A matcher at the grammar's start.  Raises ``Problem``: ``grammar_invalid`` or ``grammar_too_complex``."""
     if grammar.kind == "lark":
-        return grammar.value
+        return _matcher(tokenizer, grammar.value)
     if grammar.kind == "regex":
-        return f"start: /{regex_to_lark(grammar.value)}/"
+        return _matcher(tokenizer, f"start: /{regex_to_lark(grammar.value)}/")
     schema = _decoded(grammar.value) if grammar.kind == "json_schema" else {"type": "object"}
+    check_schema(schema)
+    try:
+        return _matcher(tokenizer, _lark_of(schema))
+    except Problem as problem:
+        raise _located(tokenizer, schema, problem) from None
+
+
+def problem_of(matcher: LLMatcher) -> Problem | None:
+    """What ended a matcher, in its own words as far as they are for callers."""
+    if not matcher.is_error():
+        return None
+    text = matcher.get_error().split("<non-verbose/>")[0].strip()
+    if text in ("NoExtension", "NoExtensionBias"):
+        return Problem("grammar_invalid", "Nothing can satisfy this: no text begins as it demands.")
+    words = text.splitlines()[0].removeprefix(_WHERE_IS_JSON).rstrip(".") if text else "It cannot be followed"
+    if len(words) > _MAX_WORDS_CHARS:
+        words = f"{words[:_MAX_WORDS_CHARS]}..."
+    if words.startswith("oneOf"):
+        words = "oneOf can be enforced only where its alternatives exclude one another for certain; use anyOf"
+    too_complex = any(sign in words for sign in _TOO_COMPLEX)
+    return Problem("grammar_too_complex" if too_complex else "grammar_invalid", f"{words}.")
+
+
+def _matcher(tokenizer: LLTokenizer, lark: str) -> LLMatcher:
+    source = LLMatcher.grammar_from_lark(lark + _OPTIONS)
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
+    if (problem := problem_of(matcher)) is not None:
+        raise problem
+    return matcher
+
+
+def _lark_of(schema: dict[str, Any]) -> str:
     return f"start: %json {json.dumps(schema | {'x-guidance': _JSON_OPTIONS})}"
+
+
+def _located(tokenizer: LLTokenizer, root: dict[str, Any], problem: Problem) -> Problem:
+    """The problem with its place: the deepest schema that, alone, is refused in the same words."""
+    named = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    place, depth, begin = "#", 0, time.process_time()
+    for path, schema in subschemas(root):
+        if time.process_time() - begin > _LOCATING_CPU_S:
+            break
+        if path.count("/") > depth and isinstance(schema, dict) and "$ref" not in schema:
+            try:
+                _matcher(tokenizer, _lark_of(named | schema))
+            except Problem as same:
+                if same.message == problem.message:
+                    place, depth = path, path.count("/")
+    return Problem(problem.code, f"{place}: {problem.message}")
 
 
 def _decoded(text: str) -> dict[str, Any]:
