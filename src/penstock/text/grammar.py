@@ -52,6 +52,9 @@ class Grammars:
         if len(grammar.value) > MAX_GRAMMAR_CHARS:
             message = f"The grammar has {len(grammar.value)} characters; at most {MAX_GRAMMAR_CHARS} are allowed."
             raise Problem("grammar_too_complex", message, param=grammar.param)
+        if self._process is not None and self._process.is_lost:
+            self.close()
+            self.start()
         if self._process is None:
             message = "This model's tokenizer does not write text byte by byte, so its output cannot be constrained."
             raise Problem("unsupported_parameter", message, param=grammar.param)

@@ -8,14 +8,15 @@ Argued in docs/decisions/004-grammars-in-their-own-process.md.
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import OrderedDict
-from typing import NoReturn
 
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
@@ -32,6 +33,7 @@ _SPARE_CPU_S = 0.5
 """What a sequence may use beyond ``_STEP_CPU_S`` a token, altogether."""
 _KEPT_MATCHERS = 64
 _HEADER_BYTES = 4
+_BUSY = struct.Struct("q")
 
 
 class Vocabulary(msgspec.Struct, frozen=True, array_like=True):
@@ -84,8 +86,9 @@ class Unknown(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The worker ended in the request that is unanswered, by ``signal``; all its sessions are lost."""
+    """The worker ended over this session's request, by ``signal``; all its sessions are lost."""
 
+    session: int
     signal: int
 
 
@@ -197,53 +200,79 @@ def _check(matcher: LLMatcher) -> None:
         raise problem
 
 
-def _work(vocabulary: LLTokenizer, channel: socket.socket) -> None:
-    """Answer until the other side closes.  Each request runs under an alarm that nothing here handles: it kills."""
-    worker = Worker(vocabulary)
-    decode = msgspec.msgpack.Decoder(Request).decode
-    while (frame := receive(channel)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, REQUEST_CPU_S)
-        reply = worker.answer(decode(frame))
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        if reply is not None:
-            send(channel, msgspec.msgpack.encode(reply))
+class _Role:
+    """One worker's channel, and the session it is busy with, which its parent reads when it has died."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._busy = mmap.mmap(-1, _BUSY.size)
+
+    @property
+    def busy_with(self) -> int | None:
+        session = int(_BUSY.unpack(self._busy[:])[0])
+        return session if session >= 0 else None
+
+    @busy_with.setter
+    def busy_with(self, session: int | None) -> None:
+        self._busy[:] = _BUSY.pack(-1 if session is None else session)
+
+    def work(self, vocabulary: LLTokenizer) -> None:
+        """Answer until the other side closes.  Requests run under an alarm that nothing here handles: it kills."""
+        worker = Worker(vocabulary)
+        decode = msgspec.msgpack.Decoder(Request).decode
+        while (frame := receive(self.channel)) is not None:
+            request = decode(frame)
+            self.busy_with = request.session
+            signal.setitimer(signal.ITIMER_PROF, REQUEST_CPU_S)
+            reply = worker.answer(request)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            self.busy_with = None
+            if reply is not None:
+                send(self.channel, msgspec.msgpack.encode(reply))
+
+    def fork(self, vocabulary: LLTokenizer) -> int:
+        """A worker's process id."""
+        self.busy_with = None
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            self.work(vocabulary)
+            status = 0
+        finally:
+            os._exit(status)
 
 
-def _fork(vocabulary: LLTokenizer, channel: socket.socket) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        _work(vocabulary, channel)
-        status = 0
-    finally:
-        os._exit(status)
+def main() -> None:
+    """Build the vocabulary once, then keep one worker alive on each channel (descriptors given as arguments).
 
-
-def main() -> NoReturn:
-    """Build the vocabulary once, then keep one worker alive on each channel (descriptors given as arguments)."""
+    Ends with its workers when the other side closes, and when one dies over nothing, since what it had read is lost.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     vocabulary = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Vocabulary)
     tokenizer = LLTokenizer(_Gtokenizer(vocabulary), slices=LLTokenizer.json_slices())  # type: ignore[arg-type]
-    channels = {
-        _fork(tokenizer, channel): channel for channel in (socket.socket(fileno=int(fd)) for fd in sys.argv[1:])
-    }
-    while channels:
-        pid, status = os.wait()
-        channel = channels.pop(pid)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-            channel.close()
-            continue
-        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        try:
-            send(channel, msgspec.msgpack.encode(Died(ended_by)))
-        except OSError:  # the engine is gone
-            continue
-        channels[_fork(tokenizer, channel)] = channel
-    sys.exit(0)
+    roles = [_Role(socket.socket(fileno=int(descriptor))) for descriptor in sys.argv[1:]]
+    workers = {role.fork(tokenizer): role for role in roles}
+    try:
+        while workers:
+            pid, status = os.wait()
+            role = workers.pop(pid)
+            session = role.busy_with
+            if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) == 0:
+                continue
+            if session is None:
+                break
+            ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            send(role.channel, msgspec.msgpack.encode(Died(session, ended_by)))
+            workers[role.fork(tokenizer)] = role
+    except OSError:  # the other side is gone
+        pass
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

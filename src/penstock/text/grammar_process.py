@@ -6,6 +6,7 @@ When a worker dies over a hostile grammar, that session fails and every other on
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import socket
@@ -22,6 +23,7 @@ from penstock.wire.errors import Problem
 
 _REPLY_TIMEOUT_S = 20.0
 """Wall-clock.  The process itself bounds processor time, so only a machine that stands still comes here."""
+_END_TIMEOUT_S = 5.0
 _ENDED_BY = {
     signal.SIGPROF: f"takes more than {child.REQUEST_CPU_S} s of processor time",
     signal.SIGSEGV: "is nested too deeply",
@@ -51,7 +53,7 @@ class Channel:
         self._pending: deque[Session] = deque()
         """Whose answers are due, in the order of the requests; written under ``_sending``."""
         self._answered = threading.Condition()
-        self._lost = False
+        self.is_lost = False
         threading.Thread(target=self._listen, name="grammar", daemon=True).start()
 
     def open(self, grammar: Grammar, token_ids: list[int]) -> Session:
@@ -84,7 +86,7 @@ class Channel:
 
     def _reply(self, session: Session) -> child.Reply:
         with self._answered:
-            self._answered.wait_for(lambda: session.reply is not None or self._lost, _REPLY_TIMEOUT_S)
+            self._answered.wait_for(lambda: session.reply is not None or self.is_lost, _REPLY_TIMEOUT_S)
             if session.reply is None:
                 raise Problem("internal_error", "The grammar process does not answer.")
             return session.reply
@@ -115,11 +117,18 @@ class Channel:
                     session.reply = reply
                     self._answered.notify_all()
         self._lose()
+        self._socket.close()
 
     def _lose(self) -> None:
         with self._answered:
-            self._lost = True
+            self.is_lost = True
             self._answered.notify_all()
+
+    def shut(self) -> None:
+        """Close: the worker ends, and whoever waits hears of it."""
+        self._lose()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class GrammarProcess:
@@ -139,7 +148,6 @@ class GrammarProcess:
         for end in theirs:
             end.close()
         self.trial, self.steps = map(Channel, ours)
-        self._ends = ours
         feeding = threading.Thread(target=self._feed, args=(vocabulary,), name="grammar", daemon=True)
         feeding.start()
 
@@ -150,7 +158,14 @@ class GrammarProcess:
 
     def close(self) -> None:
         """End the process; open sessions fail."""
-        for end in self._ends:
-            end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._process.wait()
+        for channel in (self.trial, self.steps):
+            channel.shut()
+        try:
+            self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def is_lost(self) -> bool:
+        return self.trial.is_lost or self.steps.is_lost
