@@ -14,7 +14,7 @@ from scripted import write_scripted_checkpoint
 
 from penstock.text.answer import AnswerFormat
 from penstock.text.grammar_child import Allowed, Open, Worker
-from penstock.text.grammar_source import llguidance_source
+from penstock.text.grammar_source import compiled
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tools.registry import LISTED, STYLES
 from penstock.wire.engine import Grammar, ToolUse
@@ -65,7 +65,7 @@ class _Tokens:
 def written(tokenizer: Tokenizer, grammar: Grammar, dice: random.Random, most: int = 400) -> str:
     """What a model that knows nothing writes under a grammar; it ends as soon as it may, one time in two."""
     tokens: Any = _Tokens(tokenizer)
-    matcher = llguidance.LLMatcher(llguidance.LLTokenizer(tokens), llguidance_source(grammar))
+    matcher = compiled(llguidance.LLTokenizer(tokens), grammar)
     text = b""
     for _ in range(most):
         mask = matcher.compute_bitmask()
