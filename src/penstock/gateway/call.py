@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from penstock.config.tenants import ANONYMOUS, Principal
 from penstock.events.list import Outcome, RequestEnded
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
 from penstock.wire.errors import Problem
@@ -27,6 +28,7 @@ class Call:
     id: str
     route: str
     started: float
+    principal: Principal = ANONYMOUS
     model: str = ""
     streamed: bool = False
     choices_per_prompt: int = 1

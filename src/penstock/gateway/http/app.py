@@ -17,11 +17,13 @@ import msgspec
 from penstock import __version__
 from penstock.asgi.respond import Header, retry_after, send_bytes, send_problem
 from penstock.asgi.server import Receive, Scope, Send
+from penstock.config.tenants import Role
 from penstock.gateway.call import ClientGone
 from penstock.gateway.http import data
 from penstock.gateway.http.body import header, read_data_body, refuse_unread
 from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
 from penstock.gateway.http.embeddings import embeddings
+from penstock.gateway.identify import Credentials
 from penstock.gateway.pipeline import Gateway
 from penstock.gateway.replicas import ModelState
 from penstock.wire.errors import Problem
@@ -37,9 +39,13 @@ _BEFORE_BODY = frozenset({"draining", "not_found", "method_not_allowed"})
 
 
 class Route(NamedTuple):
-    """``data`` routes are POST and go through the pipeline; the others are GET, given the path, and answer JSON."""
+    """``data`` routes are POST and go through the pipeline; the others are GET, given the path, and answer JSON.
+
+    ``role``: whom it answers; ``None``: anybody, because it says nothing that is anybody's.
+    """
 
     path: str
+    role: Role | None
     data: Handler | None = None
     plain: Callable[[str], bytes] | None = None
 
@@ -51,16 +57,16 @@ class App:
         self._gateway = gateway
         self._rules = rules
         routes = [
-            Route("/v1/chat/completions", data=data.chat_completions),
-            Route("/v1/completions", data=data.text_completions),
-            Route("/v1/embeddings", data=embeddings),
-            Route("/tokenize", data=data.tokenize),
-            Route("/detokenize", data=data.detokenize),
-            Route("/v1/models", plain=self._models),
-            Route(_MODEL_PREFIX, plain=self._model),
-            Route("/health", plain=self._health),
-            Route("/ready", plain=self._ready),
-            Route("/version", plain=self._version),
+            Route("/v1/chat/completions", "user", data=data.chat_completions),
+            Route("/v1/completions", "user", data=data.text_completions),
+            Route("/v1/embeddings", "user", data=embeddings),
+            Route("/tokenize", "user", data=data.tokenize),
+            Route("/detokenize", "user", data=data.detokenize),
+            Route("/v1/models", "user", plain=self._models),
+            Route(_MODEL_PREFIX, "user", plain=self._model),
+            Route("/health", None, plain=self._health),
+            Route("/ready", None, plain=self._ready),
+            Route("/version", None, plain=self._version),
         ]
         self.routes = {route.path: route for route in routes}
 
@@ -96,7 +102,7 @@ class App:
         """One data request.  A client that goes away cancels whatever is done for it, and gets nothing."""
         exchange: Exchange | None = None
         try:
-            with self._gateway.open(path) as call:
+            with self._gateway.open(path, _credentials(scope)) as call:
                 exchange = Exchange(self._gateway, call, self._rules, send, headers)
                 body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
                 await while_connected(exchange, receive, handle, body)
@@ -152,6 +158,15 @@ class App:
 
     def _version(self, _path: str) -> bytes:
         return msgspec.json.encode({"version": __version__})
+
+
+def _credentials(scope: Scope) -> Credentials:
+    client = scope.get("client")
+    return Credentials(
+        authorization=header(scope, b"authorization"),
+        api_key=header(scope, b"x-api-key"),
+        address=client[0] if client else "",
+    )
 
 
 def _card(state: ModelState) -> listing.ModelCard:

@@ -18,11 +18,16 @@ from penstock.asgi.respond import send_json, send_problem
 from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
 from penstock.config.desired import Acknowledgement, DesiredState
 from penstock.config.settings import GatewaySettings
+from penstock.gateway.forward import Forwarder
 from penstock.gateway.http.app import App
 from penstock.gateway.http.data import HttpRules
 from penstock.gateway.http.server import HttpServer
-from penstock.gateway.pipeline import Gateway
+from penstock.gateway.identify import Identify
+from penstock.gateway.limit import Limit
+from penstock.gateway.meter import Meter
+from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
+from penstock.gateway.route import Router
 from penstock.gateway.watch import Watcher
 from penstock.policy.retry import RetryRules
 from penstock.ports import Emit
@@ -51,8 +56,16 @@ async def serve_gateway(
     """
     replicas = Replicas()
     upstream = HttpUpstream()
+    clock = _LoopClock()
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
-    gateway = Gateway(replicas, upstream, rules, _LoopClock(), emit)
+    stages = Stages(
+        identify=Identify(),
+        limit=Limit(replicas),
+        route=Router(replicas),
+        forward=Forwarder(replicas, upstream, rules, clock, emit),
+        meter=Meter(clock, emit),
+    )
+    gateway = Gateway(replicas, upstream, stages)
     http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
     watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
     data = HttpServer(App(gateway, http_rules))

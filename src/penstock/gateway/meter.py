@@ -1,0 +1,40 @@
+"""The last stage: what it was.
+
+In: a call from its first to its last moment; out: one ``RequestReceived`` and one ``RequestEnded``.
+``in_flight`` is the number of open calls, exactly.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from penstock.events.list import RequestReceived
+from penstock.gateway.call import Call
+from penstock.ports import Clock, Emit
+from penstock.wire.engine import Embedded, Event
+
+
+class Meter:
+    """Counts calls and what they deliver."""
+
+    def __init__(self, clock: Clock, emit: Emit) -> None:
+        self.in_flight = 0
+        self._clock = clock
+        self._emit = emit
+
+    def begin(self, route: str) -> Call:
+        """A request's head was read."""
+        self._emit(RequestReceived(route=route))
+        self.in_flight += 1
+        return Call(id=uuid.uuid4().hex, route=route, started=self._clock.now())
+
+    def note(self, call: Call, index: int, events: list[Event]) -> None:
+        call.note(index, events, self._clock.now())
+
+    def note_embedded(self, call: Call, embedded: Embedded) -> None:
+        call.note_embedded(embedded)
+
+    def end(self, call: Call, error: BaseException | None) -> None:
+        """The call has ended, early if there is an ``error``."""
+        self.in_flight -= 1
+        self._emit(call.ended(error, self._clock.now()))
