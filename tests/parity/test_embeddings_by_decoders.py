@@ -14,12 +14,15 @@ from torch import Tensor
 from transformers import AutoModel
 
 from penstock.engine.cpu.defaults import SamplingDefaults
+from penstock.engine.cpu.exact_attention import ExactAttention
 from penstock.engine.cpu.executor import CpuExecutor
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Pooling, Sequence
+from penstock.models.exact.ops import EXACT
 from penstock.models.load import load_decoder
+from penstock.models.ops import REFERENCE
 from penstock.policy.batch import BatchRules
 from penstock.sim.clock import VirtualClock
 from penstock.sim.replay import Recorder
@@ -33,14 +36,15 @@ ROWS = ["cls", "last", "mean"]
 class Engine:
     """A decoder behind a loop; ``step_tokens`` and ``num_blocks`` make prompts come in parts or be preempted."""
 
-    def __init__(self, directory: Path, *, step_tokens: int = 512, num_blocks: int = 64) -> None:
-        decoder = load_decoder(directory, "float32").requires_grad_(False)
+    def __init__(self, directory: Path, *, step_tokens: int = 512, num_blocks: int = 64, exact: bool = False) -> None:
+        decoder = load_decoder(directory, "float32", ops=EXACT if exact else REFERENCE).requires_grad_(False)
         self.executor = CpuExecutor(
             decoder,
             num_blocks=num_blocks,
             block_tokens=4,
             dtype=torch.float32,
             sampling_defaults=SamplingDefaults(),
+            attention=ExactAttention if exact else None,
         )
         rules = BatchRules(max_step_tokens=step_tokens, max_num_seqs=16, block_tokens=4)
         self.loop = Loop(Scheduler(rules, BlockPool(num_blocks)), lambda event: None)
@@ -121,6 +125,23 @@ def test_parts_and_company_do_not_matter(
     undisturbed = alone.submit(text_of(9, 99), max_tokens=12)
     alone.run()
     assert stream.token_ids == undisturbed.token_ids
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_exact_mode_changes_no_bit_of_a_vector(rows: Any, seeded: Path) -> None:
+    """In exact mode a text in parts, in company and from the cache has the bits that it has alone in one step."""
+    texts = [text_of(length, seed) for seed, length in enumerate((31, 5, 18, 1))]
+    alone = []
+    for text in texts:
+        engine = Engine(seeded, exact=True)
+        alone.append(engine.submit(text, Pooling(rows)))
+        engine.run()
+    together = Engine(seeded, step_tokens=7, exact=True)
+    for _ in range(2):
+        together.submit(text_of(9, 99), max_tokens=12)
+        sequences = [together.submit(text, Pooling(rows)) for text in texts]
+        together.run()
+        assert [sequence.pooled for sequence in sequences] == [sequence.pooled for sequence in alone]
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -212,6 +212,11 @@ class TestCheckpoint:
         model = checkpoint.inspect(write(tmp_path / "tiny", config))
         assert model.kv_bytes_per_token == 2 * 4 * 8 * 8 * 4
 
+    def test_an_encoder_needs_no_cache(self, tmp_path: Path) -> None:
+        """Of an encoder only the weights are counted."""
+        model = checkpoint.inspect(write(tmp_path / "encoder", {**CONFIG, "type_vocab_size": 2}))
+        assert (model.problem, model.weights_bytes, model.kv_bytes_per_token) == ("", 1000, 0)
+
     def test_a_larger_model_is_sound_though_its_cache_is_unknown(self, tmp_path: Path) -> None:
         """A decoder described in text_config, sparsely, is no problem; only its weights are counted."""
         model = checkpoint.inspect(write(tmp_path / "sees", {"text_config": {"hidden_size": 64}}))

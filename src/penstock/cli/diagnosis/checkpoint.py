@@ -53,6 +53,9 @@ def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
     if isinstance(config.get("text_config"), dict):
         # A larger model, of which the decoder is read; its section leaves out what only the engine knows.
         return Model(name=name, directory=directory)
+    if "type_vocab_size" in config:
+        # An encoder, which has no KV cache.
+        return Model(name=name, directory=directory)
     heads, hidden, context = (
         _count(config, field) for field in ("num_attention_heads", "hidden_size", "max_position_embeddings")
     )
