@@ -18,7 +18,7 @@ import msgspec
 import typer.main
 
 from penstock.cli.main import build
-from penstock.config import settings
+from penstock.config import mock, settings
 from penstock.events import list as events
 from penstock.events.metrics import CATALOGUE
 from penstock.wire import engine as protocol
@@ -30,7 +30,14 @@ PACKAGE = ROOT / "src" / "penstock"
 LISTENERS = {"data": "gateway/http", "admin": "cluster/admin", "engine": "engine/server"}
 """Which folder answers on which listener."""
 
-SETTINGS = (settings.ServeSettings, settings.GatewaySettings, settings.EngineSettings)
+SETTINGS = (
+    settings.ServeSettings,
+    settings.GatewaySettings,
+    settings.EngineSettings,
+    mock.MockSettings,
+    mock.MockScript,
+    mock.Fault,
+)
 
 
 @dataclass(frozen=True, order=True)

@@ -12,12 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "penstock"
-EDGES = {"engine": {"cpu", "server"}, "gateway": {"http"}}
+EDGES = {"engine": {"cpu", "server"}, "gateway": {"http"}, "mock": {"http"}}
 
 
 @pytest.mark.parametrize("room", sorted(EDGES))
 def test_a_room_has_no_folder_beside_its_declared_edges(room: str) -> None:
-    """The fence around engine/ and gateway/ covers every file that is not in an edge."""
+    """The fence around the machines covers every file that is not in an edge."""
     folders = {path.name for path in (PACKAGE / room).iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == EDGES[room]
 
@@ -39,7 +39,7 @@ def test_the_gateway_and_the_controller_run_without_torch() -> None:
     """The base install needs none of the engine's packages: importing both sides loads no torch."""
     lines = [
         "import importlib, pkgutil, sys, penstock",
-        "for room in 'wire config events cost policy runtimes store observe loadgen gateway cluster'.split():",
+        "for room in 'wire config events cost policy runtimes store observe loadgen gateway cluster mock'.split():",
         "    package = importlib.import_module(f'penstock.{room}')",
         "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):",
         "        importlib.import_module(module.name)",

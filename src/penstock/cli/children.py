@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     """Add the hidden commands."""
     app.command("engine", hidden=True)(engine)
     app.command("gateway", hidden=True)(gateway)
+    app.command("mock", hidden=True)(mock)
 
 
 def engine() -> None:
@@ -46,6 +47,14 @@ def gateway() -> None:
     from penstock.config.settings import GatewaySettings
 
     _run(GatewaySettings, gateway_process)
+
+
+def mock() -> None:
+    """One replica that pretends: answers the engine protocol on a Unix socket as its script says."""
+    from penstock.cli.wiring import mock_process
+    from penstock.config.mock import MockSettings
+
+    _run(MockSettings, mock_process)
 
 
 def _run(kind: type[_Settings], serve: Callable[[_Settings, asyncio.Event], Awaitable[None]]) -> None:

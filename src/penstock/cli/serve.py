@@ -59,7 +59,7 @@ def serve(
         typer.Argument(
             envvar="PENSTOCK_MODEL",
             help="A directory in Hugging Face layout, hf://org/name[@revision] or org/name. "
-            "Without one: pydoc, the bundled demonstration model.",
+            "Without one: pydoc, the bundled demonstration model. mock://[SCRIPT] pretends, without any model.",
             show_default=False,
         ),
     ] = None,

@@ -18,7 +18,8 @@ from typing import Protocol
 import msgspec
 
 from penstock import __version__
-from penstock.asgi.server import serve_app
+from penstock.asgi.server import bind_unix, serve_app
+from penstock.cli.mock_engine import SCHEME, settings_of
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.controller import Controller, EndRules, Member, ServiceState, Tell, gateway_name
@@ -27,6 +28,7 @@ from penstock.cluster.listen import listen
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
+from penstock.config.mock import MockSettings
 from penstock.config.settings import EngineSettings, GatewaySettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
 from penstock.observe import exposition
@@ -74,7 +76,7 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         closing(listen(settings.host, settings.port, option="--port")) as data,
         closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
     ):
-        resolved = resolve(settings.source)
+        resolved = _resolved(settings)
         if settings.source is None:
             display.note(NO_MODEL_GIVEN)
         run = RunDir.create(home, os.getpid())
@@ -122,6 +124,38 @@ async def engine_process(settings: EngineSettings, stop: asyncio.Event) -> None:
         return boot(settings, progress, folds)
 
     await serve_engine(settings, boot=booted, samples=folds.samples, stop=stop, drain_timeout_s=_END_S)
+
+
+async def mock_process(settings: MockSettings, stop: asyncio.Event) -> None:
+    """Answer the engine protocol as the script says until ``stop``."""
+    from penstock.mock.http.serve import serve_mock
+
+    await serve_mock(bind_mock(settings), model=settings.served_name, script=settings.script, stop=stop)
+
+
+def bind_mock(settings: MockSettings) -> socket.socket:
+    """The socket that a mock engine answers on."""
+    if settings.socket is not None:
+        return bind_unix(settings.socket)
+    return listen(settings.host, settings.port, option="--port")
+
+
+def run_mock(settings: MockSettings, listener: socket.socket) -> None:
+    """A mock engine by itself, until SIGTERM or Ctrl-C."""
+    import uvloop
+
+    from penstock.cli.open_files import allow_open_files
+    from penstock.mock.http.serve import serve_mock
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve_mock(listener, model=settings.served_name, script=settings.script, stop=stop)
+
+    allow_open_files()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 async def _control(
@@ -177,6 +211,14 @@ async def _control(
             await listening
 
 
+def _resolved(settings: ServeSettings) -> Resolved:
+    """Where the model is.  A mock engine has none; its script is read here, so that a wrong one is told at once."""
+    if settings.source is None or not settings.source.startswith(SCHEME):
+        return resolve(settings.source)
+    settings_of(settings.source, "mock", "")
+    return Resolved(directory=Path(), name="mock")
+
+
 def _gateway_launch(member: Member, store_path: Path, data: socket.socket) -> Launch:
     def settings(incarnation: int) -> bytes:
         return msgspec.json.encode(
@@ -203,6 +245,9 @@ def _gateway_launch(member: Member, store_path: Path, data: socket.socket) -> La
 
 
 def _engine_launch(member: Member, serve: ServeSettings, name: str, directory: Path) -> Launch:
+    if serve.source is not None and serve.source.startswith(SCHEME):
+        pretended = msgspec.json.encode(settings_of(serve.source, name, member.socket))
+        return Launch(argv=_command("mock"), settings=lambda _: pretended, socket=member.socket, route=LOAD)
     settings = EngineSettings(
         replica=member.id,
         socket=member.socket,

@@ -1,0 +1,171 @@
+"""A mock engine: which sequences run and wait, what goes wrong with them, and how it says that it is.  A machine.
+
+In: requests, and ends of sequences; out: attempts to be played, and ``Load``.  The edge ``http/`` plays them on a
+socket, ``sim/`` on virtual time.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from penstock.config.mock import Fault, MockScript
+from penstock.mock.answer import Answer
+from penstock.mock.words import mix, share
+from penstock.ports import Clock
+from penstock.wire.engine import GenerateRequest, Load
+from penstock.wire.errors import Problem
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One request as it is being answered.  ``fault`` strikes once ``fault.after`` tokens of it have been sent."""
+
+    id: str
+    answer: Answer
+    fault: Fault | None
+    first_position: int
+    running: bool = False
+    cancelled: bool = False
+    closed: bool = False
+    begin: Callable[[], None] = lambda: None
+    """Called when it gets a slot."""
+
+    @property
+    def num_sent(self) -> int:
+        return self.answer.position - self.first_position
+
+
+class MockEngine:
+    """``num_attempts`` counts the generate requests that were ever taken; ``num_tokens`` those that were drawn."""
+
+    def __init__(self, model: str, script: MockScript, clock: Clock) -> None:
+        self.model = model
+        self.script = script
+        self.draining = False
+        self.num_attempts = 0
+        self.num_tokens = 0
+        self._clock = clock
+        self._born = clock.now()
+        self._struck = [0] * len(script.faults)
+        self._open: dict[str, list[Attempt]] = {}
+        self._running = 0
+        self._waiting: deque[Attempt] = deque()
+        self._seed = mix(script.seed, 0)
+
+    @property
+    def num_open(self) -> int:
+        return self._running + len(self._waiting)
+
+    def fault(self, request_id: str, kinds: tuple[str, ...]) -> Fault | None:
+        """The first fault of these kinds that strikes this attempt."""
+        for number, fault in enumerate(self.script.faults):
+            if fault.kind not in kinds or (fault.times is not None and self._struck[number] >= fault.times):
+                continue
+            if fault.share >= 1 or share(self._seed ^ zlib.crc32(request_id.encode()), number) < fault.share:
+                self._struck[number] += 1
+                return fault
+        return None
+
+    def open(self, request: GenerateRequest) -> Attempt:
+        """Take a request.  Raises ``Problem``: draining, not ready, full, told to refuse, or not to be answered."""
+        self.refuse_new()
+        refusal = self.fault(request.id, ("refuse",))
+        if refusal is not None:
+            raise Problem(refusal.code, "The script of this mock engine refuses it.", retry_after_s=1.0)
+        if len(self._waiting) >= self.script.max_waiting and self._running >= self.script.slots:
+            raise Problem("overloaded", f"{len(self._waiting)} requests wait already.", retry_after_s=1.0)
+        answer = Answer(request, self.script)
+        self.num_attempts += 1
+        fault = self.fault(request.id, ("break", "torn", "end", "fail", "garbage", "stall", "crash"))
+        attempt = Attempt(request.id, answer, fault, first_position=answer.position)
+        self._open.setdefault(request.id, []).append(attempt)
+        self._waiting.append(attempt)
+        return attempt
+
+    def admit(self) -> None:
+        """Give free slots to those that wait, in turn."""
+        while self._waiting and self._running < self.script.slots:
+            attempt = self._waiting.popleft()
+            attempt.running = True
+            self._running += 1
+            attempt.begin()
+
+    def close(self, attempt: Attempt) -> None:
+        """It ended, however it ended; the second time nothing happens."""
+        if attempt.closed:
+            return
+        attempt.closed = True
+        attempts = self._open[attempt.id]
+        attempts.remove(attempt)
+        if not attempts:
+            del self._open[attempt.id]
+        if attempt.running:
+            self._running -= 1
+            self.admit()
+        else:
+            self._waiting.remove(attempt)
+
+    def abort(self, request_id: str) -> list[Attempt]:
+        """Mark what runs under this id as cancelled; whoever plays it ends it."""
+        attempts = list(self._open.get(request_id, ()))
+        for attempt in attempts:
+            attempt.cancelled = True
+        return attempts
+
+    def first_delay_s(self, attempt: Attempt) -> float:
+        """From its slot to its first token."""
+        script = self.script
+        prefill_s = 0.0
+        if script.prefill_tokens_per_s is not None:
+            prefill_s = (attempt.answer.num_prompt + attempt.first_position) / script.prefill_tokens_per_s
+        return (script.ttft_s + prefill_s) * self._jitter(attempt)
+
+    def gap_s(self, attempt: Attempt) -> float:
+        """From its last token to the next."""
+        return self.script.gap_s * self._jitter(attempt)
+
+    def refuse_new(self) -> None:
+        """Raises ``Problem`` while it loads or drains."""
+        if self.draining:
+            raise Problem("draining", "This engine takes no new requests.", retry_after_s=1.0)
+        if self._progress() < 1:
+            raise Problem("not_ready", "This engine is loading.", retry_after_s=1.0)
+
+    def load(self) -> Load:
+        """How it is, in the protocol's words."""
+        progress = self._progress()
+        phase = "draining" if self.draining else "ready"
+        load = Load(
+            phase="ready",
+            model=self.model,
+            context_tokens=self.script.context_tokens,
+            running=self._running,
+            waiting=len(self._waiting),
+            queued_tokens=sum(attempt.answer.num_prompt for attempt in self._waiting),
+            step_time_s=self.script.gap_s,
+        )
+        if progress < 1 and not self.draining:
+            return msgspec.structs.replace(load, phase="loading", progress=progress, detail="pretending to load")
+        return msgspec.structs.replace(load, phase=phase)
+
+    def _progress(self) -> float:
+        if not self.script.load_s:
+            return 1.0
+        return min((self._clock.now() - self._born) / self.script.load_s, 1.0)
+
+    def _jitter(self, attempt: Attempt) -> float:
+        spread = self.script.jitter
+        if not spread:
+            return 1.0
+        return 1.0 + spread * (2.0 * share(attempt.answer.key ^ self._seed, attempt.answer.position) - 1.0)
+
+
+def strikes(attempt: Attempt) -> Fault | None:
+    """The fault that strikes now."""
+    fault = attempt.fault
+    return fault if fault is not None and attempt.num_sent >= fault.after else None
