@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import jsonschema
 import openai
 import pytest
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 MODEL = "seeded-1"
@@ -24,6 +27,8 @@ SCHEMA: dict[str, Any] = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
+LONG_SCHEMA: dict[str, Any] = {"type": "string", "pattern": "^([a-z]{9}-){40}$"}
+LONG_FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "words", "schema": LONG_SCHEMA}}
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
 
 DEEP_GRAMMAR = "\n".join(["start: r0", *(f'r{i}: r{i + 1} "a"' for i in range(3000)), 'r3000: "b"'])
@@ -108,3 +113,40 @@ def test_what_cannot_be_enforced_is_refused_by_name(
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, extra_body=fields)
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+async def test_answers_under_a_schema_survive_kills(serve) -> None:
+    """Engines are killed while answers stream: each answer is still JSON of its schema, and none is lost."""
+    running = serve("--replicas", "2")
+    client = AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+    async def answer(seed: int) -> str:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=CHAT, response_format=LONG_FORMAT, seed=seed, max_tokens=500, stream=True
+        )
+        choices = [chunk.choices[0] async for chunk in stream]
+        assert choices[-1].finish_reason == "stop"
+        return "".join(choice.delta.content or "" for choice in choices)
+
+    undisturbed = [await answer(seed) for seed in range(2)]
+    disturbed: list[str] = []
+    for _ in range(20):
+        answers = asyncio.gather(*(answer(seed) for seed in range(2)))
+        await asyncio.sleep(0.15)
+        for member in (await asyncio.to_thread(running.state))["members"]:
+            if member["phase"] == "ready" and member["kind"] == "engine":
+                os.kill(member["pid"], signal.SIGKILL)
+                break
+        disturbed += await answers
+        if resumes(running) >= 2:
+            break
+    await client.close()
+
+    assert resumes(running) >= 2
+    for text in undisturbed + disturbed:
+        jsonschema.validate(json.loads(text), LONG_SCHEMA)
+
+
+def resumes(running) -> int:
+    lines = [line for line in running.metrics().splitlines() if line.startswith("penstock_stream_resumes_total")]
+    return sum(int(float(line.split()[-1])) for line in lines)

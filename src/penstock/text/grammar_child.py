@@ -3,7 +3,7 @@
 In: requests on sockets, in order; out: for each, which tokens may come next, or why not.
 A caller's grammar runs native code that Python cannot interrupt and that a hostile one can make slow, large or crash:
 here the kernel ends it, the engine's other sequences go on, and their states are replayed.
-Argued in docs/decisions/004-grammars-in-their-own-process.md.
+Argued in docs/decisions/008-grammars-in-their-own-process.md.
 """
 
 from __future__ import annotations

@@ -14,11 +14,24 @@ from torch import Tensor
 from penstock.engine.cpu.defaults import Rules, SamplingDefaults
 from penstock.engine.cpu.draw import draw, uniform
 from penstock.engine.cpu.sampler import Sampler
-from penstock.engine.sequence import Sequence, TokenScore
+from penstock.engine.sequence import Constraint, Sequence, TokenScore
 from penstock.wire.engine import FinishReason, Sampling
 from penstock.wire.errors import Problem
 
 VOCAB = 40
+
+
+class Allows:
+    """A constraint that allows the same tokens always."""
+
+    def __init__(self, *token_ids: int) -> None:
+        self._mask = bytes(sum(1 << i % 8 for i in token_ids if i // 8 == byte) for byte in range(8))
+
+    def mask(self) -> bytes | None:
+        return self._mask
+
+    def advance(self, token_id: int) -> bool:
+        return True
 
 
 class NoSink:
@@ -39,6 +52,7 @@ def sequence(
     output: list[int] | None = None,
     min_tokens: int = 0,
     stop_token_ids: frozenset[int] = frozenset(),
+    constraint: Constraint | None = None,
 ) -> Sequence:
     prompt = [0] if prompt is None else prompt
     return Sequence(
@@ -50,6 +64,7 @@ def sequence(
         sink=NoSink(),
         min_tokens=min_tokens,
         stop_token_ids=stop_token_ids,
+        constraint=constraint,
     )
 
 
@@ -184,6 +199,26 @@ def test_stop_tokens_are_barred_before_min_tokens() -> None:
     barred = {"min_tokens": 2, "stop_token_ids": stops, "logit_bias": {0: 50.0}}
     assert greedy([4.0, 3.0], output=[1], **barred) == 1
     assert greedy([4.0, 3.0], output=[1, 1], **barred) == 0
+
+
+def test_only_allowed_tokens_are_drawn() -> None:
+    """A mask bars whatever it does not allow, the best token and the most biased one too."""
+    logits = [9.0, 1.0, 3.0, 2.0]
+    assert greedy(logits, constraint=Allows(1, 3)) == 3
+    assert greedy(logits, constraint=Allows(1, 3), logit_bias={1: 5.0, 2: 100.0}) == 1
+    for at in range(50):
+        hot = {"temperature": 2.0, "seed": at, "top_k": 3, "top_p": 0.9, "min_p": 0.01}
+        assert greedy(logits, constraint=Allows(1, 3), **hot) in (1, 3)
+
+
+def test_a_mask_shorter_than_the_logits_bars_the_rest() -> None:
+    """Rows of the model beyond the tokenizer's vocabulary are never allowed."""
+    assert greedy([0.0] * 70 + [9.0] * 30, constraint=Allows(5)) == 5
+
+
+def test_a_constraint_counts_for_more_than_min_tokens() -> None:
+    """Where only a stop token is allowed it comes, even before min_tokens."""
+    assert greedy([1.0, 5.0], constraint=Allows(0), min_tokens=3, stop_token_ids=frozenset({0})) == 0
 
 
 def test_logits_are_left_as_they_are() -> None:
