@@ -46,7 +46,7 @@ def refusal(schema: dict[str, Any]) -> str:
 def test_a_refusal_names_the_word_and_the_place(schema: dict[str, Any], words: tuple[str, str]) -> None:
     """What cannot be enforced is named, with a JSON pointer to where it stands."""
     message = refusal(schema)
-    assert message.startswith(f"{words[0]}:") or message.startswith(f"{words[0]}/")
+    assert message.startswith((f"{words[0]}:", f"{words[0]}/"))
     assert words[1] in message
 
 
