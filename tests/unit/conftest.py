@@ -23,6 +23,8 @@ class Behaviour:
     gap_s: float = 0.0
     tokens: int | None = None
     text: str = "word "
+    thoughts: int = 0
+    """So many of the tokens are reasoning, and come first."""
     status: int = 200
     reply: bytes = b'{"error": {"message": "try later", "type": "server_error", "code": "overloaded"}}'
     usage: bool = True
@@ -139,7 +141,8 @@ async def _stream(
             return reply
         await asyncio.sleep(behaviour.gap_s if i else behaviour.first_s)
         finish = "length" if i == tokens - 1 else None
-        part = {"delta": {"content": behaviour.text}} if chat else {"text": behaviour.text}
+        field = "content" if i >= behaviour.thoughts else "reasoning_content"
+        part = {"delta": {field: behaviour.text}} if chat else {"text": behaviour.text}
         await send({"choices": [{"index": 0, **part, "finish_reason": finish}]})
     if behaviour.usage and body.get("stream_options", {}).get("include_usage"):
         prompt = body.get("prompt")

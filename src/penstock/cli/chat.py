@@ -105,22 +105,34 @@ class Conversation:
             "stream_options": {"include_usage": True},
         } | self.sampling
 
-    async def ask(self, question: str, answer: Answer, show: Callable[[str], None]) -> None:
-        """Stream one answer into ``answer`` and to ``show``.  Cancelling closes the stream.
+    async def ask(
+        self,
+        question: str,
+        answer: Answer,
+        show: Callable[[str], None],
+        think: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Stream one answer into ``answer`` and to ``show``, its reasoning to ``think``.  Cancelling closes the stream.
 
         Raises ``server_unreachable`` or ``endpoint_error``; then, as on cancellation, no turn is added.
         """
-        num_chunks = 0
+        num_chunks, thinks = 0, False
         async with contextlib.aclosing(self._chunks(question)) as chunks:
             async for chunk in chunks:
                 if chunk.error is not None:
                     code = chunk.error.name("stream_error")
                     raise Problem("endpoint_error", f"The answer broke off: {chunk.error.message} ({code})")
-                if chunk.text:
+                if chunk.text or chunk.reasoning:
                     num_chunks += 1
                     answer.last_s = time.perf_counter()
                     answer.first_s = answer.first_s or answer.last_s
                     answer.output_tokens = num_chunks
+                if chunk.reasoning:
+                    thinks = True
+                    think(chunk.reasoning)
+                if chunk.text:
+                    if thinks and not answer.text:
+                        think("\n\n")
                     answer.text += chunk.text
                     show(chunk.text)
                 answer.finish_reason = answer.finish_reason or chunk.finish_reason
@@ -216,7 +228,7 @@ class _Dialogue:
         answer = Answer()
         note = ""
         try:
-            self._runner.run(self._conversation.ask(question, answer, _show))
+            self._runner.run(self._conversation.ask(question, answer, _show, _think))
             note = _speed(answer)
         except KeyboardInterrupt:
             note = "stopped; the part above stays in the conversation" if answer.text else "stopped"
@@ -251,6 +263,15 @@ def _answer_once(conversation: Conversation, runner: asyncio.Runner) -> None:
     finally:
         if answer.text and not answer.text.endswith("\n"):
             print(flush=True)
+
+
+def _think(text: str) -> None:
+    """Print reasoning dimmed, as it comes."""
+    from rich.console import Console
+
+    shown = "".join(c for c in text if c in "\n\t" or c.isprintable())
+    Console(highlight=False, soft_wrap=True).print(shown, style="dim", markup=False, emoji=False, end="")
+    sys.stdout.flush()
 
 
 def _show(text: str) -> None:

@@ -108,6 +108,19 @@ def test_answers_stream_and_history_grows(scripted_server: Any, behaviour: Any) 
     assert scripted_server.requests[0]["temperature"] == 0.5
 
 
+def test_thinking_is_seen_and_not_remembered(scripted_server: Any, behaviour: Any) -> None:
+    """On a terminal the reasoning comes before the answer; the conversation keeps the answer alone."""
+    scripted_server.behave = lambda number, body: behaviour(text=f"<{number}>", tokens=5, thoughts=3)
+    with _terminal("--url", scripted_server.url) as terminal:
+        terminal.see("> ")
+        terminal.type("hello\n")
+        assert terminal.see("5 tokens").count("<0>") == 5
+        terminal.see("> ")
+        terminal.type("and then?\n")
+        terminal.see("5 tokens")
+    assert _messages(scripted_server, 1) == [("user", "hello"), ("assistant", "<0><0>"), ("user", "and then?")]
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(scripted_server: Any, behaviour: Any) -> None:
     """The stream is closed, so that the server aborts; the part that came stays in the history."""
     scripted_server.behave = lambda number, body: behaviour(
