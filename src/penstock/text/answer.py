@@ -83,9 +83,11 @@ class AnswerFormat:
         style = self._style_for(use)
         if style is None or (answer is None and not use.required):
             return answer
-        rules = style.grammar(functions_of(use), use.parallel, partial(_mark, tokenizer))
+        functions = functions_of(use)
+        rules = style.grammar(functions, use.parallel, partial(_mark, tokenizer))
+        schemas = tuple((function.name, json.dumps(function.parameters)) for function in functions)
         if answer is None:
-            return Grammar(kind="lark", value=f"start: calls\n{rules}", param="tools")
+            return Grammar(kind="lark", value=f"start: calls\n{rules}", param="tools", schemas=schemas)
         if use.required or answer.kind not in ("json_schema", "json_object"):
             message = f"{answer.param} and tools exclude each other here: an answer cannot be both."
             raise Problem("invalid_value", message, param=answer.param)
@@ -93,7 +95,8 @@ class AnswerFormat:
         if schema is None:
             return answer
         value = f"start: calls | answer\nanswer: {json_value(schema)}\n{rules}"
-        return Grammar(kind="lark", value=value, param=answer.param)
+        named = (f"{answer.param}", json.dumps(schema))
+        return Grammar(kind="lark", value=value, param=answer.param, schemas=(named, *schemas))
 
     def _style_for(self, use: ToolUse) -> ToolStyle | None:
         if self.style is not None or not self.reads_calls:

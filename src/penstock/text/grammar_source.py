@@ -12,13 +12,13 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
+from penstock.text.inexact import JSON_ALLOWED_ESCAPES
 from penstock.text.schema import check_schema, subschemas
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
 
 # A model that is unsure may otherwise write white space until max_tokens.  64 characters indent 16 levels by four.
-# Why no \u escapes: penstock.text.inexact.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,64}", "json_allowed_escapes": r"nrbtf\""}
+_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,64}", "json_allowed_escapes": JSON_ALLOWED_ESCAPES}
 # Large regular expressions are not run over the whole vocabulary beforehand: that is what makes a first mask slow.
 # Other bounds are the library's own.  The texts of its errors would otherwise repeat the whole grammar.
 _LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
@@ -34,6 +34,8 @@ _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 def compiled(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
     """A matcher at the grammar's start.  Raises ``Problem``: ``grammar_invalid`` or ``grammar_too_complex``."""
     if grammar.kind == "lark":
+        for name, text in grammar.schemas:
+            _check_named(name, text)
         return _matcher(tokenizer, grammar.value)
     if grammar.kind == "regex":
         return _matcher(tokenizer, f"start: /{regex_to_lark(grammar.value)}/")
@@ -59,6 +61,13 @@ def problem_of(matcher: LLMatcher) -> Problem | None:
         words = "oneOf can be enforced only where its alternatives exclude one another for certain; use anyOf"
     too_complex = any(sign in words for sign in _TOO_COMPLEX)
     return Problem("grammar_too_complex" if too_complex else "grammar_invalid", f"{words}.")
+
+
+def _check_named(name: str, text: str) -> None:
+    try:
+        check_schema(_decoded(text))
+    except Problem as problem:
+        raise Problem(problem.code, f"{name}: {problem.message}") from None
 
 
 def _matcher(tokenizer: LLTokenizer, lark: str) -> LLMatcher:

@@ -12,6 +12,8 @@ from typing import Any
 
 from penstock.wire.errors import Problem
 
+JSON_ALLOWED_ESCAPES = r"nrbtf\""
+"""The escapes a string may have.  No \\u: names of properties could be spelled with them to evade those listed."""
 _LARGEST_EXACT = 2**53
 """llguidance reads numbers as doubles."""
 _NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")

@@ -48,11 +48,13 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     """What the output has to be.  ``value`` by kind: a JSON schema's text (``json_schema``; ``{}`` for any object
     of ``json_object``), a regular expression, or a grammar in Lark's notation as llguidance reads it.
     ``param`` is the field of the caller's request that it came from, for errors.
+    ``schemas`` are JSON schemas that a Lark grammar holds, each with the name to call it by: as exact as one alone.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     value: str
     param: str | None = None
+    schemas: tuple[tuple[str, str], ...] = ()
 
 
 class ToolUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -9,10 +9,16 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from penstock.text.inexact import JSON_ALLOWED_ESCAPES
 from penstock.text.tools.style import Function
 
 # As json.dumps writes and chat templates show it; free white space would let a model go on with it for ever.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": JSON_ALLOWED_ESCAPES,
+}
 
 
 def literal(text: str) -> str:
@@ -22,7 +28,7 @@ def literal(text: str) -> str:
 
 def json_value(schema: dict[str, Any]) -> str:
     """A JSON value that a schema describes."""
-    return f"%json {json.dumps(schema | {'x-guidance': _SPACING})}"
+    return f"%json {json.dumps(schema | {'x-guidance': _OPTIONS})}"
 
 
 def calls_rule(first: str, other: str, parallel: bool) -> str:

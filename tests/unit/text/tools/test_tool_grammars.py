@@ -13,7 +13,7 @@ import pytest
 from scripted import write_scripted_checkpoint
 
 from penstock.text.answer import AnswerFormat
-from penstock.text.grammar_child import Allowed, Open, Worker
+from penstock.text.grammar_child import Allowed, Open, Vocabulary, Worker, _Gtokenizer
 from penstock.text.grammar_source import compiled
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tools.registry import LISTED, STYLES
@@ -148,14 +148,31 @@ def test_what_leaves_no_room_for_calls_is_refused(tokenizer: Tokenizer) -> None:
 def test_an_output_cannot_end_before_its_call(tokenizer: Tokenizer) -> None:
     """Where a mark that is a special token has to come, the end of the text may not."""
     use = ToolUse(tools=TOOLS, key="r", required=True)
-    tokens: Any = _Tokens(tokenizer)
-    worker = Worker(llguidance.LLTokenizer(tokens))
+    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
+    wrapper: Any = _Gtokenizer(Vocabulary(tokens, sorted(tokenizer.special_token_ids)))
+    worker = Worker(llguidance.LLTokenizer(wrapper))
     for session, style in enumerate(ALL.values()):
         grammar = AnswerFormat(style=style).grammar(tokenizer, use, None)
         assert grammar is not None
         reply = worker.answer(Open(session, grammar, []))
         assert isinstance(reply, Allowed)
-        assert any(reply.mask) and not reply.mask[tokens.eos_token_id // 8] >> tokens.eos_token_id % 8 & 1
+        allowed = {token_id for token_id in range(len(tokens) + 1) if reply.mask[token_id // 8] >> token_id % 8 & 1}
+        mark = tokenizer.id_of(style.marks[0]) if style.marks else None
+        # A mark that is a token of its own is written as that token, whose embedding the model knows.
+        assert allowed == ({mark} if mark in tokenizer.special_token_ids and style.name != "llama3" else allowed)
+        assert allowed and not allowed & {len(tokens), *tokenizer.stop_token_ids}
+
+
+def test_a_schema_that_would_not_hold_is_refused_with_its_function(tokenizer: Tokenizer) -> None:
+    """What the library would take and not enforce is told as it is for a format, and of which function it is."""
+    wrapper: Any = _Tokens(tokenizer)
+    for schema, words in (({"uniqueItems": True}, "uniqueItems"), ({"properties": {"x": {"if": {}}}}, "if")):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+        grammar = AnswerFormat(style=LISTED).grammar(tokenizer, ToolUse(tools=tools, key="r", required=True), None)
+        assert grammar is not None
+        with pytest.raises(Problem, match=rf"^f: #.*{words}") as refused:
+            compiled(llguidance.LLTokenizer(wrapper), grammar)
+        assert refused.value.code == "grammar_invalid"
 
 
 def test_without_a_required_call_there_is_no_grammar(tokenizer: Tokenizer) -> None:
