@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def test_the_decoder_of_a_model_that_also_sees(tmp_path: Path) -> None:
         theirs = model(input_ids=token_ids[None], token_type_ids=kinds).logits[0].log_softmax(-1)
     ours = log_probabilities(tmp_path / "whole", token_ids, "float32")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=FP32_BOUND)
-    save_decoder(load_decoder(tmp_path / "whole"), tmp_path / "text")
+    heard: list[str] = []
+    save_decoder(load_decoder(tmp_path / "whole", progress=lambda _, words: heard.append(words)), tmp_path / "text")
+    assert re.fullmatch(r"\d+ tensors of parts that do not read text stay unread", heard[0])
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text")
     assert type(alone).__name__ == "Gemma3ForCausalLM"
     with torch.inference_mode():

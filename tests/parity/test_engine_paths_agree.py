@@ -35,7 +35,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_decoder(*, num_kv_heads: int = 2, dtype: DType = "float32") -> Decoder:
+def make_decoder(
+    *, num_kv_heads: int = 2, dtype: DType = "float32", windows: tuple[int | None, int | None] = (None, None)
+) -> Decoder:
     config = ModelConfig(
         architecture="Qwen3ForCausalLM",
         num_heads=4,
@@ -46,7 +48,7 @@ def make_decoder(*, num_kv_heads: int = 2, dtype: DType = "float32") -> Decoder:
         vocab_size=VOCAB,
         max_position=512,
         norm_eps=1e-6,
-        layers=(LayerSpec(RopeConfig(theta=10_000.0)),) * 2,
+        layers=tuple(LayerSpec(RopeConfig(theta=10_000.0), window) for window in windows),
         tie_embeddings=False,
         qk_norm="per_head",
         dtype=dtype,
@@ -61,6 +63,9 @@ def make_decoder(*, num_kv_heads: int = 2, dtype: DType = "float32") -> Decoder:
 
 
 GROUPED = make_decoder()
+# A window that ends within pages, in one layer only.
+WINDOWED = make_decoder(windows=(6, None))
+DECODERS = st.sampled_from([GROUPED, WINDOWED])
 
 
 def reference(decoder: Decoder, token_ids: list[int]) -> torch.Tensor:
@@ -98,7 +103,8 @@ def test_any_chunking_equals_one_chunk(data: st.DataObject, length: int) -> None
     cuts = data.draw(st.sets(st.integers(1, length - 1)) if length > 1 else st.just(set()))
     edges = [0, *sorted(cuts), length]
     order = data.draw(st.permutations(range(NUM_BLOCKS)))
-    whole, cut = Driver(GROUPED), Driver(GROUPED, block_order=list(order))
+    decoder = data.draw(DECODERS)
+    whole, cut = Driver(decoder), Driver(decoder, block_order=list(order))
     one, many = whole.sequence(prompt_of(length)), cut.sequence(prompt_of(length))
     expected = prefill(whole, one, [length]) + decode(whole, one, 5)
     rows = prefill(cut, many, [b - a for a, b in itertools.pairwise(edges)]) + decode(cut, many, 5)
@@ -115,7 +121,8 @@ def test_any_chunking_equals_one_chunk(data: st.DataObject, length: int) -> None
 def test_company_does_not_matter(data: st.DataObject, lengths: list[int], shuffled: bool) -> None:
     """Sequences that prefill and decode beside one another get what each would get alone."""
     order = data.draw(st.permutations(range(NUM_BLOCKS))) if shuffled else range(NUM_BLOCKS)
-    driver = Driver(GROUPED, block_order=list(order))
+    decoder = data.draw(DECODERS)
+    driver = Driver(decoder, block_order=list(order))
     sequences = [driver.sequence(prompt_of(length, seed)) for seed, length in enumerate(lengths)]
     rows: dict[int, list[list[float]]] = {id(sequence): [] for sequence in sequences}
     for _ in range(12):
@@ -124,7 +131,7 @@ def test_company_does_not_matter(data: st.DataObject, lengths: list[int], shuffl
         for key, new in driver.step(*works).items():
             rows[key] += new
     for sequence in sequences:
-        assert_close(rows[id(sequence)], reference(GROUPED, sequence.token_ids)[: len(rows[id(sequence)])])
+        assert_close(rows[id(sequence)], reference(decoder, sequence.token_ids)[: len(rows[id(sequence)])])
 
 
 @pytest.mark.parametrize("num_shared", [1, 3, 5])
@@ -193,16 +200,19 @@ def test_a_broken_neighbour_stays_alone() -> None:
     assert_close(rows, reference(GROUPED, well.token_ids[:-1])[6:])
 
 
+@pytest.mark.parametrize("decoder", [GROUPED, WINDOWED], ids=["full", "windowed"])
 @pytest.mark.parametrize("max_pages", [1, 4, 7])
-def test_groups_of_copied_pages_equal_one_group(monkeypatch: pytest.MonkeyPatch, max_pages: int) -> None:
+def test_groups_of_copied_pages_equal_one_group(
+    monkeypatch: pytest.MonkeyPatch, max_pages: int, decoder: Decoder
+) -> None:
     """Decodes whose pages are copied group by group get what they get in one group, long sequences too."""
     monkeypatch.setattr("penstock.engine.cpu.batch._MAX_GATHERED_PAGES", max_pages)
-    driver = Driver(GROUPED, block_order=list(range(0, NUM_BLOCKS, 2)))
+    driver = Driver(decoder, block_order=list(range(0, NUM_BLOCKS, 2)))
     sequences = [driver.sequence(prompt_of(length, length)) for length in (30, 3, 9, 21, 2, 16)]
     driver.step(*((sequence, sequence.num_tokens) for sequence in sequences))
     rows = driver.step(*((sequence, 1) for sequence in sequences))
     for sequence in sequences:
-        assert_close(rows[id(sequence)], reference(GROUPED, sequence.token_ids[:-1])[-1:])
+        assert_close(rows[id(sequence)], reference(decoder, sequence.token_ids[:-1])[-1:])
 
 
 def test_pages_of_others_between_ours_change_nothing() -> None:

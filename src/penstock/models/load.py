@@ -94,26 +94,33 @@ def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | No
     Raises ``checkpoint_invalid`` (file, tensor, both shapes or sizes named), ``checkpoint_unsupported``,
     ``checkpoint_unsafe`` or ``insufficient_memory``.
     """
-    stored = _named(directory, blueprint.own_name)
+    progress = progress or (lambda fraction, words: None)
+    stored, num_unread = _named(directory, blueprint.own_name)
+    if num_unread:
+        progress(0.0, f"{num_unread} tensors of parts that do not read text stay unread")
     with torch.device("meta"):
         plan = list(pieces(blueprint.build(), blueprint.tensors))
     _check(plan, stored, directory)
     surplus = (name for name in stored.keys() - {piece.name for piece in plan} if not blueprint.is_spare(name))
     _refuse_surplus(sorted(surplus), blueprint.architecture, directory)
     model = _allocate(blueprint, sum(math.prod(piece.shape) for piece in plan))
-    _fill(model, [(piece, stored[piece.name]) for piece in plan], progress or (lambda fraction, words: None))
+    _fill(model, [(piece, stored[piece.name]) for piece in plan], progress)
     return model
 
 
-def _named(directory: Path, own_name: Callable[[str], str | None]) -> dict[str, StoredTensor]:
+def _named(directory: Path, own_name: Callable[[str], str | None]) -> tuple[dict[str, StoredTensor], int]:
+    """The stored tensors by the table's names, and how many are of other parts."""
     stored: dict[str, StoredTensor] = {}
+    num_unread = 0
     for written, tensor in read_headers(directory).items():
         name = own_name(written)
-        if name in stored:
+        if name is None:
+            num_unread += 1
+        elif name in stored:
             raise Problem("checkpoint_invalid", f"{tensor.file}: the tensor {written} is there under two names.")
-        if name is not None:
+        else:
             stored[name] = tensor
-    return stored
+    return stored, num_unread
 
 
 def _check(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory: Path) -> None:
