@@ -5,6 +5,7 @@ In: what an administrator wrote; out: frozen values.  Secrets are not here: a ke
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -17,13 +18,19 @@ Role = Literal["user", "admin"]
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """At most ``amount`` of ``unit`` per ``window``; for ``concurrency``, at a time, without a window.
 
-    ``model``: counted for that model alone; ``None``: for all together.
+    ``model``: counted for that model alone; ``None``: for all together.  Raises ``ValueError``.
     """
 
     unit: Unit
     amount: float
     window: Window | None = None
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.unit == "concurrency") != (self.window is None):
+            raise ValueError("concurrency has no window; every other unit is limited per minute, day or month")
+        if not (math.isfinite(self.amount) and self.amount >= 0):
+            raise ValueError("the amount of a limit is a finite number, 0 or more")
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):

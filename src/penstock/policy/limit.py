@@ -1,0 +1,309 @@
+"""Whether a request fits into every limit on its way: requests, tokens, dollars, and how many at a time.
+
+In: rules, what each has granted so far, what is wanted, now; out: a verdict with its why, and the accounts after it.
+Pure.  Either every rule is charged or none, so no order of calls grants more than a limit at any instant.
+Argued in docs/decisions/010-limits.md.
+
+A minute is a sliding one: a grant counts for 60 to 61 s of the steady clock, so that no 60 s, wherever they begin, hold
+more than the amount.  Days and months are those of UTC.  A wall clock set forward frees at most the one window that it
+leaves; set back, it frees nothing, and what was granted goes on counting until the window that it shows has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from penstock.config.tenants import Scope, Unit, Window
+
+NUSD = 1_000_000_000
+"""Dollars are counted in whole nano-dollars, so that what is returned is exactly what was taken."""
+
+_MINUTE_S = 60
+_DAY_S = 86_400
+_CONCURRENCY_RETRY_S = 1.0
+"""Nobody knows when a running request ends; this is how soon asking again is no nuisance."""
+
+
+class Moment(NamedTuple):
+    """``steady``: seconds of a clock that never goes back; ``wall``: seconds since the epoch, which may jump."""
+
+    steady: float
+    wall: float
+
+
+class Amounts(NamedTuple):
+    """How much of each unit; ``usd`` in nano-dollars.  The fields are named as the units of a limit."""
+
+    requests: int = 0
+    tokens: int = 0
+    usd: int = 0
+    concurrency: int = 0
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit of one scope in whole units.  ``key`` names its account and outlives a change of the amount."""
+
+    key: str
+    scope: str
+    unit: Unit
+    window: Window | None
+    amount: int
+    model: str | None = None
+    field: int = 0
+    """Where :class:`Amounts` has the unit."""
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What one rule has granted and not got back, as (mark, amount), oldest first; ``granted`` is their sum.
+
+    A mark is the second of a grant for minutes, the count of windows so far for days and months, 0 without a window.
+    ``window``: the day or month that is counted in.
+    """
+
+    granted: int = 0
+    slots: tuple[tuple[int, int], ...] = ()
+    window: int = 0
+
+
+class Grant(NamedTuple):
+    """What was granted at once.  ``marks`` are aligned with the rules: where each account has it."""
+
+    amounts: Amounts
+    marks: tuple[int, ...]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """``refused`` is the rule that stays in the way longest, with what it has ``left`` of what is ``wanted``.
+
+    ``retry_after_s``: by then it fits if nobody else asks; ``None``: it never will.
+    """
+
+    num_rules: int
+    refused: Rule | None = None
+    wanted: int = 0
+    left: int = 0
+    retry_after_s: float | None = None
+
+    @property
+    def granted(self) -> bool:
+        return self.refused is None
+
+    @property
+    def why(self) -> str:
+        if self.refused is None:
+            return f"fits into all of {self.num_rules} limits"
+        rule = self.refused
+        return (
+            f"{rule.scope} has {amount_text(rule.unit, self.left)} left of {describe(rule)}, "
+            f"and {amount_text(rule.unit, self.wanted)} {'is' if self.wanted == 1 else 'are'} needed"
+        )
+
+
+class Standing(NamedTuple):
+    """How a rule stands: ``reset_s`` is when it is whole again if nobody asks."""
+
+    rule: Rule
+    left: int
+    reset_s: float
+
+
+def rules_of(scopes: Iterable[Scope], model: str) -> tuple[Rule, ...]:
+    """Every rule that a request for ``model`` has to fit into."""
+    return tuple(
+        Rule(
+            key=f"{scope.name}|{limit.unit}|{limit.window or ''}|{limit.model or ''}",
+            scope=scope.name,
+            unit=limit.unit,
+            window=limit.window,
+            amount=round(limit.amount * NUSD) if limit.unit == "usd" else int(limit.amount),
+            model=limit.model,
+            field=Amounts._fields.index(limit.unit),
+        )
+        for scope in scopes
+        for limit in scope.limits
+        if limit.model is None or limit.model == model
+    )
+
+
+def reserve(
+    rules: Sequence[Rule], accounts: Sequence[Account], want: Amounts, now: Moment
+) -> tuple[Verdict, list[Account], Grant | None]:
+    """Charge ``want`` to every rule, or to none.  ``accounts`` are aligned with ``rules``, before and after."""
+    refused: Verdict | None = None
+    after = []
+    for rule, before in zip(rules, accounts, strict=True):
+        account = _rolled(rule, before, now)
+        after.append(account)
+        wanted = want[rule.field]
+        if wanted and account.granted + wanted > rule.amount:
+            verdict = Verdict(
+                num_rules=len(rules),
+                refused=rule,
+                wanted=wanted,
+                left=max(0, rule.amount - account.granted),
+                retry_after_s=_fits_after(rule, account, wanted, now),
+            )
+            refused = verdict if refused is None else _longer(refused, verdict)
+    if refused is not None:
+        return refused, after, None
+    marks = tuple(_mark(rule, account, now) for rule, account in zip(rules, after, strict=True))
+    after = [_charged(account, mark, want[rule.field]) for rule, account, mark in zip(rules, after, marks, strict=True)]
+    return Verdict(num_rules=len(rules)), after, Grant(want, marks)
+
+
+def settle(
+    rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[Grant], keep: Amounts
+) -> tuple[list[Account], list[Grant]]:
+    """Give back what ``grants`` hold beyond ``keep``, from the newest on; what is left of accounts and grants.
+
+    A window that has passed takes nothing back: what it granted counts no more.
+    """
+    after, left = list(accounts), list(grants)
+    excess = [max(0, held - kept) for held, kept in zip(total(grants), keep, strict=True)]
+    for place in range(len(left) - 1, -1, -1):
+        if not any(excess):
+            break
+        amounts, marks = left[place]
+        back = [min(held, over) for held, over in zip(amounts, excess, strict=True)]
+        excess = [over - given for over, given in zip(excess, back, strict=True)]
+        left[place] = Grant(Amounts(*(held - given for held, given in zip(amounts, back, strict=True))), marks)
+        for index, rule in enumerate(rules):
+            after[index] = _returned(after[index], marks[index], back[rule.field])
+    return after, [grant for grant in left if any(grant.amounts)]
+
+
+def expire(rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[Grant]) -> list[Account]:
+    """Accounts after whoever held ``grants`` was lost: it runs no more, but what it used of them nobody knows."""
+    keep = total(grants)._replace(concurrency=0)
+    return settle(rules, accounts, grants, keep)[0]
+
+
+def total(grants: Iterable[Grant]) -> Amounts:
+    """What the grants hold together."""
+    return Amounts(*map(sum, zip(*(grant.amounts for grant in grants), strict=True)))
+
+
+def tightest(rules: Sequence[Rule], accounts: Sequence[Account], unit: Unit, now: Moment) -> Standing | None:
+    """The rule of ``unit`` that has least left; ``None``: no rule limits it."""
+    best: Standing | None = None
+    for rule, before in zip(rules, accounts, strict=True):
+        if rule.unit == unit:
+            account = _rolled(rule, before, now)
+            left = max(0, rule.amount - account.granted)
+            if best is None or left < best.left:
+                best = Standing(rule, left, _whole_after(rule, account, now))
+    return best
+
+
+def describe(rule: Rule) -> str:
+    """A rule in words, such as ``1000 tokens of 'm' per minute``."""
+    of_model = f" of {rule.model!r}" if rule.model is not None else ""
+    how_often = " at a time" if rule.window is None else f" per {rule.window}"
+    return amount_text(rule.unit, rule.amount) + of_model + how_often
+
+
+def amount_text(unit: Unit, amount: int) -> str:
+    """An amount with its unit."""
+    if unit == "usd":
+        return f"${amount / NUSD:.9f}".rstrip("0").rstrip(".")
+    return f"{amount} {'requests' if unit == 'concurrency' else unit}"
+
+
+def window_of(window: Window, wall: float) -> int:
+    """Which day or month of UTC ``wall`` lies in: a number that grows by one with each."""
+    if window == "day":
+        return int(wall // _DAY_S)
+    date = datetime.fromtimestamp(wall, UTC)
+    return date.year * 12 + date.month - 1
+
+
+def begin_of(window: Window, number: int) -> float:
+    """When that day or month begins, in seconds since the epoch."""
+    if window == "day":
+        return float(number * _DAY_S)
+    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()
+
+
+def _rolled(rule: Rule, account: Account, now: Moment) -> Account:
+    """The account without what counts no more."""
+    if rule.window is None:
+        return account
+    if rule.window == "minute":
+        oldest = int(now.steady) - _MINUTE_S
+        if not account.slots or account.slots[0][0] >= oldest:
+            return account
+        live = tuple(slot for slot in account.slots if slot[0] >= oldest)
+        return Account(sum(amount for _, amount in live), live)
+    window = window_of(rule.window, now.wall)
+    if window == account.window:
+        return account
+    if window < account.window:
+        # The clock was set back.  Waiting for the later window again could take for ever; starting afresh would free
+        # what was granted: so it goes on counting, in the window that the clock shows now.
+        return Account(account.granted, account.slots, window)
+    ended = account.slots[-1][0] if account.slots else -1
+    return Account(0, ((ended + 1, 0),), window)
+
+
+def _mark(rule: Rule, account: Account, now: Moment) -> int:
+    if rule.window is None:
+        return 0
+    return int(now.steady) if rule.window == "minute" else account.slots[-1][0]
+
+
+def _charged(account: Account, mark: int, amount: int) -> Account:
+    if not amount:
+        return account
+    slots = account.slots
+    if slots and slots[-1][0] == mark:
+        slots = (*slots[:-1], (mark, slots[-1][1] + amount))
+    else:
+        slots = (*slots, (mark, amount))
+    return Account(account.granted + amount, slots, account.window)
+
+
+def _returned(account: Account, mark: int, amount: int) -> Account:
+    if not amount:
+        return account
+    for index, (other, held) in enumerate(account.slots):
+        if other == mark:
+            assert amount <= held, "more is returned than was granted"
+            slots = (*account.slots[:index], (mark, held - amount), *account.slots[index + 1 :])
+            return Account(account.granted - amount, slots, account.window)
+    return account
+
+
+def _fits_after(rule: Rule, account: Account, wanted: int, now: Moment) -> float | None:
+    if wanted > rule.amount:
+        return None
+    if rule.window is None:
+        return _CONCURRENCY_RETRY_S
+    if rule.window != "minute":
+        return _whole_after(rule, account, now)
+    excess = account.granted + wanted - rule.amount
+    for second, amount in account.slots:
+        excess -= amount
+        if excess <= 0:
+            return second + _MINUTE_S + 1 - now.steady
+    raise AssertionError("an account's slots add up to less than it has granted")
+
+
+def _whole_after(rule: Rule, account: Account, now: Moment) -> float:
+    if not account.granted:
+        return 0.0
+    if rule.window is None:
+        return _CONCURRENCY_RETRY_S
+    if rule.window == "minute":
+        return max(second for second, amount in account.slots if amount) + _MINUTE_S + 1 - now.steady
+    return begin_of(rule.window, window_of(rule.window, now.wall) + 1) - now.wall
+
+
+def _longer(one: Verdict, other: Verdict) -> Verdict:
+    """Of two refusals the one that lasts longer; one for ever outlasts all."""
+    if one.retry_after_s is None or other.retry_after_s is None:
+        return one if one.retry_after_s is None else other
+    return one if one.retry_after_s >= other.retry_after_s else other
