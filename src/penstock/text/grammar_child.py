@@ -27,7 +27,7 @@ from penstock.wire.errors import Problem
 
 REQUEST_CPU_S = 0.4
 """The processor time that one request may take: compiling a grammar and its first mask, or one step."""
-_MEMORY_BYTES = 4 << 30
+_MEMORY_BYTES = 2 << 30
 _STEP_CPU_S = 0.02
 _SPARE_CPU_S = 0.5
 """What a sequence may use beyond ``_STEP_CPU_S`` a token, altogether."""

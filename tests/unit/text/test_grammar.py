@@ -15,9 +15,10 @@ import pytest
 from babble import allowed_ids
 from tokenizers import AddedToken
 
+from penstock.text.answer import AnswerFormat
 from penstock.text.grammar import MAX_GRAMMAR_CHARS, GrammarConstraint, Grammars
 from penstock.text.grammar_child import Open
-from penstock.text.reasoning import Thinking
+from penstock.text.reasoning import MARKS, Thinking
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
@@ -110,6 +111,29 @@ def test_special_tokens_are_no_text(follow, tokenizer: Tokenizer) -> None:
     assert not text.ids & special
     assert b"" not in text.bytes
     text.write('>"')
+
+
+def test_no_name_is_spelled_with_escapes(follow) -> None:
+    """A name that no list has cannot be one of the list in disguise, nor can a text hold what only escapes write."""
+    value = '{"properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}'
+    text = follow("json_schema", value[:-1] + ', "type": "object"}').write('{"\\')
+    assert {data[:1] for data in text.bytes} == {bytes([char]) for char in b'nrbtf\\"'}
+
+
+def test_white_space_is_bounded(follow) -> None:
+    """Behind 64 spaces something else has to come."""
+    text = follow("json_schema", '{"type": "array"}').write("[" + " " * 63)
+    assert b" " in text.bytes
+    assert b" " not in text.write(" ").bytes
+
+
+def test_an_answer_says_what_thinking_a_grammar_lets_pass(tokenizer: Tokenizer) -> None:
+    """Thinking that the prompt opened, that the model may open, and none: as the rendered prompt ends."""
+    format = AnswerFormat(thinking=MARKS["think"])
+    assert format.parser(tokenizer, "user: hi<think>\n").thinking == Thinking("</think>", None, True)
+    assert format.parser(tokenizer, "user: hi").thinking == Thinking("</think>", "<think>", False)
+    assert format.parser(tokenizer, "<think>\n\n</think>\n\n").thinking is None
+    assert AnswerFormat().parser(tokenizer, "<think>").thinking is None
 
 
 def test_the_mask_does_not_change_until_a_token_is_taken(follow) -> None:
