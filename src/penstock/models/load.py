@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from io import FileIO
@@ -99,8 +99,7 @@ def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | No
     if num_unread:
         progress(0.0, f"{num_unread} tensors of parts that do not read text stay unread")
     with torch.device("meta"):
-        plan = list(pieces(blueprint.build(), blueprint.tensors))
-    _check(plan, stored, directory)
+        plan = list(_checked(pieces(blueprint.build(), blueprint.tensors), stored, directory))
     surplus = (name for name in stored.keys() - {piece.name for piece in plan} if not blueprint.is_spare(name))
     _refuse_surplus(sorted(surplus), blueprint.architecture, directory)
     model = _allocate(blueprint, sum(math.prod(piece.shape) for piece in plan))
@@ -123,7 +122,8 @@ def _named(directory: Path, own_name: Callable[[str], str | None]) -> tuple[dict
     return stored, num_unread
 
 
-def _check(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory: Path) -> None:
+def _checked(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory: Path) -> Iterator[Piece]:
+    """One by one: a config.json that claims experts without number ends at the first that is not there."""
     for piece in plan:
         tensor = stored.get(piece.name)
         if tensor is None:
@@ -140,6 +140,7 @@ def _check(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory:
                 f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(_STORED_DTYPES)}. "
                 "Take the release whose weights are in one of these.",
             )
+        yield piece
 
 
 def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from penstock.models import load, save
 from penstock.models.checkpoint import StoredTensor
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
+from penstock.models.layout import Piece, pieces
 from penstock.models.load import load_decoder
 from penstock.models.ops import REFERENCE, Ops
 from penstock.models.save import save_decoder
@@ -138,6 +140,32 @@ def test_config_of_another_model_allocates_nothing(directory: Path, monkeypatch:
     edit_config(directory, vocab_size=1 << 24, hidden_size=1 << 17)
     monkeypatch.setattr(load, "_allocate", lambda *_: pytest.fail("allocated before the headers were checked"))
     assert "[259, 128]" in refusal(directory).message
+
+
+def test_claimed_experts_without_number_end_at_the_first_missing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration of 786,432 expert tensors is refused before a thousand of them were thought of."""
+    edit_config(
+        directory,
+        architectures=["Qwen3MoeForCausalLM"],
+        num_hidden_layers=64,
+        layer_types=None,
+        num_experts=4096,
+        mlp_only_layers=[0],
+        moe_intermediate_size=1,
+    )
+    seen: list[Piece] = []
+
+    def counted(model: Decoder, tensors: dict[str, tuple[str, ...]]) -> Iterator[Piece]:
+        for piece in pieces(model, tensors):
+            seen.append(piece)
+            yield piece
+
+    monkeypatch.setattr(load, "pieces", counted)
+    problem = refusal(directory)
+    assert problem.code == "checkpoint_invalid" and "layers.1.mlp" in problem.message
+    assert len(seen) < 1000
 
 
 def test_unsupported_stored_dtype_is_named(directory: Path) -> None:

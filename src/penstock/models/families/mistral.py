@@ -27,5 +27,5 @@ MISTRAL = Family(
     traits=_traits,
     fields=_fields,
     tensors=COMMON_TENSORS,
-    defaults={"sliding_window": 4096},
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
 )
