@@ -228,8 +228,8 @@ def test_random_traffic_changes_no_bit(model: str, dtype: str, seed: int) -> Non
     check_traffic(model, dtype, seed)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", MODELS)
 def test_much_random_traffic_changes_no_bit(model: str, dtype: str) -> None:
