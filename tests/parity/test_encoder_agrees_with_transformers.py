@@ -67,6 +67,18 @@ def hidden(encoder: Encoder, texts: list[list[int]]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_padding_token_that_a_text_spells_is_where_the_reference_has_it(case: str, tmp_path: Path) -> None:
+    """RoBERTa counts no position for it and BERT does; texts beside it are not moved."""
+    reference = make_checkpoint(case, tmp_path)
+    padding = CASES[case][2].get("pad_token_id", 0)
+    texts = [[5, padding, 6, 7], [8, 9, 10, 11], [padding, padding, 12]]
+    for found, text in zip(hidden(load_encoder(tmp_path), texts), texts, strict=True):
+        with torch.inference_mode():
+            expected = reference(torch.tensor([text]), attention_mask=torch.ones(1, len(text))).last_hidden_state[0]
+        torch.testing.assert_close(found, expected, rtol=0, atol=FP32_BOUND)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_float32_hidden_states_agree(case: str, tmp_path: Path) -> None:
     """From the longest text to a single token, hidden states differ by less than FP32_BOUND."""
     reference = make_checkpoint(case, tmp_path)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from penstock.models.attention import packed_positions
 from penstock.models.encoder_config import EncoderConfig
 from penstock.models.linear import Linear
 from penstock.models.ops import REFERENCE, Ops
@@ -92,12 +91,26 @@ class Encoder(nn.Module):
         Every token is of the first type: a request embeds one text, never a pair.
         """
         runs = [Run(len(list(equal)), length) for length, equal in groupby(lengths)]
-        positions = packed_positions(lengths) + self.config.first_position
+        positions = positions_of(token_ids, runs, self.config.first_position)
         x = self._ops.embed(token_ids, self.embedding) + self.token_types[0]
         hidden: Tensor = self.embedding_norm(x + self._ops.embed(positions, self.positions))
         for layer in self.layers:
             hidden = layer(hidden, runs)
         return hidden
+
+
+def positions_of(token_ids: Tensor, runs: Sequence[Run], first: int) -> Tensor:
+    """Positions [T] int64, from ``first`` on in each text.
+
+    A padding token inside a text, which a caller may spell, has the position before the first and is not counted:
+    RoBERTa's own code has it so.  BERT's first position is 0, and no token has the id before that.
+    """
+    padding = first - 1
+    parts = []
+    for ids, run in zip(torch.split(token_ids, [run.num_tokens for run in runs]), runs, strict=True):
+        counted = (ids != padding).long().view(run.num_texts, run.length)
+        parts.append((counted.cumsum(1) * counted + padding).flatten())
+    return torch.cat(parts)
 
 
 def attend_to_all(qkv: Tensor, run: Run) -> Tensor:
