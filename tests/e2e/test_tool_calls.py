@@ -159,10 +159,11 @@ def test_a_call_can_be_required(client: OpenAI, letter: str, choice: str) -> Non
 
 
 def test_what_cannot_be_required_is_refused(client: OpenAI) -> None:
-    """A hostile or impossible schema, and a format beside a required call, are the caller's mistake."""
+    """An impossible schema, a format beside a required call, tools for the template alone: the caller's mistakes."""
     broken = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 1}}}]
     both: Any = {"response_format": {"type": "json_object"}, "tool_choice": "required"}
-    for fields in ({"tools": broken, "tool_choice": "required"}, both):
+    smuggled = {"extra_body": {"chat_template_kwargs": {"tools": []}}}
+    for fields in ({"tools": broken, "tool_choice": "required"}, both, smuggled):
         with pytest.raises(openai.BadRequestError):
             ask(client, "A", **fields)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.wire.engine import ToolUse
 from penstock.wire.errors import Problem
-from penstock.wire.openai import chat, completions, fields
+from penstock.wire.openai import chat, completions, fields, listing
 
 HELLO = [{"role": "user", "content": "hi"}]
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
@@ -346,3 +346,13 @@ def test_no_bytes_surprise_the_decoder(body: bytes) -> None:
     """Whatever bytes come, the answer is a ``Problem``."""
     with pytest.raises(Problem):
         chat.decode(body)
+
+
+def test_tools_are_tokenised_with_the_messages_they_go_with() -> None:
+    """``/tokenize`` counts a prompt with its tools, and refuses what a chat would refuse."""
+    body = {"messages": [{"role": "assistant", "tool_calls": [CALL]}], "tools": [tool("f")]}
+    request = listing.tokenize_request(listing.decode_tokenize(json.dumps(body).encode()))
+    assert request.tools == [tool("f")]
+    assert (request.messages or [])[0]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    with pytest.raises(Problem):
+        listing.tokenize_request(listing.decode_tokenize(json.dumps(body | {"tools": [{}]}).encode()))
