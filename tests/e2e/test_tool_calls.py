@@ -162,7 +162,7 @@ def test_what_cannot_be_required_is_refused(client: OpenAI) -> None:
     """An impossible schema, a format beside a required call, tools for the template alone: the caller's mistakes."""
     broken = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 1}}}]
     both: Any = {"response_format": {"type": "json_object"}, "tool_choice": "required"}
-    smuggled = {"extra_body": {"chat_template_kwargs": {"tools": []}}}
+    smuggled: Any = {"extra_body": {"chat_template_kwargs": {"tools": []}}}
     for fields in ({"tools": broken, "tool_choice": "required"}, both, smuggled):
         with pytest.raises(openai.BadRequestError):
             ask(client, "A", **fields)
