@@ -13,6 +13,8 @@ from seeded import write_seeded_checkpoint
 from torch import Tensor
 
 from penstock.models.attention import packed_causal, packed_positions
+from penstock.models.exact.attention import packed_exact
+from penstock.models.exact.ops import EXACT
 from penstock.models.load import load_decoder
 from penstock.models.save import save_decoder
 
@@ -59,6 +61,22 @@ def test_float32_log_probabilities_agree(case: str, tmp_path: Path) -> None:
     ours = log_probabilities(tmp_path, token_ids, "float32", CONTEXT_TOKENS.get(case))
     assert theirs.max() - theirs.min() > 1.0, "the model must have something to say"
     torch.testing.assert_close(ours, theirs, rtol=0, atol=FP32_BOUND)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exact_log_probabilities_agree_and_know_no_company(case: str, tmp_path: Path) -> None:
+    """Over the exact table every family is the same model, and beside another sequence the same to the last bit."""
+    model = make_checkpoint(case, tmp_path)
+    token_ids, other = torch.randint(0, VOCAB, (60,)), torch.randint(0, VOCAB, (37,))
+    decoder = load_decoder(tmp_path, "float32", ops=EXACT, context_tokens=CONTEXT_TOKENS.get(case))
+    with torch.inference_mode():
+        theirs = model(token_ids[None]).logits[0].log_softmax(-1)
+        alone = decoder(token_ids, packed_positions([60]), packed_exact([60]))
+        both = decoder(torch.cat((other, token_ids)), packed_positions([37, 60]), packed_exact([37, 60]))
+        first = decoder(token_ids[:1], packed_positions([1]), packed_exact([1]))
+        ours = decoder.logits(alone).log_softmax(-1)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=FP32_BOUND)
+    assert torch.equal(both[37:], alone) and torch.equal(first, alone[:1])
 
 
 @pytest.mark.parametrize("case", CASES)
