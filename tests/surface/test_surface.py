@@ -38,5 +38,16 @@ def test_every_kind_of_surface_has_a_snapshot(code: dict[str, list[str]]) -> Non
 def test_every_module_of_the_command_line_is_registered() -> None:
     """A command is never lost because its module failed to import."""
     paths = {command.path for command in surface.commands()}
-    for path in ("serve", "chat", "ps", "doctor", "bench serve", "bench engine", "mock-engine", "engine", "gateway"):
+    for path in (
+        "serve",
+        "chat",
+        "ps",
+        "doctor",
+        "bench serve",
+        "bench engine",
+        "bench gateway",
+        "mock-engine",
+        "engine",
+        "gateway",
+    ):
         assert f"penstock {path}" in paths

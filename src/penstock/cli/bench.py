@@ -5,12 +5,16 @@ from __future__ import annotations
 import typer
 
 from penstock.cli.bench_engine import engine
+from penstock.cli.bench_gateway import gateway
 from penstock.cli.bench_serve import serve
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench serve`` and ``bench engine``."""
-    bench = typer.Typer(help="Measure an endpoint or the engine.", no_args_is_help=True, rich_markup_mode=None)
+    """Add ``bench serve``, ``bench engine`` and ``bench gateway``."""
+    bench = typer.Typer(
+        help="Measure an endpoint, the engine or the gateway.", no_args_is_help=True, rich_markup_mode=None
+    )
     bench.command("serve")(serve)
     bench.command("engine")(engine)
+    bench.command("gateway")(gateway)
     app.add_typer(bench, name="bench")

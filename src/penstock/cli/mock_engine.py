@@ -51,8 +51,8 @@ def mock_engine(
     from penstock.config.mock import MockSettings
     from penstock.mock.script import checked, fault_of
 
-    if (socket is None) == (port is None):
-        raise Problem("invalid_setting", "Give either --socket or --port.", param="--socket")
+    if socket is None and port is None:
+        raise Problem("invalid_setting", "Give --socket, --port or both.", param="--socket")
     given: dict[str, Any] = {
         "ttft_s": ttft,
         "gap_s": gap,
@@ -65,11 +65,14 @@ def mock_engine(
     }
     said = _with(read_script(script), given, tuple(map(fault_of, fault or ())))
     settings = MockSettings(
-        served_name=name, socket=str(socket) if socket else None, host=host, port=port or 0, script=checked(said)
+        served_name=name, socket=str(socket) if socket else None, host=host, port=port, script=checked(said)
     )
-    listener = bind_mock(settings)
-    typer.echo(f"{name} answers the engine protocol on {socket or listener.getsockname()[:2]}", err=True)
-    run_mock(settings, listener)
+    listeners = bind_mock(settings)
+    for listener in listeners:
+        place = listener.getsockname()
+        shown = place if isinstance(place, str) else "{} port {}".format(*place[:2])
+        typer.echo(f"{name} answers the engine protocol on {shown}", err=True)
+    run_mock(settings, listeners)
 
 
 def read_script(path: Path | None) -> MockScript:

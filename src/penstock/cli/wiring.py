@@ -133,14 +133,15 @@ async def mock_process(settings: MockSettings, stop: asyncio.Event) -> None:
     await serve_mock(bind_mock(settings), model=settings.served_name, script=settings.script, stop=stop)
 
 
-def bind_mock(settings: MockSettings) -> socket.socket:
-    """The socket that a mock engine answers on."""
-    if settings.socket is not None:
-        return bind_unix(settings.socket)
-    return listen(settings.host, settings.port, option="--port")
+def bind_mock(settings: MockSettings) -> list[socket.socket]:
+    """The sockets that a mock engine answers on."""
+    listeners = [] if settings.socket is None else [bind_unix(settings.socket)]
+    if settings.port is not None:
+        listeners.append(listen(settings.host, settings.port, option="--port"))
+    return listeners
 
 
-def run_mock(settings: MockSettings, listener: socket.socket) -> None:
+def run_mock(settings: MockSettings, listeners: list[socket.socket]) -> None:
     """A mock engine by itself, until SIGTERM or Ctrl-C."""
     import uvloop
 
@@ -151,7 +152,7 @@ def run_mock(settings: MockSettings, listener: socket.socket) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_mock(listener, model=settings.served_name, script=settings.script, stop=stop)
+        await serve_mock(listeners, model=settings.served_name, script=settings.script, stop=stop)
 
     allow_open_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

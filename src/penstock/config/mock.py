@@ -56,10 +56,10 @@ class MockScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class MockSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One mock engine process.  ``socket`` is a path; ``None``: it answers on ``host`` and ``port``."""
+    """One mock engine process.  It answers on a Unix ``socket``, on ``host`` and ``port``, or on both."""
 
     served_name: str
     socket: str | None = None
     host: str = "127.0.0.1"
-    port: int = 0
+    port: int | None = None
     script: MockScript = MockScript()

@@ -33,7 +33,7 @@ def start(processes: list[subprocess.Popen[str]], *flags: str) -> str:
     assert process.stderr is not None
     said = process.stderr.readline()
     assert "answers the engine protocol" in said
-    return f"http://127.0.0.1:{said.rsplit(', ', 1)[1].rstrip().rstrip(')')}"
+    return f"http://127.0.0.1:{int(said.rsplit(' ', 1)[1])}"
 
 
 def ask(url: str, num_tokens: int) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_script_is_read_from_a_file(tmp_path: Path) -> None:
         read_script(path)
 
 
-@pytest.mark.parametrize("flags", [[], ["--socket", "/tmp/x", "--port", "1"], ["--port", "0", "--fault", "boom"]])
+@pytest.mark.parametrize("flags", [[], ["--port", "0", "--fault", "boom"]])
 def test_flags_that_do_not_fit_end_it_with_a_word(flags: list[str]) -> None:
     """Exit code 1 and the reason."""
     done = subprocess.run(

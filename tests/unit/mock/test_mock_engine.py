@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -42,7 +43,7 @@ class Mock:
 async def running(directory: Path, script: MockScript) -> AsyncIterator[Mock]:
     path = str(directory / "mock.sock")
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve_mock(bind_unix(path), model="m", script=checked(script), stop=stop))
+    serving = asyncio.create_task(serve_mock([bind_unix(path)], model="m", script=checked(script), stop=stop))
     mock = Mock(path, stop, serving)
     try:
         yield mock
@@ -304,3 +305,22 @@ async def until(mock: Mock, holds: Callable[[protocol.Load], bool]) -> None:
                 if holds(await mock.load()):
                     return
             await asyncio.sleep(0.005)
+
+
+async def test_it_speaks_openai_s_chat_too(start: Any) -> None:
+    """The same tokens in OpenAI's dialect, streamed or whole, for gateways that know no engine protocol."""
+    mock = await start()
+    key = words.key_of(request(text="user\nhi\n", seed=3), b"user\nhi\n")
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "seed": 3, "max_tokens": 9}
+    connector = aiohttp.UnixConnector(path=mock.socket)
+    async with aiohttp.ClientSession(connector=connector, base_url="http://mock") as session:
+        async with session.post("/v1/chat/completions", json=asked) as answer:
+            whole = await answer.json()
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        async with session.post("/v1/chat/completions", json=asked | options) as answer:
+            lines = [line[6:].strip() async for line in answer.content if line.startswith(b"data: ")]
+    assert whole["choices"][0]["message"]["content"] == words.answer_of(key, 9)
+    *chunks, done = lines
+    events = [msgspec.json.decode(line) for line in chunks]
+    assert done == b"[DONE]" and events[-1]["usage"] == whole["usage"]
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1]) == words.answer_of(key, 9)

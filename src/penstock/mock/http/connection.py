@@ -15,6 +15,7 @@ import msgspec
 from penstock.config.mock import Fault
 from penstock.mock import words
 from penstock.mock.engine import MockEngine
+from penstock.mock.http.dialect import ENGINE_LINES, Dialect, head, openai_request
 from penstock.mock.http.stream import Stream
 from penstock.wire import engine as protocol
 from penstock.wire.errors import Problem
@@ -37,6 +38,9 @@ class Connection(asyncio.Protocol):
             (b"POST", protocol.DETOKENIZE): self._detokenize,
             (b"GET", protocol.LOAD): self._load,
             (b"GET", protocol.METRICS): self._metrics,
+            (b"POST", "/v1/chat/completions"): self._chat,
+            (b"GET", "/v1/models"): self._models,
+            (b"GET", "/health"): self._metrics,
         }
         self.stream: Stream | None = None
         self._busy = False
@@ -126,9 +130,19 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _generate(self, body: bytes) -> None:
-        attempt = self._engine.open(_decode_generate(body))
+        self._play(_decode_generate(body), ENGINE_LINES)
+
+    def _chat(self, body: bytes) -> None:
+        self._play(*openai_request(body, self._engine.num_attempts))
+
+    def _models(self, _body: bytes) -> None:
+        card = {"id": self._engine.model, "object": "model", "created": 1, "owned_by": "penstock"}
+        self._respond(msgspec.json.encode({"object": "list", "data": [card]}))
+
+    def _play(self, request: protocol.GenerateRequest, dialect: Dialect) -> None:
+        attempt = self._engine.open(request)
         self._busy = True
-        self.stream = Stream(attempt, self._engine, self._transport, self._stream_done)
+        self.stream = Stream(attempt, dialect, self._engine, self._transport, self._stream_done)
         self.stream.accept()
 
     def _stream_done(self) -> None:
@@ -182,8 +196,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._busy = False
-        head = b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
-        self._transport.write(head + body)
+        self._transport.write(head(status, len(body)) + body)
 
 
 _decode_generate = msgspec.json.Decoder(protocol.GenerateRequest).decode

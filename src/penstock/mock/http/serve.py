@@ -1,18 +1,19 @@
 """The life of a mock engine process: listen, answer, drain, end.
 
-In: a bound socket, the script; out: nothing, until ``stop`` is set.  Children and ports alike: what differs is who
-bound the socket.
+In: bound sockets, the script; out: nothing, until ``stop`` is set.  Who bound them does not matter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Sequence
 
 from penstock.config.mock import MockScript
 from penstock.mock.engine import MockEngine
 from penstock.mock.http.connection import Connection
 
+_BACKLOG = 4096
 _DRAIN_POLL_S = 0.02
 
 
@@ -21,20 +22,13 @@ class _LoopClock:
         return asyncio.get_running_loop().time()
 
 
-async def serve_mock(listener: socket.socket, *, model: str, script: MockScript, stop: asyncio.Event) -> None:
+async def serve_mock(
+    listeners: Sequence[socket.socket], *, model: str, script: MockScript, stop: asyncio.Event
+) -> None:
     """Serve until ``stop`` is set and what was running has ended, at most the script's ``drain_s`` later."""
     engine = MockEngine(model, script, _LoopClock())
     connections: set[Connection] = set()
-    loop = asyncio.get_running_loop()
-    listener.setblocking(False)
-
-    def make() -> Connection:
-        return Connection(engine, connections)
-
-    if listener.family == socket.AF_UNIX:
-        server: asyncio.Server = await loop.create_unix_server(make, sock=listener)
-    else:
-        server = await loop.create_server(make, sock=listener)
+    servers = [await _listen(listener, lambda: Connection(engine, connections)) for listener in listeners]
     await stop.wait()
     engine.draining = True
     try:
@@ -43,6 +37,15 @@ async def serve_mock(listener: socket.socket, *, model: str, script: MockScript,
                 await asyncio.sleep(_DRAIN_POLL_S)
     except TimeoutError:
         pass
-    server.close()
+    for server in servers:
+        server.close()
     for connection in list(connections):
         connection.abort()
+
+
+async def _listen(listener: socket.socket, make: Callable[[], Connection]) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    listener.setblocking(False)
+    if listener.family == socket.AF_UNIX:
+        return await loop.create_unix_server(make, sock=listener, backlog=_BACKLOG)
+    return await loop.create_server(make, sock=listener, backlog=_BACKLOG)

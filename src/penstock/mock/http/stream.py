@@ -1,6 +1,6 @@
 """One answer, played on a connection as its script says: token by token, until it ends, is struck or is closed.
 
-In: an attempt; out: bytes that were made beforehand.  A delta costs one timer and one write.
+In: an attempt and a dialect; out: bytes, mostly made beforehand.  A delta costs one timer and one write.
 """
 
 from __future__ import annotations
@@ -11,31 +11,24 @@ import signal
 from collections.abc import Callable
 
 from penstock.config.mock import Fault
-from penstock.mock import words
 from penstock.mock.engine import Attempt, MockEngine, strikes
+from penstock.mock.http.dialect import Dialect, chunk
 from penstock.wire import engine as protocol
-
-_STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
-_END = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _delta(token_id: int) -> bytes:
-    return chunk(protocol.encode_line(protocol.Delta(token_ids=[token_id], text=words.piece(token_id))))
-
-
-_DELTAS = [_delta(token_id) for token_id in range(words.VOCABULARY)]
 
 
 class Stream:
     """Plays one attempt on a connection, token by token, until it ends, is struck or is closed."""
 
-    def __init__(self, attempt: Attempt, engine: MockEngine, transport: asyncio.Transport, done: Callable[[], None]):
+    def __init__(
+        self,
+        attempt: Attempt,
+        dialect: Dialect,
+        engine: MockEngine,
+        transport: asyncio.Transport,
+        done: Callable[[], None],
+    ) -> None:
         self.attempt = attempt
+        self._dialect = dialect
         self.paused = False
         self._engine = engine
         self._transport = transport
@@ -47,13 +40,12 @@ class Stream:
 
     def accept(self) -> None:
         """Send the head and the first line, and wait for a slot."""
-        line = protocol.encode_line(self.attempt.answer.accepted())
-        self._transport.write(_STREAM_HEAD + chunk(line))
+        self._transport.write(self._dialect.accepted(self.attempt.answer.accepted()))
         self._engine.admit()
 
     def cancel(self) -> None:
         """End it as the abort verb does."""
-        self._end(protocol.encode_line(self.attempt.answer.finished(cancelled=True)))
+        self._end(self.attempt.answer.finished(cancelled=True))
 
     def close(self) -> None:
         """Nobody listens any more."""
@@ -78,9 +70,10 @@ class Stream:
         fault = strikes(attempt)
         if fault is not None and self._strike(fault):
             return
-        delta = b"" if answer.is_over else self._next()
-        if answer.is_over and (not delta or attempt.fault is None):
-            self._end(protocol.encode_line(answer.finished()), before=delta)
+        was_over = answer.is_over
+        delta = b"" if was_over else self._next()
+        if answer.is_over and (was_over or attempt.fault is None):
+            self._end(answer.finished(), before=delta)
             return
         self._transport.write(delta)
         self._timer = self._loop.call_later(self._engine.gap_s(attempt), self._step)
@@ -90,12 +83,12 @@ class Stream:
         self._engine.num_tokens += 1
         token_id = answer.next_token()
         if answer.plain and self._delta_tokens == 1:
-            return _DELTAS[token_id]
+            return self._dialect.token(token_id)
         token_ids = [token_id]
         while len(token_ids) < self._delta_tokens and not answer.is_over:
             token_ids.append(answer.next_token())
         self._engine.num_tokens += len(token_ids) - 1
-        return chunk(protocol.encode_line(answer.delta(token_ids)))
+        return self._dialect.delta(answer.delta(token_ids))
 
     def _strike(self, fault: Fault) -> bool:
         """Carry it out; whether nothing more follows now."""
@@ -103,9 +96,9 @@ class Stream:
         if fault.kind == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault.kind == "fail":
-            self._end(protocol.encode_line(protocol.Failed(code=fault.code, message="The script says so.")))
+            self._end(protocol.Failed(code=fault.code, message="The script says so."))
         elif fault.kind == "end":
-            self._end(b"")
+            self._end(None)
         elif fault.kind == "garbage":
             self._transport.write(chunk(b'{"type":"surprise","token_ids":"none"}\n'))
             return False
@@ -118,7 +111,7 @@ class Stream:
             self._transport.close()
         return True
 
-    def _end(self, line: bytes, before: bytes = b"") -> None:
+    def _end(self, event: protocol.Finished | protocol.Failed | None, before: bytes = b"") -> None:
         self.close()
-        self._transport.write(before + (chunk(line) if line else b"") + _END)
+        self._transport.write(before + self._dialect.end(event))
         self._done()

@@ -1,0 +1,188 @@
+"""What a gateway costs, measured from outside: CPU per request and per chunk, memory, start, added time to first token.
+
+In: a way to start the gateway in front of an upstream, and the upstreams; out: figures.  The CPU is the operating
+system's account of the gateway's processes; the same lanes that load it give the time without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from penstock.loadgen.account import Account
+from penstock.loadgen.lanes import Lane, Lap, Load, chat_request, connect, run
+from penstock.ports import Clock
+from penstock.wire.errors import Problem
+
+PATH = "/v1/chat/completions"
+_PROMPT = "The quick brown fox jumps over the lazy dog. " * 25
+_SETTLE_S = 0.5
+_OPENING = 64
+"""How many streams are opened at a time: the listener's backlog is not what is measured."""
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is sent.  ``open_streams`` 0 leaves that part out."""
+
+    requests: int = 4000
+    requests_alone: int = 1500
+    stream_tokens: int = 200
+    streams: int = 128
+    streams_alone: int = 6
+    first_tokens: int = 200
+    open_streams: int = 5000
+    open_hold_s: float = 5.0
+
+
+class OpenStreams(msgspec.Struct, frozen=True, kw_only=True):
+    """``alive``: how many of them got tokens while all were open.  Memory is the gateway's, with all open."""
+
+    count: int
+    alive: int
+    memory_bytes: int
+    bytes_per_stream: int
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """One gateway.  Per request: 16 in flight; per chunk: 32 streams, whatever a stream costs beside its chunks
+    included; added: over the same lanes without the gateway.
+    """
+
+    start_s: float
+    memory_bytes: int
+    memory_after_bytes: int
+    cpu_ms_per_request: float
+    cpu_ms_per_request_alone: float
+    requests_per_s: float
+    cpu_ms_per_chunk: float
+    cpu_ms_per_chunk_alone: float
+    added_ttft_p50_ms: float
+    added_ttft_p50_ms_at_32: float
+    open_streams: OpenStreams | None
+
+
+class Door(msgspec.Struct, frozen=True):
+    """A running gateway, or an upstream without one."""
+
+    host: str
+    port: int
+    pid: int
+    start_s: float
+    model: str
+
+
+class Upstreams(Protocol):
+    """Mock engines: one answers at once and whole, one token by token, one so slowly that its streams stay open."""
+
+    whole: Door
+    tokens: Door
+    slow: Door
+
+
+class Start(Protocol):
+    """Starts the gateway in front of an upstream; ready when entered."""
+
+    def __call__(self, upstream: Door) -> AbstractAsyncContextManager[Door]: ...
+
+
+async def measure(start: Start, upstreams: Upstreams, sizes: Sizes, clock: Clock) -> Figures:
+    """All figures of one gateway.  Raises ``Problem`` ``endpoint_error`` when it does not answer everything."""
+    async with start(upstreams.whole) as door:
+        account = Account(door.pid)
+        await asyncio.sleep(_SETTLE_S)
+        start_s, idle_bytes = door.start_s, account.memory_bytes()
+        ask = _request(door, max_tokens=64, stream=False)
+        await _lap(door, ask, 16, max(sizes.requests // 10, 1), clock)  # warm
+        busy, cpu_s = await _cpu(account, door, ask, 16, sizes.requests, clock)
+        alone, alone_cpu_s = await _cpu(account, door, ask, 1, sizes.requests_alone, clock)
+    async with start(upstreams.tokens) as door:
+        account = Account(door.pid)
+        ask = _request(door, max_tokens=sizes.stream_tokens, stream=True)
+        await _lap(door, ask, 8, 8, clock)
+        streams, streams_cpu_s = await _cpu(account, door, ask, 32, sizes.streams, clock)
+        lone, lone_cpu_s = await _cpu(account, door, ask, 1, sizes.streams_alone, clock)
+        added = [await _added_ms(door, upstreams.tokens, lanes, sizes, clock) for lanes in (1, 32)]
+        after_bytes = account.memory_bytes()
+    opened = None
+    if sizes.open_streams:
+        async with start(upstreams.slow) as door:
+            opened = await _open(door, sizes, clock)
+    return Figures(
+        start_s=start_s,
+        memory_bytes=idle_bytes,
+        memory_after_bytes=after_bytes,
+        cpu_ms_per_request=1000 * cpu_s / busy.answers,
+        cpu_ms_per_request_alone=1000 * alone_cpu_s / alone.answers,
+        requests_per_s=busy.answers / busy.seconds,
+        cpu_ms_per_chunk=1000 * streams_cpu_s / streams.chunks,
+        cpu_ms_per_chunk_alone=1000 * lone_cpu_s / lone.chunks,
+        added_ttft_p50_ms=added[0],
+        added_ttft_p50_ms_at_32=added[1],
+        open_streams=opened,
+    )
+
+
+def _request(door: Door, *, max_tokens: int, stream: bool) -> bytes:
+    return chat_request(PATH, door.model, _PROMPT, max_tokens=max_tokens, stream=stream)
+
+
+async def _lap(door: Door, request: bytes, lanes: int, requests: int, clock: Clock) -> Lap:
+    lap = await run(Load(door.host, door.port, request, lanes, requests), clock)
+    if lap.failures:
+        raise Problem("endpoint_error", f"{lap.failures} of {requests} requests got no whole answer with status 200.")
+    return lap
+
+
+async def _cpu(
+    account: Account, door: Door, request: bytes, lanes: int, requests: int, clock: Clock
+) -> tuple[Lap, float]:
+    before = account.cpu_s()
+    lap = await _lap(door, request, lanes, requests, clock)
+    return lap, account.cpu_s() - before
+
+
+async def _added_ms(door: Door, upstream: Door, lanes: int, sizes: Sizes, clock: Clock) -> float:
+    """Through the gateway and without it in turns, so that a noisy machine disturbs both."""
+    through: list[float] = []
+    direct: list[float] = []
+    rounds = 4
+    for _ in range(rounds):
+        for place, times in ((upstream, direct), (door, through)):
+            request = _request(place, max_tokens=16, stream=True)
+            requests = max(sizes.first_tokens // rounds, lanes)
+            lap = await _lap(place, request, lanes, requests, clock)
+            times.extend(lap.first_token_s)
+    return 1000 * (statistics.median(through) - statistics.median(direct))
+
+
+async def _open(door: Door, sizes: Sizes, clock: Clock) -> OpenStreams:
+    """Open so many streams, wait until all of them have got a token, look, and leave."""
+    account = Account(door.pid)
+    request = _request(door, max_tokens=100_000, stream=True)
+    before = account.memory_bytes()
+    lanes: list[Lane] = []
+    try:
+        while len(lanes) < sizes.open_streams:
+            more = min(_OPENING, sizes.open_streams - len(lanes))
+            opened = await asyncio.gather(*(connect(door.host, door.port, clock) for _ in range(more)))
+            for lane in opened:
+                lane.ask(request)
+            lanes += opened
+            await asyncio.sleep(0.01)
+        deadline = clock.now() + 60.0
+        while clock.now() < deadline and any(lane.first_token_at is None and not lane.closed for lane in lanes):
+            await asyncio.sleep(0.1)
+        frames = [lane.frames for lane in lanes]
+        await asyncio.sleep(sizes.open_hold_s)
+        alive = sum(lane.frames > was and not lane.closed for lane, was in zip(lanes, frames, strict=True))
+        memory = account.memory_bytes()
+    finally:
+        for lane in lanes:
+            lane.close()
+    return OpenStreams(
+        count=len(lanes), alive=alive, memory_bytes=memory, bytes_per_stream=(memory - before) // len(lanes)
+    )
