@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli.sizes import parse_size
 from penstock.config.settings import DType, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
+
+if TYPE_CHECKING:
+    from penstock.config.prices import Price
 
 
 def register(app: typer.Typer) -> None:
@@ -129,6 +133,10 @@ def serve(
             help="Style of the model's tool calls; auto finds it, none leaves them in the text.",
         ),
     ] = "auto",
+    prices: Annotated[
+        Path | None,
+        _option("--prices", help="File of prices per model and date, for budgets and usage in dollars."),
+    ] = None,
     insecure_no_auth: Annotated[
         bool,
         _option(
@@ -167,12 +175,24 @@ def serve(
         threads=threads,
         reasoning_parser=reasoning_parser,
         tool_parser=tool_parser,
+        prices=_read_prices(prices) if prices is not None else (),
     )
     display = ServeDisplay()
     try:
         controller_process(settings, penstock_home(), display)
     finally:
         display.close()
+
+
+def _read_prices(path: Path) -> tuple[Price, ...]:
+    from penstock.config.prices import read_prices
+
+    try:
+        return read_prices(path.read_bytes())
+    except OSError as error:
+        raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param="--prices") from None
+    except ValueError as error:
+        raise Problem("invalid_setting", f"{path} {error}.", param="--prices") from None
 
 
 def _check_host(option: str, host: str, insecure: bool) -> None:

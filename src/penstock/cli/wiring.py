@@ -29,6 +29,7 @@ from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
 from penstock.config.mock import MockSettings
+from penstock.config.prices import Price
 from penstock.config.settings import EngineSettings, GatewaySettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
 from penstock.observe import exposition
@@ -185,7 +186,7 @@ async def _control(
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
-    launches = {member.id: _gateway_launch(member, store_path, data) for member in gateways}
+    launches = {member.id: _gateway_launch(member, settings.prices, store_path, data) for member in gateways}
     launches |= {member.id: _engine_launch(member, settings, name, resolved.directory) for member in engines}
     scrape = {member.id: (member.socket, gateway_wire.METRICS) for member in gateways}
     scrape |= {member.id: (member.socket, METRICS) for member in engines}
@@ -220,7 +221,7 @@ def _resolved(settings: ServeSettings) -> Resolved:
     return Resolved(directory=Path(), name="mock")
 
 
-def _gateway_launch(member: Member, store_path: Path, data: socket.socket) -> Launch:
+def _gateway_launch(member: Member, prices: tuple[Price, ...], store_path: Path, data: socket.socket) -> Launch:
     def settings(incarnation: int) -> bytes:
         return msgspec.json.encode(
             GatewaySettings(
@@ -228,6 +229,7 @@ def _gateway_launch(member: Member, store_path: Path, data: socket.socket) -> La
                 control_socket=member.socket,
                 store_path=str(store_path),
                 listen_fd=data.fileno(),
+                prices=prices,
             )
         )
 

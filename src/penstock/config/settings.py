@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from penstock.config.prices import Price
+
 DType = Literal["auto", "bfloat16", "float32"]
 ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
 """In which marks a model thinks; ``auto``: as its chat template and vocabulary show."""
@@ -56,6 +58,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     resume_timeout_s: float = 60.0
     """How long a stream waits for some replica to take it up again before it fails."""
     max_resumes: int = 8
+    prices: tuple[Price, ...] = ()
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,3 +82,4 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"
     tool_parser: ToolParser = "auto"
+    prices: tuple[Price, ...] = ()

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from penstock.config.tenants import ANONYMOUS, Principal
 from penstock.events.list import Outcome, RequestEnded
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
 from penstock.wire.errors import Problem
+
+if TYPE_CHECKING:
+    from penstock.gateway.limits import Hold
+    from penstock.policy.limit import Standing
 
 _CLIENT_GONE_STATUS = 499
 _REFUSALS = frozenset({"draining", "not_ready", "overloaded"})
@@ -23,7 +28,10 @@ class ClientGone(Exception):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far."""
+    """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far.
+
+    ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first.
+    """
 
     id: str
     route: str
@@ -32,6 +40,9 @@ class Call:
     model: str = ""
     streamed: bool = False
     choices_per_prompt: int = 1
+    num_choices: int = 1
+    hold: Hold | None = None
+    standings: list[Standing] = field(default_factory=list)
     accepted: bool = False
     response_started: bool = False
     client_gone: bool = False
@@ -83,12 +94,13 @@ class Call:
             duration_s=now - self.started,
             ttft_s=ttft_s,
             tpot_s=tpot_s,
-            prompt_tokens=self._once_per_prompt(self.num_prompt_tokens),
-            cached_tokens=self._once_per_prompt(self.num_cached_tokens),
+            prompt_tokens=self.once_per_prompt(self.num_prompt_tokens),
+            cached_tokens=self.once_per_prompt(self.num_cached_tokens),
             output_tokens=sum(self.num_tokens.values()),
         )
 
-    def _once_per_prompt(self, counts: dict[int, int]) -> int:
+    def once_per_prompt(self, counts: dict[int, int]) -> int:
+        """The sum of a count that all choices of a prompt share."""
         return sum(count for index, count in counts.items() if index % self.choices_per_prompt == 0)
 
     def _outcome(self, error: BaseException | None) -> tuple[Outcome, int, str]:

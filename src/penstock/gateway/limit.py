@@ -1,20 +1,28 @@
 """The second stage: how much.
 
-In: a call whose principal is known; out: nothing, or a ``Problem`` that says why it is not taken and when to try again.
+In: a call whose principal is known, and the events on their way to it; out: the events that its limits cover, or a
+``Problem`` that says why it is not taken and when to try again.  ``gateway.limits`` keeps the books.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from penstock.events.list import RequestEnded
 from penstock.gateway.call import Call
+from penstock.gateway.limits import Hold, Limits
 from penstock.gateway.replicas import Replicas
+from penstock.policy.limit import Verdict, describe
+from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished, GenerateRequest, Usage
 from penstock.wire.errors import Problem
 
 
 class Limit:
-    """Refuses what this gateway does not take now."""
+    """Refuses what this gateway does not take now, and ends what its limits no longer cover."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, limits: Limits) -> None:
         self._replicas = replicas
+        self._limits = limits
 
     @property
     def draining(self) -> bool:
@@ -25,3 +33,103 @@ class Limit:
         """The head is read, the body is not."""
         if self.draining:
             raise Problem("draining", "This server is shutting down and takes no new requests.", retry_after_s=1.0)
+
+    def reserve(self, call: Call, body_bytes: int, choices: Sequence[GenerateRequest] = ()) -> None:
+        """Hold what the call may need: the input by the bytes of its body, since no token is shorter than one.
+
+        Raises ``Problem``: ``rate_limit_exceeded``, ``insufficient_quota`` or ``request_exceeds_limit``.
+        """
+        rules = self._limits.rules(call.principal, call.model)
+        if not rules:
+            return
+        most = [choice.max_tokens for choice in choices]
+        most_output = None if None in most else sum(number for number in most if number is not None)
+        hold = Hold(self._limits, rules, call.model, most_output, len(choices))
+        verdict = hold.begin(body_bytes)
+        call.standings = self._limits.tightest(rules)
+        if not verdict.granted:
+            raise _refusal(verdict)
+        call.hold = hold
+
+    def cover(self, call: Call, index: int, events: list[Event]) -> list[Event]:
+        """What of choice ``index``'s events is covered; less than it was ends in a ``Finished`` that says why.
+
+        Once that has been given for a choice, nothing more of it is asked about.  Raises ``Problem`` when the input
+        turns out larger than what was reserved for it and than what is left.
+        """
+        hold = call.hold
+        if hold is None:
+            return events
+        if isinstance(events[0], Accepted):
+            self._know_input(hold, call, index, events[0])
+        output = hold.used
+        for event in events:
+            if isinstance(event, Delta):
+                output += len(event.token_ids)
+        last = events[-1]
+        if isinstance(last, Finished):
+            output = hold.used - call.num_tokens.get(index, 0) + last.usage.output
+            hold.running -= 1
+        refused = hold.cover(output)
+        if refused is None:
+            hold.used = output
+            return events
+        if not isinstance(last, Finished):
+            hold.running -= 1
+        return self._cut(hold, call, index, events, refused)
+
+    def cover_embedded(self, call: Call, embedded: Embedded) -> None:
+        """Raises ``Problem`` when the inputs turn out larger than what was reserved and than what is left."""
+        verdict = call.hold.know_input(embedded.prompt_tokens) if call.hold is not None else None
+        if verdict is not None:
+            raise _refusal(verdict)
+
+    def end(self, call: Call, ended: RequestEnded) -> None:
+        """Settle for what the call has used, however it ended; a request that nothing was done for counts no more."""
+        if call.hold is None:
+            return
+        call.hold.end(
+            requests=1 if call.accepted or ended.outcome == "finished" else 0,
+            prompt=ended.prompt_tokens,
+            cached=ended.cached_tokens,
+            output=ended.output_tokens,
+        )
+        call.hold = None
+
+    def _know_input(self, hold: Hold, call: Call, index: int, accepted: Accepted) -> None:
+        """Another prompt is known; once all are, the call holds what they take, no more and no less."""
+        prompts = call.num_prompt_tokens | {index: accepted.prompt_tokens}
+        verdict = hold.know_input(call.once_per_prompt(prompts), whole=len(prompts) == call.num_choices)
+        if verdict is not None:
+            raise _refusal(verdict)
+
+    def _cut(self, hold: Hold, call: Call, index: int, events: list[Event], refused: Verdict) -> list[Event]:
+        covered: list[Event] = []
+        output = call.num_tokens.get(index, 0)
+        for event in events:
+            if isinstance(event, Accepted):
+                covered.append(event)
+            elif isinstance(event, Delta) and len(event.token_ids) <= hold.left - hold.running:
+                covered.append(event)
+                output += len(event.token_ids)
+                hold.used += len(event.token_ids)
+            else:
+                break
+        prompt = next((e.prompt_tokens for e in covered if isinstance(e, Accepted)), None)
+        usage = Usage(prompt=call.num_prompt_tokens.get(index, 0) if prompt is None else prompt, output=output)
+        return [*covered, Finished(reason="length", usage=usage, limit=refused.why)]
+
+
+def _refusal(verdict: Verdict) -> Problem:
+    rule = verdict.refused
+    assert rule is not None
+    if verdict.retry_after_s is None:
+        message = f"This request can never fit: {verdict.why}."
+        return Problem("request_exceeds_limit", message)
+    if rule.unit == "usd":
+        return Problem("insufficient_quota", f"The budget is used up: {verdict.why}.")
+    return Problem(
+        "rate_limit_exceeded",
+        f"Over the limit of {describe(rule)}: {verdict.why}; try again in {verdict.retry_after_s:.3g} s.",
+        retry_after_s=verdict.retry_after_s,
+    )

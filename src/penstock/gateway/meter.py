@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 
-from penstock.events.list import RequestReceived
+from penstock.events.list import RequestEnded, RequestReceived
 from penstock.gateway.call import Call
 from penstock.ports import Clock, Emit
 from penstock.wire.engine import Embedded, Event
@@ -34,7 +34,9 @@ class Meter:
     def note_embedded(self, call: Call, embedded: Embedded) -> None:
         call.note_embedded(embedded)
 
-    def end(self, call: Call, error: BaseException | None) -> None:
+    def end(self, call: Call, error: BaseException | None) -> RequestEnded:
         """The call has ended, early if there is an ``error``."""
         self.in_flight -= 1
-        self._emit(call.ended(error, self._clock.now()))
+        ended = call.ended(error, self._clock.now())
+        self._emit(ended)
+        return ended

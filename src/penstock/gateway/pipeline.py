@@ -21,7 +21,7 @@ from penstock.gateway.meter import Meter
 from penstock.gateway.replicas import ModelState, Replicas
 from penstock.gateway.route import Router
 from penstock.gateway.upstream import Upstream
-from penstock.wire.engine import Embedded, EmbedRequest, Event, GenerateRequest
+from penstock.wire.engine import Embedded, EmbedRequest, Event, Finished, GenerateRequest
 
 T = TypeVar("T")
 
@@ -69,34 +69,55 @@ class Gateway:
             error = raised
             raise
         finally:
-            self.stages.meter.end(call, error)
+            self.stages.limit.end(call, self.stages.meter.end(call, error))
 
     def find(self, call: Call, model: str | None) -> ModelState:
         """The model that is asked for; ``None``: the only one there is.  Raises ``Problem`` ``model_not_found``."""
         return self.stages.route.find(call, model)
 
-    async def generate(
+    def generate(
         self, call: Call, choices: list[GenerateRequest], body_bytes: int
     ) -> AsyncGenerator[tuple[int, list[Event]], None]:
-        """Events of all choices as they come, metered; ends when every choice has finished."""
+        """Events of all choices as they come, metered; ends when every choice has finished.
+
+        Raises ``Problem`` at once where the caller's limits do not allow it.
+        """
+        call.num_choices = len(choices)
+        self.stages.limit.reserve(call, body_bytes, choices)
+        return self._generate(call, choices, body_bytes)
+
+    async def _generate(
+        self, call: Call, choices: list[GenerateRequest], body_bytes: int
+    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
         stages = self.stages
         choices = stages.identify.salted(call.principal, choices)
         prompt_tokens = body_bytes // _BYTES_PER_TOKEN // max(len(choices) // call.choices_per_prompt, 1)
         sources = [stages.forward.stream(call.model, choice, prompt_tokens) for choice in choices]
         async with aclosing(merge(sources)) as merged:
+            running = set(range(len(choices)))
             async for index, events in merged:
-                stages.meter.note(call, index, events)
-                yield index, events
+                if index not in running:
+                    continue  # its limits ended it, and its engine hears of that when the others have ended, too
+                covered = stages.limit.cover(call, index, events)
+                stages.meter.note(call, index, covered)
+                if isinstance(covered[-1], Finished):
+                    running.discard(index)
+                yield index, covered
+                if not running:
+                    return
 
     async def exchange(self, call: Call, send: Callable[[str], Awaitable[T]]) -> T:
         """One question and one answer; ``send`` is given a replica's socket."""
+        self.stages.limit.reserve(call, 0)
         return await self.stages.forward.call(call.model, send)
 
     async def embed(self, call: Call, request: EmbedRequest, body_bytes: int) -> Embedded:
         """The vectors of all inputs, metered."""
+        self.stages.limit.reserve(call, body_bytes)
         salted = self.stages.identify.salted_embed(call.principal, request)
         embedded = await self.stages.forward.call(
             call.model, lambda socket: self.upstream.embed(socket, salted), body_bytes // _BYTES_PER_TOKEN
         )
+        self.stages.limit.cover_embedded(call, embedded)
         self.stages.meter.note_embedded(call, embedded)
         return embedded

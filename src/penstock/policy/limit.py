@@ -210,7 +210,8 @@ def amount_text(unit: Unit, amount: int) -> str:
     """An amount with its unit."""
     if unit == "usd":
         return f"${amount / NUSD:.9f}".rstrip("0").rstrip(".")
-    return f"{amount} {'requests' if unit == 'concurrency' else unit}"
+    noun = "requests" if unit == "concurrency" else unit
+    return f"1 {noun[:-1]}" if amount == 1 else f"{amount} {noun}"
 
 
 def window_of(window: Window, wall: float) -> int:

@@ -174,7 +174,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
 class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
     """Terminal.  ``text``, ``reasoning`` and ``tool_calls`` are what was held back.
 
-    ``stop`` is the stop string or token id that matched.  ``tool_calls`` is the reason of an answer with calls in it
+    ``stop`` is the stop string or token id that matched.  ``limit``: the limit of the caller's that ended it, in words;
+    set by the gateway, never by an engine.  ``tool_calls`` is the reason of an answer with calls in it
     that came to its own end.
     """
 
@@ -184,6 +185,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     reasoning: str = ""
     tool_calls: list[CallDelta] = []
     stop: str | int | None = None
+    limit: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

@@ -54,6 +54,10 @@ ERRORS: dict[str, ErrorSpec] = {
     "method_not_allowed": _caller(405),
     "body_too_large": _caller(413, "Send a smaller body."),
     "headers_too_large": _caller(431, "Send fewer or shorter headers."),
+    # How much.
+    "rate_limit_exceeded": _later(429, Fault.CALLER, "Try again after the seconds in retry-after.", "rate_limit_error"),
+    "insufficient_quota": _caller(429, "Wait for the budget's next period, or have it raised.", "insufficient_quota"),
+    "request_exceeds_limit": _caller(429, "Send a smaller request, or have the limit raised.", "rate_limit_error"),
     # Capacity and time.
     "overloaded": _later(503, Fault.US, "Try again after the seconds in retry-after.", "overloaded_error"),
     "not_ready": _later(503, Fault.US, "The model is still loading; GET /ready tells when it is done."),

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from penstock.asgi.respond import Header, send_bytes
 from penstock.asgi.server import Receive, Send
 from penstock.gateway.call import Call, ClientGone
+from penstock.gateway.http.rate_limit import rate_limit_headers
 from penstock.gateway.http.stream import EventStream
 from penstock.gateway.pipeline import Gateway
 from penstock.wire import sse
@@ -26,6 +27,8 @@ from penstock.wire.errors import Problem
 from penstock.wire.openai import chat, completions, listing
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
 from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
+
+T = TypeVar("T")
 
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", sse.CONTENT_TYPE),
@@ -77,15 +80,35 @@ class Exchange:
         if self.watcher is not None:
             self.watcher.cancel()
 
+    def generate(
+        self, choices: list[GenerateRequest], body_bytes: int
+    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
+        """What the gateway generates; whatever is answered from here on says how the limits stand."""
+        try:
+            return self.gateway.generate(self.call, choices, body_bytes)
+        finally:
+            self._tell_limits()
+
+    async def limited(self, answer: Awaitable[T]) -> T:
+        """What the gateway answers; from here on as :meth:`generate`."""
+        try:
+            return await answer
+        finally:
+            self._tell_limits()
+
+    def _tell_limits(self) -> None:
+        self.headers += [header for standing in self.call.standings for header in rate_limit_headers(standing)]
+
     async def answer(self, body: bytes) -> None:
         self.unwatch()
         await send_bytes(self.send, body, content_type=b"application/json", headers=self.headers)
 
     async def write_stream(self, choices: list[GenerateRequest], renderer: StreamRenderer, body_bytes: int) -> None:
         """Stream every choice.  The head waits until every choice was accepted: until then a problem has a status."""
+        generated = self.generate(choices, body_bytes)
         stream = self.stream = EventStream(self.send, [*_STREAM_HEADERS, *self.headers], self.rules.keep_alive_s)
         waiting, running = len(choices), len(choices)
-        async with aclosing(self.gateway.generate(self.call, choices, body_bytes)) as merged:
+        async with aclosing(generated) as merged:
             async for index, events in merged:
                 frames = renderer.push(index, events)
                 running -= isinstance(events[-1], Finished)
@@ -110,7 +133,7 @@ class Exchange:
     async def write_body(self, choices: list[GenerateRequest], renderer: BodyRenderer, body_bytes: int) -> None:
         """Collect every choice and answer at once."""
         running = len(choices)
-        async with aclosing(self.gateway.generate(self.call, choices, body_bytes)) as merged:
+        async with aclosing(self.generate(choices, body_bytes)) as merged:
             async for index, events in merged:
                 renderer.push(index, events)
                 running -= isinstance(events[-1], Finished)
@@ -180,7 +203,9 @@ async def tokenize(exchange: Exchange, body: bytes) -> None:
     exchange.gateway.find(exchange.call, request.model)
     question = listing.tokenize_request(request)
     upstream = exchange.gateway.upstream
-    tokens = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.tokenize(socket, question))
+    tokens = await exchange.limited(
+        exchange.gateway.exchange(exchange.call, lambda socket: upstream.tokenize(socket, question))
+    )
     await exchange.answer(listing.tokenize_answer(request, tokens))
 
 
@@ -190,7 +215,9 @@ async def detokenize(exchange: Exchange, body: bytes) -> None:
     exchange.gateway.find(exchange.call, request.model)
     question = listing.detokenize_request(request)
     upstream = exchange.gateway.upstream
-    text = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
+    text = await exchange.limited(
+        exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
+    )
     await exchange.answer(listing.detokenize_answer(text))
 
 

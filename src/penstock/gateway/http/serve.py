@@ -18,12 +18,14 @@ from penstock.asgi.respond import send_json, send_problem
 from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
 from penstock.config.desired import Acknowledgement, DesiredState
 from penstock.config.settings import GatewaySettings
+from penstock.cost.money import Tariff
 from penstock.gateway.forward import Forwarder
 from penstock.gateway.http.app import App
 from penstock.gateway.http.data import HttpRules
 from penstock.gateway.http.server import HttpServer
 from penstock.gateway.identify import Identify
 from penstock.gateway.limit import Limit
+from penstock.gateway.limits import Limits
 from penstock.gateway.meter import Meter
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
@@ -60,7 +62,7 @@ async def serve_gateway(
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
     stages = Stages(
         identify=Identify(),
-        limit=Limit(replicas),
+        limit=Limit(replicas, Limits(clock, time.time, Tariff(settings.prices))),
         route=Router(replicas),
         forward=Forwarder(replicas, upstream, rules, clock, emit),
         meter=Meter(clock, emit),

@@ -62,6 +62,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     delta: ChunkDelta
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
+    finish_detail: str | msgspec.UnsetType = msgspec.UNSET
+    """Which limit of the caller's ended the choice; our own field, and only then."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -100,6 +102,7 @@ class Choice(msgspec.Struct, frozen=True):
     message: Message
     logprobs: Logprobs | None
     finish_reason: str
+    finish_detail: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -150,7 +153,9 @@ class ChatStream:
             return self._parts(index, event, logprobs)
         if isinstance(event, Finished):
             self._usages[index] = event.usage
-            return self._parts(index, event) + self._frame([ChunkChoice(index, ChunkDelta(), None, event.reason)])
+            return self._parts(index, event) + self._frame(
+                [ChunkChoice(index, ChunkDelta(), None, event.reason, event.limit or msgspec.UNSET)]
+            )
         assert isinstance(event, Accepted), event
         return self._frame([ChunkChoice(index, ChunkDelta(role="assistant", content=""))])
 
@@ -210,6 +215,7 @@ class ChatBody:
                 self._message(index),
                 None if entries is None else _logprobs(entries),
                 finished[index].reason,
+                finished[index].limit or msgspec.UNSET,
             )
             for index, entries in enumerate(self._logprobs)
         ]

@@ -29,6 +29,8 @@ class Choice(msgspec.Struct, frozen=True):
     text: str
     logprobs: Logprobs | None
     finish_reason: str | None
+    finish_detail: str | msgspec.UnsetType = msgspec.UNSET
+    """As in chat's answers."""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -92,7 +94,7 @@ class CompletionStream:
     def _frames(self, index: int, event: Event) -> bytes:
         if isinstance(event, Finished):
             self._usages[index] = event.usage
-            return self._frame([Choice(index, event.text, None, event.reason)])
+            return self._frame([Choice(index, event.text, None, event.reason, event.limit or msgspec.UNSET)])
         text, entries = _content(event)
         if not text and entries is None:
             return b""
@@ -137,6 +139,7 @@ class CompletionBody:
                 "".join(self._texts[index]),
                 None if entries is None else _Offsets().render(entries),
                 finished[index].reason,
+                finished[index].limit or msgspec.UNSET,
             )
             for index, entries in enumerate(self._logprobs)
         ]

@@ -1,0 +1,35 @@
+"""The headers of limits, named and written as OpenAI's API has them.
+
+In: how a rule stands; out: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``.
+Of several limits on one unit the one with least left is shown.
+"""
+
+from __future__ import annotations
+
+import math
+
+from penstock.asgi.respond import Header
+from penstock.policy.limit import Standing
+
+
+def rate_limit_headers(standing: Standing) -> list[Header]:
+    """Limit, what remains of it, and in how long it is whole again."""
+    unit = standing.rule.unit.encode()
+    return [
+        (b"x-ratelimit-limit-" + unit, str(standing.rule.amount).encode()),
+        (b"x-ratelimit-remaining-" + unit, str(standing.left).encode()),
+        (b"x-ratelimit-reset-" + unit, duration_text(standing.reset_s).encode()),
+    ]
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as OpenAI writes it: ``12ms``, ``1.5s``, ``6m0s``, ``26h3m0s``.  Rounded up to a millisecond."""
+    milliseconds = math.ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    text = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    if not minutes:
+        return text
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}"
