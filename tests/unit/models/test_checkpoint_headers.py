@@ -174,3 +174,11 @@ def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"model\.safetensors nor model\.safetensors\.index\.json") as caught:
         read_headers(tmp_path)
     assert caught.value.code == "checkpoint_invalid"
+
+
+def test_a_gguf_file_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """Where the only weights are in llama.cpp's format, the file is named, and what to take instead."""
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(Problem, match=r"model-Q4_K_M\.gguf is a GGUF file.*safetensors") as caught:
+        read_headers(tmp_path)
+    assert caught.value.code == "checkpoint_unsupported"
