@@ -110,6 +110,7 @@ class ModelConfig(Traits):
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_position,
             "hidden_act": _ACTIVATION_NAMES[self.activation],
+            "hidden_activation": _ACTIVATION_NAMES[self.activation],
             "layer_norm_eps" if self.norm == "layer" else "rms_norm_eps": self.norm_eps,
             **({} if rope is None else write_rope(rope)),
             "tie_word_embeddings": self.tie_embeddings,

@@ -96,6 +96,16 @@ def test_configuration_survives_writing_and_reading(tmp_path: Path, content: dic
     assert read(tmp_path, config.to_huggingface()) == config
 
 
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
+def test_the_activation_survives_writing_and_reading(tmp_path: Path, architecture: str, activation: str) -> None:
+    """Whichever of its two names a family's default has, the activation that was stated comes back."""
+    names = {"hidden_act": activation, "hidden_activation": activation}
+    config = read(tmp_path, LLAMA | names | {"architectures": [architecture]})
+    assert config.activation == {"gelu_pytorch_tanh": "gelu_tanh"}.get(activation, activation)
+    assert read(tmp_path, config.to_huggingface()) == config
+
+
 def test_missing_directory_is_a_missing_source(tmp_path: Path) -> None:
     """A path that is no directory is named as such."""
     with pytest.raises(Problem, match="nowhere is not a directory") as caught:
