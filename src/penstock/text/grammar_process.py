@@ -54,7 +54,8 @@ class Channel:
         """Whose answers are due, in the order of the requests; written under ``_sending``."""
         self._answered = threading.Condition()
         self.is_lost = False
-        threading.Thread(target=self._listen, name="grammar", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="grammar", daemon=True)
+        self._listener.start()
 
     def open(self, grammar: Grammar, token_ids: list[int]) -> Session:
         """Start to follow ``grammar`` behind ``token_ids``; returns at once."""
@@ -108,7 +109,7 @@ class Channel:
     def _listen(self) -> None:
         """Never sends and never waits for a sender: a worker that cannot write does not read either."""
         decode = msgspec.msgpack.Decoder(child.Reply).decode
-        while (frame := child.receive(self._socket)) is not None:
+        while (frame := self._receive()) is not None:
             reply = decode(frame)
             session = self._pending.popleft()
             with self._answered:
@@ -118,6 +119,12 @@ class Channel:
                     self._answered.notify_all()
         self._lose()
         self._socket.close()
+
+    def _receive(self) -> bytes | None:
+        try:
+            return child.receive(self._socket)
+        except OSError:  # the process was killed with requests unread
+            return None
 
     def _lose(self) -> None:
         with self._answered:
@@ -129,6 +136,7 @@ class Channel:
         self._lose()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        self._listener.join()
 
 
 class GrammarProcess:
@@ -148,12 +156,13 @@ class GrammarProcess:
         for end in theirs:
             end.close()
         self.trial, self.steps = map(Channel, ours)
-        feeding = threading.Thread(target=self._feed, args=(vocabulary,), name="grammar", daemon=True)
-        feeding.start()
+        self._feeding = threading.Thread(target=self._feed, args=(vocabulary,), name="grammar", daemon=True)
+        self._feeding.start()
 
     def _feed(self, vocabulary: child.Vocabulary) -> None:
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
+        # A process that ended before it was told its words: whoever waits for it hears so from the channels.
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(msgspec.msgpack.encode(vocabulary))
 
     def close(self) -> None:
@@ -165,6 +174,7 @@ class GrammarProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._feeding.join()
 
     @property
     def is_lost(self) -> bool:

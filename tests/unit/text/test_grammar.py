@@ -17,7 +17,8 @@ from tokenizers import AddedToken
 
 from penstock.text.answer import AnswerFormat
 from penstock.text.grammar import MAX_GRAMMAR_CHARS, GrammarConstraint, Grammars
-from penstock.text.grammar_child import Open
+from penstock.text.grammar_child import Open, Vocabulary
+from penstock.text.grammar_process import GrammarProcess
 from penstock.text.reasoning import MARKS, Thinking
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.engine import Grammar
@@ -42,6 +43,16 @@ def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
     made.start()
     yield made
     made.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_process_may_end_before_it_began(killed: bool) -> None:
+    """Closing at once, or after the process was killed over its vocabulary, raises nothing in any thread."""
+    process = GrammarProcess(Vocabulary([b"word"] * 300_000, []))
+    if killed:
+        process._process.kill()
+        process._process.wait()
+    process.close()
 
 
 class Follow:
