@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from seeded import write_seeded_checkpoint
 from torch import Tensor
 
 from penstock.models.attention import packed_causal, packed_positions
+from penstock.models.config import ModelConfig
 from penstock.models.exact.attention import packed_exact
 from penstock.models.exact.ops import EXACT
 from penstock.models.load import load_decoder
@@ -108,6 +110,26 @@ def test_saved_checkpoint_is_theirs_again(case: str, tmp_path: Path) -> None:
     token_ids = torch.arange(40)[None]
     with torch.inference_mode():
         torch.testing.assert_close(again(token_ids).logits, model(token_ids).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES.values()}))
+def test_what_config_json_leaves_out_is_what_transformers_takes(name: str, tmp_path: Path) -> None:
+    """A config.json of sizes alone is read as the one in which transformers wrote out all its defaults."""
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 128,
+        "intermediate_size": 96,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 64,
+        "max_position_embeddings": 512,
+    }
+    architecture = {"architectures": [f"{name}ForCausalLM"]}
+    text = "Text" if name == "Gemma3" else ""
+    full = getattr(transformers, f"{name}{text}Config")(**sizes).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(full | architecture))
+    theirs = ModelConfig.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(sizes | architecture))
+    assert ModelConfig.from_directory(tmp_path) == theirs
 
 
 def test_the_decoder_of_a_model_that_also_sees(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ class ModelConfig(Traits):
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "hidden_size": self.hidden_size,
+            "head_dim": self.head_dim,
             "intermediate_size": self.intermediate_size,
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_position,

@@ -35,7 +35,6 @@ def _traits(fields: Fields) -> Traits:
 def _fields(traits: Traits) -> Mapping[str, object]:
     assert traits.attention_scale is not None
     return {
-        "head_dim": traits.head_dim,
         "attention_bias": traits.qkv_bias,
         "query_pre_attn_scalar": round(traits.attention_scale**-2),
         "attn_logit_softcapping": traits.attention_softcap,
@@ -54,6 +53,7 @@ GEMMA2 = Family(
         "head_dim": 256,
         "hidden_activation": "gelu_pytorch_tanh",
         "max_position_embeddings": 8192,
+        "num_key_value_heads": 4,
         "tie_word_embeddings": True,
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,

@@ -55,7 +55,6 @@ def _fields(traits: Traits) -> Mapping[str, object]:
     ropes = {layer.window is None: layer.rope for layer in traits.layers}
     full, sliding = ropes.get(True), ropes.get(False)
     written: dict[str, object] = {
-        "head_dim": traits.head_dim,
         "attention_bias": traits.qkv_bias,
         "query_pre_attn_scalar": round(traits.attention_scale**-2),
         "final_logit_softcapping": traits.logits_softcap,

@@ -24,7 +24,7 @@ def _traits(fields: Fields) -> Traits:
 
 
 def _fields(traits: Traits) -> Mapping[str, object]:
-    return {"head_dim": traits.head_dim, "attention_bias": traits.qkv_bias, "mlp_bias": traits.mlp_bias}
+    return {"attention_bias": traits.qkv_bias, "mlp_bias": traits.mlp_bias}
 
 
 LLAMA = Family(

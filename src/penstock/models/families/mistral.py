@@ -18,7 +18,7 @@ def _traits(fields: Fields) -> Traits:
 
 def _fields(traits: Traits) -> Mapping[str, object]:
     # Other layers than sliding ones have another architecture; transformers warns of the field here.
-    return {"head_dim": traits.head_dim, "sliding_window": write_windows(traits.layers)["sliding_window"]}
+    return {"sliding_window": write_windows(traits.layers)["sliding_window"]}
 
 
 MISTRAL = Family(

@@ -28,7 +28,6 @@ def _fields(traits: Traits) -> Mapping[str, object]:
     experts = traits.layers[0].experts
     assert experts is not None
     return {
-        "head_dim": traits.head_dim,
         "sliding_window": write_windows(traits.layers)["sliding_window"],
         "num_local_experts": experts.num,
         "num_experts_per_tok": experts.per_token,

@@ -23,7 +23,6 @@ def _traits(fields: Fields) -> Traits:
 
 def _fields(traits: Traits) -> Mapping[str, object]:
     return {
-        "head_dim": traits.head_dim,
         "use_sliding_window": any(layer.window is not None for layer in traits.layers),
         **write_windows(traits.layers),
     }
@@ -35,5 +34,10 @@ QWEN2 = Family(
     traits=_traits,
     fields=_fields,
     tensors=COMMON_TENSORS,
-    defaults={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    defaults={
+        "num_key_value_heads": 32,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
 )

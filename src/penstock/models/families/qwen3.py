@@ -26,7 +26,6 @@ def _traits(fields: Fields) -> Traits:
 
 def _fields(traits: Traits) -> Mapping[str, object]:
     return {
-        "head_dim": traits.head_dim,
         "attention_bias": traits.qkv_bias,
         "use_sliding_window": any(layer.window is not None for layer in traits.layers),
         **write_windows(traits.layers),
@@ -39,5 +38,11 @@ QWEN3 = Family(
     traits=_traits,
     fields=_fields,
     tensors=COMMON_TENSORS,
-    defaults={"head_dim": 128, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    defaults={
+        "head_dim": 128,
+        "num_key_value_heads": 32,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
 )

@@ -39,7 +39,6 @@ def _fields(traits: Traits) -> Mapping[str, object]:
     experts = next((layer.experts for layer in traits.layers if layer.experts is not None), None)
     window = write_windows(traits.layers)["sliding_window"]
     written: dict[str, object] = {
-        "head_dim": traits.head_dim,
         "attention_bias": traits.qkv_bias,
         "use_sliding_window": window is not None,
         "sliding_window": window,
@@ -63,6 +62,7 @@ QWEN3_MOE = Family(
     fields=_fields,
     tensors=COMMON_TENSORS,
     defaults={
+        "num_key_value_heads": 4,
         "use_sliding_window": False,
         "sliding_window": 4096,
         "num_local_experts": 128,
