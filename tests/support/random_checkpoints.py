@@ -50,6 +50,12 @@ _GEMMA3_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_GRANITE_SCALES = {
+    "attention_multiplier": 0.0625,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 # What a decoder is told to be served with, where it matters: below it transformers uses the short factors.
@@ -84,6 +90,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3-pattern": ("Gemma3", {"head_dim": 16, "sliding_window": 11, "num_hidden_layers": 7}),
+    "granite": ("Granite", {"tie_word_embeddings": True, **_GRANITE_SCALES}),
+    "granite-biases": ("Granite", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
     "olmo2": ("Olmo2", {"tie_word_embeddings": True}),
     "olmo2-biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4, "head_dim": 24}),
     "phi3": ("Phi3", {"sliding_window": 13, "head_dim": 24}),

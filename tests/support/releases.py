@@ -73,6 +73,17 @@ _GEMMA2 = {
     "sliding_window": 4096,
     "sliding_window_size": 4096,
 }
+_GRANITE = {
+    "attention_bias": False,
+    "embedding_multiplier": 12.0,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "residual_multiplier": 0.22,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+}
 _PHI = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "attention_bias": False}
 
 RELEASES: dict[str, Release] = {
@@ -361,6 +372,32 @@ RELEASES: dict[str, Release] = {
         131072,
         windows=40,
         generation={"eos_token_id": [1, 106], "top_k": 64, "top_p": 0.95},
+    ),
+    "ibm-granite/granite-3.1-2b-instruct": Release(
+        _config(
+            "GraniteForCausalLM",
+            (2048, 8192, 40, 32, 8, 49155),
+            **_GRANITE,
+            attention_multiplier=0.015625,
+            logits_scaling=8.0,
+            rope_theta=5000000.0,
+        ),
+        2_533_531_648,
+        131072,
+        generation={"eos_token_id": 0},
+    ),
+    "ibm-granite/granite-3.3-8b-instruct": Release(
+        _config(
+            "GraniteForCausalLM",
+            (4096, 12800, 40, 32, 8, 49159),
+            **_GRANITE,
+            attention_multiplier=0.0078125,
+            logits_scaling=16.0,
+            rope_theta=10000000.0,
+        ),
+        8_170_864_640,
+        131072,
+        generation={"eos_token_id": 0},
     ),
     "allenai/OLMo-2-0425-1B-Instruct": Release(
         _config(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from penstock.models.families.gemma2 import GEMMA2
 from penstock.models.families.gemma3 import GEMMA3
+from penstock.models.families.granite import GRANITE
 from penstock.models.families.llama import LLAMA
 from penstock.models.families.mistral import MISTRAL
 from penstock.models.families.mixtral import MIXTRAL
@@ -19,7 +20,7 @@ from penstock.models.family import Family
 
 FAMILIES: dict[str, Family] = {
     family.architecture: family
-    for family in (GEMMA2, GEMMA3, LLAMA, MISTRAL, MIXTRAL, OLMO2, PHI3, QWEN2, QWEN3, QWEN3_MOE)
+    for family in (GEMMA2, GEMMA3, GRANITE, LLAMA, MISTRAL, MIXTRAL, OLMO2, PHI3, QWEN2, QWEN3, QWEN3_MOE)
 }
 # Larger models of which the decoder is read, by the architecture that config.json names.
 WHOLES: dict[str, Family] = {
