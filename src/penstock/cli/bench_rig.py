@@ -27,6 +27,7 @@ from penstock.config.mock import MockScript, MockSettings
 from penstock.config.settings import GatewaySettings
 from penstock.loadgen.doorbench import Door
 from penstock.store.desired import DesiredStore
+from penstock.store.places import default_url, open_access
 from penstock.wire.errors import Problem
 
 HOST = "127.0.0.1"
@@ -75,11 +76,17 @@ async def our_gateway(upstream: Door, directory: Path) -> AsyncIterator[Door]:
     ):
         replica = Replica(id="mock-0", socket=str(engine_socket(directory, upstream.port)))
         store.publish([Model(name=MODEL, replicas=[replica])])
+        access = open_access(directory, default_url(directory))
+        access.store.prepare()
+        access.store.close()
         settings = GatewaySettings(
             gateway="bench",
             control_socket=str(directory / f"gateway-{upstream.port}.sock"),
             store_path=str(directory / f"store-{upstream.port}.sqlite"),
             listen_fd=data.fileno(),
+            home=str(directory),
+            access_url=default_url(directory),
+            open_without_keys=True,
         )
         port = data.getsockname()[1]
         command = [sys.executable, "-P", "-m", "penstock", "gateway"]

@@ -47,7 +47,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     from penstock.cluster.rundir import running
 
     now = time.time()
-    rows = [row(service, _ask(service.admin_url), now) for service in running(penstock_home())]
+    rows = [row(service, _ask(service), now) for service in running(penstock_home())]
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(rows)).decode())
     elif rows:
@@ -106,7 +106,7 @@ def _phase(state: ServiceState | None) -> str:
     return next((phase for phase in ("loading", "starting", "failed", "exited") if phase in phases), "starting")
 
 
-def _ask(admin_url: str) -> ServiceState | None:
+def _ask(service: Service) -> ServiceState | None:
     import urllib.request
 
     from penstock.cluster.controller import ServiceState
@@ -114,7 +114,9 @@ def _ask(admin_url: str) -> ServiceState | None:
     # Without the environment's proxies: the address is this machine's own.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{admin_url}/admin/state", timeout=_ADMIN_TIMEOUT_S) as response:
+        headers = {"authorization": f"Bearer {service.token}"}
+        question = urllib.request.Request(f"{service.admin_url}/admin/state", headers=headers)
+        with opener.open(question, timeout=_ADMIN_TIMEOUT_S) as response:
             return msgspec.json.decode(response.read(), type=ServiceState)
     except (OSError, msgspec.MsgspecError):
         return None  # shown as unreachable

@@ -137,11 +137,20 @@ def serve(
         Path | None,
         _option("--prices", help="File of prices per model and date, for budgets and usage in dollars."),
     ] = None,
+    store: Annotated[
+        str | None,
+        _option(
+            "--store",
+            help="Database of tenants, keys and records, sqlite:///PATH or postgresql://USER@HOST/DATABASE; "
+            "by default a file in PENSTOCK_HOME.",
+            metavar="URL",
+        ),
+    ] = None,
     insecure_no_auth: Annotated[
         bool,
         _option(
             "--insecure-no-auth",
-            help="Allow addresses other than loopback although nothing asks for a key yet; "
+            help="Answer everybody on any address while there is no key, as on loopback; "
             "for containers and proxies that guard the port themselves.",
         ),
     ] = False,
@@ -152,8 +161,6 @@ def serve(
     from penstock.cli.wiring import controller_process
     from penstock.config.settings import ServeSettings
 
-    _check_host("--host", host, insecure_no_auth)
-    _check_host("--admin-host", admin_host, insecure_no_auth)
     if port == admin_port != 0:
         raise Problem("invalid_setting", f"--port and --admin-port are both {port}; they must differ.", param="--port")
     settings = ServeSettings(
@@ -165,6 +172,8 @@ def serve(
         admin_port=admin_port,
         replicas=replicas,
         drain_timeout_s=drain_timeout,
+        store=store,
+        insecure_no_auth=insecure_no_auth,
         dtype=dtype,
         exact=exact,
         max_model_len=max_model_len,
@@ -193,16 +202,3 @@ def _read_prices(path: Path) -> tuple[Price, ...]:
         raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param="--prices") from None
     except ValueError as error:
         raise Problem("invalid_setting", f"{path} {error}.", param="--prices") from None
-
-
-def _check_host(option: str, host: str, insecure: bool) -> None:
-    from penstock.cluster.listen import is_loopback
-
-    if not insecure and not is_loopback(host):
-        raise Problem(
-            "invalid_setting",
-            f"{option} {host} can be reached from other machines and this release asks nobody for a key; it serves "
-            "127.0.0.1 and ::1. Where something in front guards the port, say so with --insecure-no-auth "
-            "(PENSTOCK_INSECURE_NO_AUTH=1).",
-            param=option,
-        )

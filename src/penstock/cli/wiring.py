@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -22,27 +23,33 @@ from penstock.asgi.server import bind_unix, serve_app
 from penstock.cli.mock_engine import SCHEME, settings_of
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
+from penstock.cluster.admin.guard import Guard
 from penstock.cluster.controller import Controller, EndRules, Member, ServiceState, Tell, gateway_name
 from penstock.cluster.drivers.local import Launch, LocalDriver
-from penstock.cluster.listen import listen
+from penstock.cluster.listen import is_loopback, listen
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
 from penstock.config.mock import MockSettings
-from penstock.config.prices import Price
 from penstock.config.settings import EngineSettings, GatewaySettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
+from penstock.store.denials import Denials
 from penstock.store.desired import DesiredStore
+from penstock.store.places import Opened, default_url, open_access
 from penstock.store.sources import Resolved, resolve
 from penstock.wire import gateway as gateway_wire
 from penstock.wire.engine import LOAD, METRICS, Load
+from penstock.wire.errors import Problem
 
 NO_MODEL_GIVEN = (
     "no model given: serving pydoc, a small demonstration model that knows what Python's standard library does; "
     "for a real one: penstock serve Qwen/Qwen3-0.6B"
 )
+OPEN = "is open: no key exists, and everybody who reaches it is answered; penstock keys create closes it"
+CLOSED = "asks for keys"
+CLOSED_WITHOUT_KEYS = "asks for keys, and none exists yet; penstock keys create makes one"
 _END_S = 8.0
 """What a child gets for running requests after SIGTERM; less than the controller waits before it kills."""
 
@@ -80,23 +87,42 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         resolved = _resolved(settings)
         if settings.source is None:
             display.note(NO_MODEL_GIVEN)
+        access = open_access(home, settings.store or default_url(home))
+        _prepare(access, display)
         run = RunDir.create(home, os.getpid())
         try:
-            asyncio.run(_control(settings, resolved, run, data, admin, display))
+            asyncio.run(_control(settings, resolved, home, run, access, data, admin, display))
         finally:
             run.remove()
+
+
+def _prepare(access: Opened, display: Display) -> None:
+    """A store that is lost keeps a service from starting only where nothing is known of its keys."""
+    try:
+        access.store.prepare()
+    except Problem as problem:
+        if access.store.last_known() is None or problem.code == "invalid_setting":
+            raise
+        display.note(f"{problem.message} Known keys go on, and so does the rest when it is back.")
 
 
 async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Answer on the data listener until ``stop``."""
     from penstock.gateway.http.serve import serve_gateway
+    from penstock.gateway.identify import Identify
 
     folds = Folds()
-    with closing(DesiredStore(settings.store_path)) as store:
+    opened = open_access(Path(settings.home), settings.access_url)
+    denials = Denials(opened.store.audit, time.time)
+    identify = Identify(opened.secret, time.time, denials, open_without_keys=settings.open_without_keys)
+    with closing(opened.store), closing(DesiredStore(settings.store_path)) as store:
+        writing = asyncio.create_task(denials.write_regularly())
         serving = asyncio.create_task(
             serve_gateway(
                 settings,
                 states=store.watch(),
+                identify=identify,
+                access=opened.store.watch(),
                 acknowledge=store.acknowledge,
                 emit=folds,
                 samples=folds.samples,
@@ -111,6 +137,8 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
             task.cancel()
         with suppress(asyncio.CancelledError):
             await serving
+        writing.cancel()
+        await asyncio.to_thread(denials.write)
 
 
 async def engine_process(settings: EngineSettings, stop: asyncio.Event) -> None:
@@ -163,7 +191,9 @@ def run_mock(settings: MockSettings, listeners: list[socket.socket]) -> None:
 async def _control(
     settings: ServeSettings,
     resolved: Resolved,
+    home: Path,
     run: RunDir,
+    access: Opened,
     data: socket.socket,
     admin: socket.socket,
     display: Display,
@@ -186,14 +216,32 @@ async def _control(
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
-    launches = {member.id: _gateway_launch(member, settings.prices, store_path, data) for member in gateways}
+    launches = {member.id: _gateway_launch(member, settings, home, store_path, data) for member in gateways}
     launches |= {member.id: _engine_launch(member, settings, name, resolved.directory) for member in engines}
     scrape = {member.id: (member.socket, gateway_wire.METRICS) for member in gateways}
     scrape |= {member.id: (member.socket, METRICS) for member in engines}
     page = Gather(scrape, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     ended = asyncio.Event()
-    with closing(DesiredStore(store_path)) as store:
-        app = AdminApp(__version__, controller.state, page)
+    with closing(access.store), closing(DesiredStore(store_path)) as store:
+        guard = Guard(
+            access.secret,
+            secrets.token_urlsafe(32),
+            time.time,
+            is_loopback=is_loopback(settings.admin_host),
+            open_without_keys=_is_open_without_keys(settings, settings.admin_host),
+        )
+        administration = access.administration(time.time, secrets.token_bytes)
+        denials = Denials(access.store.audit, time.time)
+
+        def state() -> ServiceState:
+            return msgspec.structs.replace(controller.state(), access=_access(settings, guard.has_keys))
+
+        app = AdminApp(__version__, state, page, guard, administration, denials)
+        keeping = [
+            asyncio.create_task(access.store.keep()),
+            asyncio.create_task(guard.follow(access.store.watch())),
+            asyncio.create_task(denials.write_regularly()),
+        ]
         listening = asyncio.create_task(serve_app(app, admin, ended, parser="h11"))
         service = Service(
             pid=os.getpid(),
@@ -202,8 +250,11 @@ async def _control(
             admin_url=url_of(admin, settings.admin_host),
             started_at=time.time(),
             version=__version__,
+            token=guard.token,
         )
         run.describe(service)
+        known = access.store.last_known()
+        display.note(f"the API {_access(settings, known is not None and bool(known.keys))}")
         display.when_ready(service.model, service.url, service.admin_url)
         try:
             driver = LocalDriver(launches, run.path, clock)
@@ -211,6 +262,9 @@ async def _control(
         finally:
             ended.set()
             await listening
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
 
 
 def _resolved(settings: ServeSettings) -> Resolved:
@@ -221,7 +275,18 @@ def _resolved(settings: ServeSettings) -> Resolved:
     return Resolved(directory=Path(), name="mock")
 
 
-def _gateway_launch(member: Member, prices: tuple[Price, ...], store_path: Path, data: socket.socket) -> Launch:
+def _access(settings: ServeSettings, has_keys: bool) -> str:
+    """Who is answered on the data listener, in words."""
+    if has_keys:
+        return CLOSED
+    return OPEN if _is_open_without_keys(settings, settings.host) else CLOSED_WITHOUT_KEYS
+
+
+def _is_open_without_keys(settings: ServeSettings, host: str) -> bool:
+    return settings.insecure_no_auth or is_loopback(host)
+
+
+def _gateway_launch(member: Member, serve: ServeSettings, home: Path, store_path: Path, data: socket.socket) -> Launch:
     def settings(incarnation: int) -> bytes:
         return msgspec.json.encode(
             GatewaySettings(
@@ -229,7 +294,10 @@ def _gateway_launch(member: Member, prices: tuple[Price, ...], store_path: Path,
                 control_socket=member.socket,
                 store_path=str(store_path),
                 listen_fd=data.fileno(),
-                prices=prices,
+                prices=serve.prices,
+                home=str(home),
+                access_url=serve.store or default_url(home),
+                open_without_keys=_is_open_without_keys(serve, serve.host),
             )
         )
 

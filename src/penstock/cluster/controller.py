@@ -101,12 +101,16 @@ class MemberState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole service.  ``ready``: a gateway and at least one engine serve, and requests are admitted."""
+    """The whole service.  ``ready``: a gateway and at least one engine serve, and requests are admitted.
+
+    ``access``: in words, who is answered on the data listener.
+    """
 
     stage: Stage
     ready: bool
     desired: DesiredState
     members: list[MemberState]
+    access: str = ""
 
 
 class Controller:

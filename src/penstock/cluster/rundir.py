@@ -23,7 +23,10 @@ _MAX_SOCKET_BYTES = 100
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A running service, as ``controller.json`` tells it.  ``started_at``: seconds since the epoch."""
+    """A running service, as ``controller.json`` tells it.  ``started_at``: seconds since the epoch.
+
+    ``token`` opens its admin listener to this user, who alone can read the run directory.
+    """
 
     pid: int
     model: str
@@ -31,6 +34,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     admin_url: str
     started_at: float
     version: str
+    token: str = ""
 
 
 class RunDir:
@@ -69,6 +73,7 @@ class RunDir:
         """Make the service visible to :func:`running`."""
         with writing(self.path):
             scratch = self.path / "controller.json.new"
+            scratch.touch(mode=0o600)
             scratch.write_bytes(msgspec.json.encode(service))
             scratch.replace(self.path / "controller.json")
 

@@ -53,6 +53,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     control_socket: str
     store_path: str
     listen_fd: int
+    home: str
+    """PENSTOCK_HOME: the servers' secret and the signed snapshot of keys lie there."""
+    access_url: str
+    """Database of tenants and keys."""
+    open_without_keys: bool = False
+    """While no key was ever made, answer everybody."""
     max_body_bytes: int = 8 * 1024 * 1024
     body_timeout_s: float = 30.0
     resume_timeout_s: float = 60.0
@@ -72,6 +78,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_port: int = 8001
     replicas: int = 1
     drain_timeout_s: float = 30.0
+    store: str | None = None
+    """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""
+    insecure_no_auth: bool = False
     dtype: DType = "auto"
     exact: bool = False
     max_model_len: int | None = None

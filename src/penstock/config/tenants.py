@@ -51,7 +51,10 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key of a tenant.  ``digest`` is the HMAC-SHA256 of the secret; times in seconds since the epoch."""
+    """A key of a tenant.  ``digest`` is the HMAC-SHA256 of the secret; times in seconds since the epoch.
+
+    ``old_digest``: of the secret before the last rotation, which is still taken until ``old_until``.
+    """
 
     id: str
     tenant: str
@@ -61,6 +64,16 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float = 0.0
     expires_at: float | None = None
     revoked_at: float | None = None
+    old_digest: str = ""
+    old_until: float = 0.0
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """All tenants and keys, as one version of the store has them; versions only grow."""
+
+    version: int = 0
+    tenants: tuple[Tenant, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,5 +97,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 1.0
 
 
-ANONYMOUS = Principal(tenant="default", key_id="", role="user")
+TOP = "default"
+"""The tenant above all others: it always exists, and who administers it administers everything."""
+
+ANONYMOUS = Principal(tenant=TOP, key_id="", role="user")
 """Whoever asks where no keys are configured, which is possible on loopback alone."""

@@ -56,6 +56,11 @@ class Gateway:
         """The desired state admits no new requests."""
         return self.stages.limit.draining
 
+    @property
+    def ready(self) -> bool:
+        """New requests are taken and would be served."""
+        return self.replicas.ready and self.stages.identify.informed
+
     @contextmanager
     def open(self, route: str, credentials: Credentials) -> Iterator[Call]:
         """One data request: admitted or refused, counted, and ended by exactly one ``RequestEnded``."""
@@ -70,6 +75,10 @@ class Gateway:
             raise
         finally:
             self.stages.limit.end(call, self.stages.meter.end(call, error))
+
+    def visible(self, credentials: Credentials) -> list[ModelState]:
+        """The models that the caller may see, for the listings: identified as for a data request, and not counted."""
+        return self.stages.route.visible(self.stages.identify.arrive(credentials))
 
     def find(self, call: Call, model: str | None) -> ModelState:
         """The model that is asked for; ``None``: the only one there is.  Raises ``Problem`` ``model_not_found``."""

@@ -101,7 +101,7 @@ class Replicas:
         """Raises ``Problem`` ``model_not_found``."""
         state = self._models.get(name)
         if state is None:
-            raise Problem("model_not_found", f"The model {name[:200]!r} is not served here.", param="model")
+            raise not_served(name)
         return state
 
     def observe(self, state: ReplicaState, load: Load | None, losses: int) -> None:
@@ -150,3 +150,8 @@ class Replicas:
         for model in self._models.values():
             if state in model.replicas and state.ready:
                 model.was_ready = True
+
+
+def not_served(model: str) -> Problem:
+    """One text for every model that a caller cannot have, so that it does not tell which of them exist."""
+    return Problem("model_not_found", f"The model {model[:200]!r} is not served here.", param="model")

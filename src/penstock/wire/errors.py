@@ -49,6 +49,10 @@ ERRORS: dict[str, ErrorSpec] = {
     "grammar_invalid": _caller(400, "docs/howto/structured-output.md lists what can be enforced."),
     "grammar_too_complex": _caller(400, "Make the schema, expression or grammar smaller or less ambiguous."),
     "template_error": _caller(400, "The model's chat template refused these messages."),
+    "invalid_api_key": _caller(401, "Send a key as 'Authorization: Bearer KEY'.", "authentication_error"),
+    "permission_denied": _caller(403, "Ask an administrator for a key with these rights.", "permission_error"),
+    "conflict": _caller(409, "Look at what there is; another change may have come first."),
+    "unsupported_media_type": _caller(415, "Send 'content-type: application/json'."),
     "model_not_found": _caller(404, "GET /v1/models lists the names that are served."),
     "not_found": _caller(404, "docs/reference/routes.md lists the routes."),
     "method_not_allowed": _caller(405),
@@ -83,6 +87,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "insufficient_memory": _caller(507, "Lower --max-model-len or --kv-memory, or take a smaller model."),
     "insufficient_disk": _caller(507, "Free some disk space or move HF_HOME / PENSTOCK_HOME."),
     "store_unavailable": _later(503, Fault.US, "Check the disk and the rights of PENSTOCK_HOME, then start again."),
+    "audit_broken": _caller(422, "Compare with a backup: rows were changed or removed outside Penstock."),
     "port_in_use": _caller(409, "Choose another port with --port or --admin-port."),
     "invalid_setting": _caller(400, "Correct the named setting."),
     # What `penstock train` and `penstock runs` can meet.

@@ -17,6 +17,7 @@ from penstock.asgi.respond import send_bytes
 from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
+from penstock.cluster.admin.guard import Guard
 from penstock.cluster.controller import MemberState, ServiceState
 from penstock.config.desired import DesiredState
 from penstock.observe import exposition, samples
@@ -34,6 +35,9 @@ STATE = ServiceState(
     ],
 )
 
+GUARD = Guard(b"s" * 32, "token", lambda: 0.0, is_loopback=True, open_without_keys=True)
+NO_ACTS: Any = None
+
 
 def get(path: str, state: ServiceState = STATE, method: str = "GET") -> tuple[int, str, bytes]:
     sent: list[MutableMapping[str, Any]] = []
@@ -47,7 +51,7 @@ def get(path: str, state: ServiceState = STATE, method: str = "GET") -> tuple[in
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    app = AdminApp("1.2.3", lambda: state, metrics)
+    app = AdminApp("1.2.3", lambda: state, metrics, GUARD, NO_ACTS, lambda address, why: None)
     asyncio.run(app({"type": "http", "method": method, "path": path, "headers": []}, receive, send))
     body = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], dict(sent[0]["headers"])[b"content-type"].decode(), body
@@ -139,8 +143,9 @@ def test_a_head_without_end_is_not_kept() -> None:
     """With the bounding parser a listener ends the connection of a client whose head grows and grows."""
 
     async def flood() -> None:
+        app = AdminApp("1", lambda: STATE, _no_page, GUARD, NO_ACTS, lambda address, why: None)
         listener, stop = socket.create_server(("127.0.0.1", 0)), asyncio.Event()
-        serving = asyncio.create_task(serve_app(AdminApp("1", lambda: STATE, _no_page), listener, stop, parser="h11"))
+        serving = asyncio.create_task(serve_app(app, listener, stop, parser="h11"))
         _, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n")
         with pytest.raises(ConnectionError):

@@ -7,6 +7,7 @@ import base64
 import random
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from aiohttp import web
 
 from penstock.config.desired import Acknowledgement, DesiredState, Model, Replica
 from penstock.config.settings import GatewaySettings
+from penstock.config.tenants import TOP, Access, Rights, Tenant
 from penstock.events.list import Event as HouseEvent
 from penstock.events.list import RequestEnded
 from penstock.gateway.http.serve import serve_gateway
+from penstock.gateway.identify import Identify
 from penstock.wire import engine as protocol
 from penstock.wire.errors import Problem
 
@@ -202,6 +205,10 @@ class ScriptedEngine:
         return protocol.TokenLogprob(token_id, text, -0.25, list(text.encode()), top)
 
 
+SERVER_SECRET = b"s" * 32
+NOBODY = Access(version=1, tenants=(Tenant(name=TOP, rights=Rights(role="admin")),))
+
+
 @dataclass
 class World:
     """A gateway, its engines and what it said."""
@@ -214,6 +221,8 @@ class World:
     states: asyncio.Queue[DesiredState]
     stop: asyncio.Event
     serving: asyncio.Task[None]
+    news: asyncio.Queue[Access | Problem]
+    denials: list[tuple[str, str]]
 
     @property
     def url(self) -> str:
@@ -259,7 +268,14 @@ async def eventually(condition: Callable[[], Awaitable[bool] | bool], within_s: 
 
 
 @asynccontextmanager
-async def running_world(directory: Path, num_engines: int, **settings: Any) -> AsyncIterator[World]:
+async def running_world(
+    directory: Path,
+    num_engines: int,
+    *,
+    access: Access = NOBODY,
+    open_without_keys: bool = True,
+    **settings: Any,
+) -> AsyncIterator[World]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     engines = [ScriptedEngine(str(directory / f"e{index}.sock")) for index in range(num_engines)]
     states: asyncio.Queue[DesiredState] = asyncio.Queue()
@@ -276,17 +292,32 @@ async def running_world(directory: Path, num_engines: int, **settings: Any) -> A
             "gateway": "g",
             "control_socket": str(directory / "g.sock"),
             "store_path": "",
+            "home": "",
+            "access_url": "",
             "listen_fd": listener.fileno(),
             "resume_timeout_s": 5.0,
             **settings,
         }
     )
+    denials: list[tuple[str, str]] = []
+    identify = Identify(
+        SERVER_SECRET, time.time, lambda *denial: denials.append(denial), open_without_keys=open_without_keys
+    )
+    news: asyncio.Queue[Access | Problem] = asyncio.Queue()
+    news.put_nowait(access)
+
+    async def watch_access() -> AsyncIterator[Access | Problem]:
+        while True:
+            yield await news.get()
+
     for engine in engines:
         await engine.start()
     serving = asyncio.create_task(
         serve_gateway(
             chosen,
             states=watch(),
+            identify=identify,
+            access=watch_access(),
             acknowledge=acknowledged.append,
             emit=events.append,
             samples=lambda: [{"name": "x"}],
@@ -294,7 +325,16 @@ async def running_world(directory: Path, num_engines: int, **settings: Any) -> A
         )
     )
     world = World(
-        listener.getsockname()[1], chosen.control_socket, engines, events, acknowledged, states, stop, serving
+        listener.getsockname()[1],
+        chosen.control_socket,
+        engines,
+        events,
+        acknowledged,
+        states,
+        stop,
+        serving,
+        news,
+        denials,
     )
     if engines:
         states.put_nowait(world.desired(1))

@@ -143,10 +143,10 @@ async def test_errors_are_the_clients_exceptions(client, world):
     with pytest.raises(openai.NotFoundError) as missing:
         await client.chat.completions.create(model="nope", messages=MESSAGES)
     assert missing.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError) as tools:
-        tool = {"type": "function", "function": {"name": "f"}}
-        await client.chat.completions.create(model="org/m", messages=MESSAGES, tools=[tool])
-    assert (tools.value.code, tools.value.param) == ("unsupported_parameter", "tools")
+    with pytest.raises(openai.BadRequestError) as audio:
+        voice = {"format": "wav", "voice": "alloy"}
+        await client.chat.completions.create(model="org/m", messages=MESSAGES, audio=voice)
+    assert (audio.value.code, audio.value.param) == ("unsupported_parameter", "audio")
     with pytest.raises(openai.BadRequestError) as wrong:
         await client.chat.completions.create(model="org/m", messages=[{"role": "user", "content": 3}])
     assert (wrong.value.code, wrong.value.param) == ("invalid_type", "messages[0].content")

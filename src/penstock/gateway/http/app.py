@@ -25,7 +25,7 @@ from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_conne
 from penstock.gateway.http.embeddings import embeddings
 from penstock.gateway.identify import Credentials
 from penstock.gateway.pipeline import Gateway
-from penstock.gateway.replicas import ModelState
+from penstock.gateway.replicas import ModelState, not_served
 from penstock.wire.errors import Problem
 from penstock.wire.openai import listing
 
@@ -34,7 +34,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _MODEL_PREFIX = "/v1/models/"
 _NOT_READY_RETRY_S = 1.0
 _BODY_PROBLEMS = frozenset({"body_too_large", "request_timeout"})
-_BEFORE_BODY = frozenset({"draining", "not_found", "method_not_allowed"})
+_BEFORE_BODY = frozenset({"draining", "invalid_api_key", "store_unavailable", "not_found", "method_not_allowed"})
 """Problems that are known before the body is read."""
 
 
@@ -47,7 +47,7 @@ class Route(NamedTuple):
     path: str
     role: Role | None
     data: Handler | None = None
-    plain: Callable[[str], bytes] | None = None
+    plain: Callable[[str, Credentials], bytes] | None = None
 
 
 class App:
@@ -78,7 +78,12 @@ class App:
             if route.data is not None:
                 await self._data(route.path, route.data, scope, receive, send, headers)
             elif route.plain is not None:
-                await send_bytes(send, route.plain(scope["path"]), content_type=b"application/json", headers=headers)
+                await send_bytes(
+                    send,
+                    route.plain(scope["path"], _credentials(scope)),
+                    content_type=b"application/json",
+                    headers=headers,
+                )
         except Problem as problem:
             await self._answer_problem(problem, scope, receive, send, headers)
 
@@ -125,6 +130,8 @@ class App:
         self, problem: Problem, scope: Scope, receive: Receive, send: Send, headers: list[Header]
     ) -> None:
         """The error as a response; the unread rest of a body is read and dropped, and the connection ends."""
+        if problem.code == "invalid_api_key":
+            headers.append((b"www-authenticate", b"Bearer"))
         declared = header(scope, b"content-length")
         has_body = declared not in (None, b"0") or header(scope, b"transfer-encoding") is not None
         if problem.code in _BODY_PROBLEMS or (has_body and problem.code in _BEFORE_BODY):
@@ -141,22 +148,26 @@ class App:
             headers.append((b"connection", b"close"))
         return headers
 
-    def _models(self, _path: str) -> bytes:
-        return listing.encode_models([_card(state) for state in self._gateway.replicas.models])
+    def _models(self, _path: str, credentials: Credentials) -> bytes:
+        return listing.encode_models([_card(state) for state in self._gateway.visible(credentials)])
 
-    def _model(self, path: str) -> bytes:
-        return listing.encode_model(_card(self._gateway.replicas.find(path.removeprefix(_MODEL_PREFIX))))
+    def _model(self, path: str, credentials: Credentials) -> bytes:
+        name = path.removeprefix(_MODEL_PREFIX)
+        for state in self._gateway.visible(credentials):
+            if state.model.name == name:
+                return listing.encode_model(_card(state))
+        raise not_served(name)
 
-    def _health(self, _path: str) -> bytes:
+    def _health(self, _path: str, _credentials: Credentials) -> bytes:
         return b'{"status":"ok"}'
 
-    def _ready(self, _path: str) -> bytes:
-        if not self._gateway.replicas.ready:
+    def _ready(self, _path: str, _credentials: Credentials) -> bytes:
+        if not self._gateway.ready:
             what = "is draining" if self._gateway.draining else "has a model without a ready replica"
             raise Problem("not_ready", f"This server {what}.", retry_after_s=_NOT_READY_RETRY_S)
         return b'{"status":"ready"}'
 
-    def _version(self, _path: str) -> bytes:
+    def _version(self, _path: str, _credentials: Credentials) -> bytes:
         return msgspec.json.encode({"version": __version__})
 
 

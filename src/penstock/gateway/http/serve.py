@@ -18,6 +18,7 @@ from penstock.asgi.respond import send_json, send_problem
 from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
 from penstock.config.desired import Acknowledgement, DesiredState
 from penstock.config.settings import GatewaySettings
+from penstock.config.tenants import Access
 from penstock.cost.money import Tariff
 from penstock.gateway.forward import Forwarder
 from penstock.gateway.http.app import App
@@ -47,6 +48,8 @@ async def serve_gateway(
     settings: GatewaySettings,
     *,
     states: AsyncIterator[DesiredState],
+    identify: Identify,
+    access: AsyncIterator[Access | Problem],
     acknowledge: Callable[[Acknowledgement], None],
     emit: Emit,
     samples: Callable[[], Sequence[Any]],
@@ -54,14 +57,14 @@ async def serve_gateway(
 ) -> None:
     """Serve until ``stop`` is set and the running requests have ended; the caller bounds that by cancelling.
 
-    Raises whatever ends the watching of ``states``: a gateway that cannot follow them must not go on.
+    Raises whatever ends the watching of ``states`` or ``access``: a gateway that cannot follow them must not go on.
     """
     replicas = Replicas()
     upstream = HttpUpstream()
     clock = _LoopClock()
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
     stages = Stages(
-        identify=Identify(),
+        identify=identify,
         limit=Limit(replicas, Limits(clock, time.time, Tariff(settings.prices))),
         route=Router(replicas),
         forward=Forwarder(replicas, upstream, rules, clock, emit),
@@ -77,14 +80,16 @@ async def serve_gateway(
         serve_app(ControlApp(gateway, samples), bind_unix(settings.control_socket), control_stop)
     )
     following = asyncio.create_task(watcher.follow(states))
-    background = [following, asyncio.create_task(watcher.acknowledge_regularly())]
-    stopping = asyncio.create_task(stop.wait())
+    heeding = asyncio.create_task(_follow_access(identify, access))
+    background: list[asyncio.Task[None]] = [following, heeding, asyncio.create_task(watcher.acknowledge_regularly())]
+    stopping: asyncio.Task[object] = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            await next(task for task in background if task.done())
-            # A finite sequence of states (a fixed set of replicas) may end; the last one stays in force.
-            await stop.wait()
+        waiting = {stopping, *background}
+        while not stop.is_set():
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                # A finite sequence of states (a fixed set of replicas) may end; the last one stays in force.
+                task.result()
         await data.stop()
         watcher.acknowledge()
     finally:
@@ -97,6 +102,11 @@ async def serve_gateway(
         control_stop.set()
         await control
         _unlink(settings.control_socket)
+
+
+async def _follow_access(identify: Identify, access: AsyncIterator[Access | Problem]) -> None:
+    async for news in access:
+        identify.adopt(news)
 
 
 class ControlApp:
@@ -112,7 +122,7 @@ class ControlApp:
             load = GatewayLoad(
                 version=self._gateway.replicas.version,
                 in_flight=self._gateway.in_flight,
-                ready=self._gateway.replicas.ready,
+                ready=self._gateway.ready,
             )
             await send_json(send, load)
         elif path == METRICS:

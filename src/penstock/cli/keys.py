@@ -1,0 +1,249 @@
+"""``penstock keys`` and ``penstock tenants``: who may ask, for which models, with which limits.
+
+In: flags; out: a table or JSON, and a new key's secret this once.  Goes to the store itself, as whoever can read the
+servers' secret is the operator; a running service follows within a second.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from penstock.store.administer import Administration, IssuedKey, KeyView, TenantView
+    from penstock.store.places import Opened
+
+Store = Annotated[
+    str | None,
+    typer.Option("--store", envvar="PENSTOCK_STORE", metavar="URL", help="As of `penstock serve`.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Admin = Annotated[bool, typer.Option("--admin", help="It may administer tenants and keys.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME", help="A model it may use, by served name; again for more. Without: all."),
+]
+_HOUR_S, _DAY_S = 3600.0, 86400.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add both groups of commands."""
+    keys = typer.Typer(help="Create, rotate and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
+    keys.command("create")(create_key)
+    keys.command("list")(list_keys)
+    keys.command("rotate")(rotate_key)
+    keys.command("revoke")(revoke_key)
+    app.add_typer(keys, name="keys")
+    tenants = typer.Typer(help="Tenants: who keys belong to.", no_args_is_help=True, rich_markup_mode=None)
+    tenants.command("create")(create_tenant)
+    tenants.command("list")(list_tenants)
+    tenants.command("set")(set_tenant)
+    tenants.command("delete")(delete_tenant)
+    app.add_typer(tenants, name="tenants")
+
+
+@contextmanager
+def opened_store(url: str | None) -> Iterator[Opened]:
+    """The store of this machine's services, made if it is not there yet."""
+    from penstock.cli.home import penstock_home
+    from penstock.store.places import default_url, open_access
+
+    home = penstock_home()
+    opened = open_access(home, url or default_url(home))
+    with closing(opened.store):
+        opened.store.prepare()
+        yield opened
+
+
+@contextmanager
+def _administration(url: str | None) -> Iterator[Administration]:
+    with opened_store(url) as opened:
+        yield opened.administration(time.time, secrets.token_bytes)
+
+
+def create_key(
+    tenant: Annotated[str, typer.Option(help="Whose key it is.")] = "default",
+    name: Annotated[str, typer.Option(help="A word to know it by.")] = "",
+    admin: Admin = False,
+    model: Models = None,
+    expires_days: Annotated[
+        float | None, typer.Option("--expires-days", help="Days until it ends.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Create a key.  Its secret is printed this once and cannot be shown again."""
+    from penstock.store.administer import NewKey
+
+    asked = _checked(
+        NewKey,
+        tenant=tenant,
+        name=name,
+        role="admin" if admin else "user",
+        models=model or None,
+        expires_in_s=None if expires_days is None else expires_days * _DAY_S,
+    )
+    with _administration(store) as acts:
+        _show_issued(acts.create_key(None, asked), as_json)
+
+
+def list_keys(as_json: AsJson = False, store: Store = None) -> None:
+    """List all keys.  Nobody can list secrets: only their digests are kept."""
+    with _administration(store) as acts:
+        keys = acts.keys(None)
+    if as_json:
+        _print_json(keys)
+    elif keys:
+        typer.echo(_table(("KEY", "TENANT", "NAME", "ROLE", "MODELS", "STATE"), [_key_row(key) for key in keys]))
+    else:
+        typer.echo("no keys yet; make one with: penstock keys create")
+
+
+def rotate_key(
+    id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id.")],
+    grace_hours: Annotated[float, typer.Option("--grace-hours", help="How long the old secret is taken, too.")] = 0.0,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Give a key a new secret."""
+    from penstock.store.administer import Rotation
+
+    asked = _checked(Rotation, grace_s=grace_hours * _HOUR_S)
+    with _administration(store) as acts:
+        _show_issued(acts.rotate_key(None, id, asked), as_json)
+
+
+def revoke_key(
+    id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id.")],
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Refuse a key from now on, everywhere within a second."""
+    with _administration(store) as acts:
+        key = acts.revoke_key(None, id)
+    _say(key, f"{key.id} is revoked", as_json)
+
+
+def create_tenant(
+    name: Annotated[str, typer.Argument(metavar="TENANT")],
+    parent: Annotated[str, typer.Option(help="The tenant above it; rights are never above that one's.")] = "default",
+    admin: Admin = False,
+    model: Models = None,
+    weight: Annotated[float, typer.Option(help="Its share of a contended engine.")] = 1.0,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Create a tenant."""
+    from penstock.store.administer import NewTenant
+
+    role = "admin" if admin else "user"
+    asked = _checked(NewTenant, name=name, parent=parent, role=role, models=model or None, weight=weight)
+    with _administration(store) as acts:
+        tenant = acts.create_tenant(None, asked)
+    _say(tenant, f"{tenant.name} is a tenant below {tenant.parent}", as_json)
+
+
+def list_tenants(as_json: AsJson = False, store: Store = None) -> None:
+    """List all tenants."""
+    with _administration(store) as acts:
+        tenants = acts.tenants(None)
+    if as_json:
+        _print_json(tenants)
+    else:
+        typer.echo(_table(("TENANT", "PARENT", "ROLE", "MODELS", "WEIGHT"), [_tenant_row(one) for one in tenants]))
+
+
+def set_tenant(
+    name: Annotated[str, typer.Argument(metavar="TENANT")],
+    admin: Annotated[
+        bool | None, typer.Option("--admin/--no-admin", help="Whether it may have administrators.")
+    ] = None,
+    model: Models = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="All that its parent may use.")] = False,
+    weight: Annotated[float | None, typer.Option(help="Its share of a contended engine.", show_default=False)] = None,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Change a tenant; what is not given stays."""
+    from penstock.store.administer import TenantChange
+
+    given: dict[str, Any] = {}
+    if admin is not None:
+        given["role"] = "admin" if admin else "user"
+    if model or all_models:
+        given["models"] = None if all_models else model
+    if weight is not None:
+        given["weight"] = weight
+    with _administration(store) as acts:
+        tenant = acts.set_tenant(None, name, _checked(TenantChange, **given))
+    _say(tenant, f"{tenant.name} is changed", as_json)
+
+
+def delete_tenant(
+    name: Annotated[str, typer.Argument(metavar="TENANT")], as_json: AsJson = False, store: Store = None
+) -> None:
+    """Delete a tenant that has no keys and no tenants below it."""
+    with _administration(store) as acts:
+        acts.delete_tenant(None, name)
+    _say({"deleted": name}, f"{name} is deleted", as_json)
+
+
+def _checked(kind: type[msgspec.Struct], **fields: Any) -> Any:
+    """The request, held to the bounds that the admin API holds it to."""
+    from penstock.wire.errors import Problem
+
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise Problem("invalid_value", f"{error}.") from None
+
+
+def _show_issued(key: IssuedKey, as_json: bool) -> None:
+    if as_json:
+        _print_json(key)
+        return
+    from penstock.cli.console import say
+
+    say(f"{key.id} of tenant {key.tenant}; this is the only time that its secret is shown:")
+    typer.echo(key.secret)
+
+
+def _say(value: Any, words: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(value)
+    else:
+        typer.echo(words)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def _key_row(key: KeyView) -> tuple[str, ...]:
+    if key.revoked_at is not None:
+        state = "revoked"
+    elif key.expires_at is not None:
+        state = "expired" if key.expires_at <= time.time() else "expires"
+    else:
+        state = "valid"
+    return key.id, key.tenant, key.name or "-", key.role, _models(key.models), state
+
+
+def _tenant_row(tenant: TenantView) -> tuple[str, ...]:
+    return tenant.name, tenant.parent or "-", tenant.role, _models(tenant.models), f"{tenant.weight:g}"
+
+
+def _models(models: frozenset[str] | None) -> str:
+    return "all" if models is None else ",".join(sorted(models)) or "none"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    cells = [head, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)

@@ -1,0 +1,323 @@
+"""What an administrator may do with tenants and keys: the one set of acts behind the admin API and the command line.
+
+In: an actor and what it asks for; out: what there is now, or a ``Problem``; and a row of the audit log either way.
+Nobody gives away more than they have, nor reaches outside the tenants below their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from penstock.config.tenants import TOP, ApiKey, Limit, Principal, Rights, Role, Tenant
+from penstock.policy import rights as policy
+from penstock.store.access import AccessStore, Edit
+from penstock.store.audit import Act, Entry
+from penstock.wire.credentials import SECRET_BYTES, digest_of, new_secret
+from penstock.wire.errors import Problem
+
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Text = Annotated[str, Meta(max_length=200)]
+Models = Annotated[frozenset[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=1000)]
+Limits = Annotated[tuple[Limit, ...], Meta(max_length=100)]
+Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
+Weight = Annotated[float, Meta(gt=0, le=1000)]
+
+OPERATOR = "operator"
+"""The actor at the command line: whoever can read the servers' secret needs no key."""
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key to create.  ``models``: null for all of its tenant's; ``expires_in_s``: null for never."""
+
+    tenant: Name = TOP
+    name: Text = ""
+    role: Role = "user"
+    models: Models | None = None
+    limits: Limits = ()
+    expires_in_s: Seconds | None = None
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the old secret is taken beside the new one."""
+
+    grace_s: Seconds = 0.0
+
+
+class NewTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tenant to create.  ``models``: null for all of its parent's; ``weight``: its share of a contended engine."""
+
+    name: Name
+    parent: Name = TOP
+    role: Role = "user"
+    models: Models | None = None
+    limits: Limits = ()
+    weight: Weight = 1.0
+
+
+class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is to change of a tenant; what is left out stays."""
+
+    role: Role | msgspec.UnsetType = msgspec.UNSET
+    models: Models | None | msgspec.UnsetType = msgspec.UNSET
+    limits: Limits | msgspec.UnsetType = msgspec.UNSET
+    weight: Weight | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as it is shown: never its secret or digest.  Times in seconds since the epoch."""
+
+    id: str
+    tenant: str
+    name: str
+    role: Role
+    models: frozenset[str] | None
+    limits: tuple[Limit, ...]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+class IssuedKey(KeyView, frozen=True, kw_only=True):
+    """A key just made.  ``secret`` is shown this once; only its digest is kept."""
+
+    secret: str
+
+
+class TenantView(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant as it is shown.  ``parent``: null for the top one."""
+
+    name: str
+    parent: str | None
+    role: Role
+    models: frozenset[str] | None
+    limits: tuple[Limit, ...]
+    weight: float
+
+
+class Administration:
+    """The acts.  ``now``: seconds since the epoch; ``entropy(n)``: random bytes nobody can guess.
+
+    Every act raises ``Problem``: ``permission_denied``, ``not_found``, ``conflict``, ``invalid_value``, and what the
+    store raises.  ``actor`` is ``None`` for the operator.
+    """
+
+    def __init__(
+        self, store: AccessStore, secret: bytes, now: Callable[[], float], entropy: Callable[[int], bytes]
+    ) -> None:
+        self._store = store
+        self._secret = secret
+        self._now = now
+        self._entropy = entropy
+
+    def keys(self, actor: Principal | None) -> list[KeyView]:
+        """All keys of the tenants that the actor administers."""
+        access = self._store.read()
+        tenants = {tenant.name: tenant for tenant in access.tenants}
+        return [_key_view(key) for key in access.keys if _administers(actor, key.tenant, tenants)]
+
+    def key(self, actor: Principal | None, id: str) -> KeyView:
+        return next((key for key in self.keys(actor) if key.id == id), None) or _missing("key", id)
+
+    def create_key(self, actor: Principal | None, asked: NewKey) -> IssuedKey:
+        """A new key and its secret."""
+        now, id = self._now(), f"key_{self._entropy(8).hex()}"
+        secret = new_secret(self._entropy(SECRET_BYTES))
+        rights = Rights(role=asked.role, models=asked.models, limits=asked.limits)
+        with self._change(actor, "keys.create", f"{id} of {asked.tenant}", now) as edit:
+            tenants = _tenants(edit)
+            _check_reach(actor, asked.tenant, tenants)
+            _check_rights(actor, rights, asked.tenant, tenants)
+            key = ApiKey(
+                id=id,
+                tenant=asked.tenant,
+                digest=digest_of(secret.encode(), self._secret),
+                name=asked.name,
+                rights=rights,
+                created_at=now,
+                expires_at=None if asked.expires_in_s is None else now + asked.expires_in_s,
+            )
+            edit.put_key(key)
+        return IssuedKey(secret=secret, **msgspec.structs.asdict(_key_view(key)))
+
+    def rotate_key(self, actor: Principal | None, id: str, asked: Rotation) -> IssuedKey:
+        """A new secret for a key; the old one is taken for ``grace_s`` more."""
+        now, secret = self._now(), new_secret(self._entropy(SECRET_BYTES))
+        with self._change(actor, "keys.rotate", id, now) as edit:
+            key = _find_key(actor, id, edit)
+            # A key with more rights than one's own would be in one's hands with its new secret.
+            _check_actor(actor, policy.meet(key.rights, policy.effective(key.tenant, _tenants(edit))))
+            if key.revoked_at is not None:
+                raise Problem("conflict", f"The key {id} is revoked; create another one.")
+            key = msgspec.structs.replace(
+                key,
+                digest=digest_of(secret.encode(), self._secret),
+                old_digest=key.digest,
+                old_until=now + asked.grace_s,
+            )
+            edit.put_key(key)
+        return IssuedKey(secret=secret, **msgspec.structs.asdict(_key_view(key)))
+
+    def revoke_key(self, actor: Principal | None, id: str) -> KeyView:
+        """The key is refused from now on; revoking it again changes nothing."""
+        now = self._now()
+        with self._change(actor, "keys.revoke", id, now) as edit:
+            key = _find_key(actor, id, edit)
+            if key.revoked_at is None:
+                key = msgspec.structs.replace(key, revoked_at=now, old_digest="", old_until=0.0)
+                edit.put_key(key)
+        return _key_view(key)
+
+    def tenants(self, actor: Principal | None) -> list[TenantView]:
+        """All tenants that the actor administers."""
+        tenants = {tenant.name: tenant for tenant in self._store.read().tenants}
+        return [_tenant_view(tenant) for tenant in tenants.values() if _administers(actor, tenant.name, tenants)]
+
+    def tenant(self, actor: Principal | None, name: str) -> TenantView:
+        return next((one for one in self.tenants(actor) if one.name == name), None) or _missing("tenant", name)
+
+    def create_tenant(self, actor: Principal | None, asked: NewTenant) -> TenantView:
+        """A new tenant below its parent."""
+        rights = Rights(role=asked.role, models=asked.models, limits=asked.limits)
+        with self._change(actor, "tenants.create", f"{asked.name} below {asked.parent}", self._now()) as edit:
+            tenants = _tenants(edit)
+            _check_reach(actor, asked.parent, tenants)
+            if asked.name in tenants:
+                raise Problem("conflict", f"There already is a tenant {asked.name!r}.", param="name")
+            _check_rights(actor, rights, asked.parent, tenants)
+            tenant = Tenant(name=asked.name, parent=asked.parent, rights=rights, weight=asked.weight)
+            edit.put_tenant(tenant)
+        return _tenant_view(tenant)
+
+    def set_tenant(self, actor: Principal | None, name: str, asked: TenantChange) -> TenantView:
+        """Change a tenant.  Nobody changes the tenant of their own key: its limits are there to bind them."""
+        with self._change(actor, "tenants.set", name, self._now()) as edit:
+            tenants = _tenants(edit)
+            _check_reach(actor, name, tenants)
+            if actor is not None and actor.tenant == name and name != TOP:
+                raise Problem("permission_denied", "A key cannot change the tenant that it belongs to.")
+            tenant = _changed(tenants[name], asked)
+            if tenant.parent is not None:
+                _check_rights(actor, tenant.rights, tenant.parent, tenants)
+            edit.put_tenant(tenant)
+        return _tenant_view(tenant)
+
+    def delete_tenant(self, actor: Principal | None, name: str) -> None:
+        """Remove a tenant that has no tenants below it and no key that still works."""
+        now = self._now()
+        with self._change(actor, "tenants.delete", name, now) as edit:
+            tenants = _tenants(edit)
+            _check_reach(actor, name, tenants)
+            if name == TOP or (actor is not None and actor.tenant == name):
+                raise Problem("permission_denied", f"The tenant {name!r} cannot be deleted with this key.")
+            if any(tenant.parent == name for tenant in tenants.values()):
+                raise Problem("conflict", f"There are tenants below {name!r}; delete them first.")
+            if any(key.tenant == name and key.revoked_at is None for key in edit.access.keys):
+                raise Problem("conflict", f"The tenant {name!r} has keys; revoke them first.")
+            edit.delete_tenant(name)
+
+    def audit(self, actor: Principal | None, newest: int) -> list[Entry]:
+        """The newest rows of the audit log, for who administers everything."""
+        if actor is not None and (actor.role != "admin" or actor.tenant != TOP):
+            raise Problem("permission_denied", f"The audit log is for administrators of {TOP!r}.")
+        return self._store.audit.list(newest=newest)
+
+    @contextmanager
+    def _change(self, actor: Principal | None, action: str, subject: str, now: float) -> Iterator[Edit]:
+        who = OPERATOR if actor is None else actor.key_id or "anonymous"
+        act = Act(actor=who, action=action, subject=subject[:200])
+        try:
+            with self._store.change(now) as edit:
+                edit.acts.append(act)
+                yield edit
+        except Problem as problem:
+            if problem.code in ("permission_denied", "not_found", "conflict"):
+                denied = msgspec.structs.replace(act, verdict="denied", why=problem.code)
+                self._store.audit.append([denied], now)
+            raise
+
+
+def _tenants(edit: Edit) -> dict[str, Tenant]:
+    return {tenant.name: tenant for tenant in edit.access.tenants}
+
+
+def _administers(actor: Principal | None, tenant: str, tenants: dict[str, Tenant]) -> bool:
+    if actor is None:
+        return True
+    return actor.role == "admin" and any(above.name == actor.tenant for above in policy.line(tenant, tenants))
+
+
+def _check_reach(actor: Principal | None, tenant: str, tenants: dict[str, Tenant]) -> None:
+    """What one does not administer looks as if it did not exist."""
+    if actor is not None and actor.role != "admin":
+        raise Problem("permission_denied", "This key is not an administrator's.")
+    if tenant not in tenants or not _administers(actor, tenant, tenants):
+        _missing("tenant", tenant)
+
+
+def _check_rights(actor: Principal | None, asked: Rights, tenant: str, tenants: dict[str, Tenant]) -> None:
+    """``asked`` within what the tenant may and what the actor may; all models means all of the tenant's."""
+    allowed = policy.effective(tenant, tenants)
+    asked = Rights(role=asked.role, models=allowed.models if asked.models is None else asked.models)
+    _check_within(asked, allowed, f"tenant {tenant!r}")
+    _check_actor(actor, asked)
+
+
+def _check_actor(actor: Principal | None, asked: Rights) -> None:
+    if actor is not None:
+        _check_within(asked, Rights(role=actor.role, models=actor.models), "this key")
+
+
+def _check_within(asked: Rights, allowed: Rights, holder: str) -> None:
+    more = policy.excess(asked, allowed)
+    if more is not None:
+        raise Problem("permission_denied", f"That asks for {more}, which is more than {holder} may.", param="models")
+
+
+def _find_key(actor: Principal | None, id: str, edit: Edit) -> ApiKey:
+    if actor is not None and actor.role != "admin":
+        raise Problem("permission_denied", "This key is not an administrator's.")
+    for key in edit.access.keys:
+        if key.id == id and _administers(actor, key.tenant, _tenants(edit)):
+            return key
+    return _missing("key", id)
+
+
+def _missing(kind: str, name: str) -> NoReturn:
+    raise Problem("not_found", f"There is no {kind} {name[:100]!r}.")
+
+
+def _changed(tenant: Tenant, asked: TenantChange) -> Tenant:
+    given = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not msgspec.UNSET}
+    weight = given.pop("weight", tenant.weight)
+    return msgspec.structs.replace(tenant, rights=msgspec.structs.replace(tenant.rights, **given), weight=weight)
+
+
+def _key_view(key: ApiKey) -> KeyView:
+    return KeyView(
+        id=key.id,
+        tenant=key.tenant,
+        name=key.name,
+        role=key.rights.role,
+        models=key.rights.models,
+        limits=key.rights.limits,
+        created_at=key.created_at,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+    )
+
+
+def _tenant_view(tenant: Tenant) -> TenantView:
+    rights = tenant.rights
+    return TenantView(
+        name=tenant.name,
+        parent=tenant.parent,
+        role=rights.role,
+        models=rights.models,
+        limits=rights.limits,
+        weight=tenant.weight,
+    )

@@ -1,0 +1,139 @@
+"""The audit log: who did or was denied what, each row hashed together with the one before it.
+
+In: acts, inside the transaction that carries them out; out: rows, and whether the chain is whole.
+The hash is keyed with the servers' secret, so that a row cannot be changed and the chain computed anew by whoever can
+write to the database alone.  The end of the chain also stands in a file beside the secret, which shows a cut-off tail.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from penstock.store.sql.database import Database
+from penstock.store.sql.tables import AUDIT, FACTS
+from penstock.wire.errors import Problem
+
+_HEAD = "audit"
+_START = (0, "")
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """One act.  ``actor``: a key's id, ``operator`` at the command line, or an address; ``why``: a word on a denial."""
+
+    actor: str
+    action: str
+    subject: str
+    verdict: str = "allowed"
+    why: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row: an act, its place from 1 on, and when, in seconds since the epoch."""
+
+    seq: int
+    at: float
+    actor: str
+    action: str
+    subject: str
+    verdict: str
+    why: str
+    hash: str
+
+
+class Audit:
+    """The log of one database.  ``anchor``: the file that repeats the end of the chain."""
+
+    def __init__(self, database: Database, secret: bytes, anchor: Path) -> None:
+        self._database = database
+        self._secret = secret
+        self._anchor = anchor
+
+    def append(self, acts: list[Act], now: float) -> None:
+        """Add rows in a transaction of their own."""
+        with self._database.write() as connection:
+            head = self.append_within(connection, acts, now)
+        self.remember(head)
+
+    def append_within(self, connection: sa.Connection, acts: list[Act], now: float) -> tuple[int, str]:
+        """Add rows in this transaction; call :meth:`remember` with the result once it is committed."""
+        seq, last = self._head(connection)
+        for act in acts:
+            seq += 1
+            row = {"seq": seq, "at": now, **msgspec.structs.asdict(act)}
+            last = self._hash(last, row)
+            connection.execute(sa.insert(AUDIT).values(**row, hash=last))
+        self._set_head(connection, (seq, last))
+        return seq, last
+
+    def remember(self, head: tuple[int, str]) -> None:
+        """Write the end of the chain beside the secret.  On a full disk the file stays behind, which harms nobody."""
+        if head[0] > self._anchored()[0]:
+            with suppress(OSError):
+                self._anchor.write_text(f"{head[0]}:{head[1]}")
+
+    def resume(self, connection: sa.Connection) -> None:
+        """Go on counting where a lost database was: what it held then shows as missing, and nothing as well-kept."""
+        self._set_head(connection, self._anchored())
+
+    def list(self, *, newest: int) -> list[Entry]:
+        """The newest rows, oldest of them first."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(AUDIT).order_by(AUDIT.c.seq.desc()).limit(newest)).mappings()
+            return [Entry(**row) for row in rows][::-1]
+
+    def verify(self) -> int:
+        """How many rows there are, all of them whole and in place.
+
+        Raises ``Problem`` ``audit_broken``, which names the first row that is missing or was changed.
+        """
+        anchor_seq, anchor_hash = self._anchored()
+        seq, last = _START
+        with self._database.read() as connection:
+            for row in self._rows(connection):
+                if row["seq"] != seq + 1:
+                    raise Problem("audit_broken", f"Row {seq + 1} is missing.")
+                if not hmac.compare_digest(row["hash"], self._hash(last, row)):
+                    raise Problem("audit_broken", f"Row {row['seq']} was changed.")
+                seq, last = row["seq"], row["hash"]
+                if seq == anchor_seq and last != anchor_hash:
+                    raise Problem("audit_broken", f"Row {seq} is not the one that was written.")
+            if (seq, last) != self._head(connection) or seq < anchor_seq:
+                raise Problem("audit_broken", f"The rows after {seq} are missing.")
+        return seq
+
+    def _rows(self, connection: sa.Connection) -> Iterator[dict[str, Any]]:
+        found = connection.execution_options(yield_per=1000).execute(sa.select(AUDIT).order_by(AUDIT.c.seq))
+        for row in found.mappings():
+            yield dict(row)
+
+    def _hash(self, last: str, row: dict[str, Any]) -> str:
+        columns = [row[name] for name in ("seq", "at", "actor", "action", "subject", "verdict", "why")]
+        return hmac.digest(self._secret, msgspec.json.encode(["audit", last, *columns]), "sha256").hex()
+
+    def _head(self, connection: sa.Connection) -> tuple[int, str]:
+        # FOR UPDATE: in PostgreSQL two writers would else hang two rows on the same one.  SQLite has one writer.
+        question = sa.select(FACTS.c.value).where(FACTS.c.name == _HEAD)
+        if not self._database.is_sqlite:
+            question = question.with_for_update()
+        return _parsed(connection.execute(question).scalar() or "")
+
+    def _set_head(self, connection: sa.Connection, head: tuple[int, str]) -> None:
+        connection.execute(sa.update(FACTS).where(FACTS.c.name == _HEAD).values(value=f"{head[0]}:{head[1]}"))
+
+    def _anchored(self) -> tuple[int, str]:
+        try:
+            return _parsed(self._anchor.read_text())
+        except OSError:
+            return _START
+
+
+def _parsed(head: str) -> tuple[int, str]:
+    seq, _, last = head.partition(":")
+    return (int(seq), last) if seq.isdigit() else _START

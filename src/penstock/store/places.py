@@ -1,0 +1,39 @@
+"""Where below PENSTOCK_HOME the store of tenants and keys keeps its files, and opening it.
+
+In: PENSTOCK_HOME and the database's URL; out: handles that share one secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock.store.access import AccessStore
+from penstock.store.administer import Administration
+from penstock.store.audit import Audit
+from penstock.store.secret import server_secret
+from penstock.store.sql.database import Database
+
+
+class Opened(NamedTuple):
+    """The servers' secret, and the store that is signed with it."""
+
+    secret: bytes
+    store: AccessStore
+
+    def administration(self, now: Callable[[], float], entropy: Callable[[int], bytes]) -> Administration:
+        return Administration(self.store, self.secret, now, entropy)
+
+
+def default_url(home: Path) -> str:
+    """SQLite in a file of ours."""
+    return f"sqlite:///{home / 'penstock.sqlite'}"
+
+
+def open_access(home: Path, url: str) -> Opened:
+    """Handles; nothing is made but the secret.  Raises ``Problem`` ``invalid_setting``."""
+    secret = server_secret(home / "secret")
+    database = Database(url)
+    audit = Audit(database, secret, home / "audit.head")
+    return Opened(secret, AccessStore(database, audit, secret, home / "access.snapshot"))

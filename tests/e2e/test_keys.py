@@ -1,0 +1,141 @@
+"""Keys of a real service: made and revoked at the command line, followed by every process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+BODY = {"model": "seeded-1", "prompt": "a", "max_tokens": 1}
+
+
+def penstock(home, *args: str) -> str:
+    environment = os.environ | {"PENSTOCK_HOME": str(home)}
+    command = [sys.executable, "-m", "penstock", *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ask(service, key: str | None, path: str = "/v1/completions", body=BODY) -> int:
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    content = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(service.url + path, content, headers), timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def guarded(serve):
+    """A service that was open, and its first key, which closed it."""
+    service = serve()
+    assert ask(service, None) == 200
+    assert "no key" in service.state()["access"]
+    assert "penstock keys create" in service.log.read_text()
+    made = json.loads(penstock(service.home, "keys", "create", "--admin", "--json"))
+    service.until(lambda: ask(service, None) == 401, "the first key closes the service")
+    return service, made
+
+
+def test_the_first_key_closes_an_open_service(guarded):
+    """From then on only a key is answered, on both listeners, and the state says so."""
+    service, made = guarded
+    assert ask(service, made["secret"]) == 200 and ask(service, "pk-wrong") == 401
+    service.until(lambda: "keys" in service.state()["access"], "the state tells that keys are asked for")
+    assert service.get(f"{service.admin_url}/admin/keys")[0] == 401
+    assert service.get(f"{service.url}/ready")[0] == 200
+
+
+def test_a_revoked_key_is_refused_everywhere_within_a_second(guarded):
+    """Measured from the commit of `penstock keys revoke` to the last answer that the key still got."""
+    service, made = guarded
+    victim = json.loads(penstock(service.home, "keys", "create", "--json"))
+    service.until(lambda: ask(service, victim["secret"], "/v1/models", None) == 200, "the new key works")
+    answered: list[tuple[float, int]] = []
+    ended = threading.Event()
+
+    def keep_asking() -> None:
+        while not ended.is_set():
+            status = ask(service, victim["secret"], "/v1/models", None)
+            answered.append((time.time(), status))
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    revoked_at = json.loads(penstock(service.home, "keys", "revoke", victim["id"], "--json"))["revoked_at"]
+    service.until(lambda: answered[-1][1] == 401, "the revoked key is refused")
+    ended.set()
+    asking.join()
+    last_good = max(at for at, status in answered if status == 200)
+    assert last_good - revoked_at < 1.0, f"still answered {last_good - revoked_at:.2f} s later"
+    assert ask(service, made["secret"], "/v1/models", None) == 200
+
+
+def test_keys_survive_a_gateway_that_is_killed(guarded):
+    """The next one asks for keys from its first answer on."""
+    service, made = guarded
+    [gateway] = [member for member in service.state()["members"] if member["kind"] == "gateway"]
+    os.kill(gateway["pid"], signal.SIGKILL)
+    found = set()
+
+    def back() -> bool:
+        found.add(service.get(f"{service.url}/v1/models")[0])
+        return ask(service, made["secret"], "/v1/models", None) == 200
+
+    service.until(back, "the restarted gateway knows the key")
+    assert 200 not in found
+
+
+def test_a_store_that_is_deleted_comes_back_by_itself(guarded):
+    """Known keys are answered all along, the service stays ready, and new keys can be made afterwards."""
+    service, made = guarded
+    for path in service.home.glob("penstock.sqlite*"):
+        path.unlink()
+    answers = {ask(service, made["secret"], "/v1/models", None) for _ in range(5)}
+    assert answers == {200} and service.get(f"{service.url}/ready")[0] == 200
+    service.until((service.home / "penstock.sqlite").exists, "the store is made again")
+    new = json.loads(penstock(service.home, "keys", "create", "--json"))
+    service.until(lambda: ask(service, new["secret"], "/v1/models", None) == 200, "a key made afterwards works")
+    assert ask(service, made["secret"]) == 200 and ask(service, None) == 401
+
+
+def test_no_secret_is_in_a_log_or_on_the_page_of_metrics(guarded):
+    """What was asked with, rightly or wrongly, stands nowhere in the service's files or pages."""
+    service, made = guarded
+    canary = "pk-canary-of-a-wrong-key"
+    assert ask(service, canary) == 401
+    text = service.log.read_text() + service.metrics() + json.dumps(service.state())
+    text += "".join(path.read_text(errors="replace") for path in service.home.rglob("*.log"))
+    text += penstock(service.home, "audit", "list", "--json")
+    for secret in (made["secret"], canary):
+        assert secret not in text
+
+
+def test_denials_reach_the_audit_log(guarded):
+    """A wrong key leaves a row within seconds."""
+    service, _ = guarded
+    assert ask(service, "pk-wrong") == 401
+
+    def written() -> bool:
+        rows = json.loads(penstock(service.home, "audit", "list", "--json"))
+        return any(row["action"] == "request" and row["verdict"] == "denied" for row in rows)
+
+    service.until(written, "the denial is written")
+
+
+def test_another_address_asks_for_keys_from_the_start(serve):
+    """Bound to every address and without a single key, nobody is answered; the first key is."""
+    service = serve("--host", "0.0.0.0")
+    assert ask(service, None) == 401
+    made = json.loads(penstock(service.home, "keys", "create", "--json"))
+    service.until(lambda: ask(service, made["secret"]) == 200, "the key works")
+    assert service.stop() == 0
