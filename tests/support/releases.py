@@ -1,7 +1,8 @@
 """Facts about real releases: what their config.json and generation_config.json say, and how many parameters they have.
 
-Written down from the releases' pages on the Hugging Face hub.  Fields that no reader of ours looks at are left out, and
-LongRoPE's factors are shown by their number alone.  ``num_parameters`` is the count that the hub shows.
+Written down by us, most of them without the files at hand.  The published parameter counts (``num_parameters``) check
+sizes, biases and ties; nothing here checks thetas, windows and generation settings.  Fields that no reader of ours
+looks at are left out, and LongRoPE's factors are shown by their number alone.
 """
 
 from __future__ import annotations
