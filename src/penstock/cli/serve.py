@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,7 +17,10 @@ from penstock.config.settings import DType, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
+    from penstock.config.issuers import Issuer
     from penstock.config.prices import Price
+
+T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -146,6 +149,10 @@ def serve(
             metavar="URL",
         ),
     ] = None,
+    issuers: Annotated[
+        Path | None,
+        _option("--issuers", help="File of issuers whose signed tokens (JWT, OpenID Connect) are taken beside keys."),
+    ] = None,
     insecure_no_auth: Annotated[
         bool,
         _option(
@@ -173,6 +180,7 @@ def serve(
         replicas=replicas,
         drain_timeout_s=drain_timeout,
         store=store,
+        issuers=_read_issuers(issuers) if issuers is not None else (),
         insecure_no_auth=insecure_no_auth,
         dtype=dtype,
         exact=exact,
@@ -196,9 +204,19 @@ def serve(
 def _read_prices(path: Path) -> tuple[Price, ...]:
     from penstock.config.prices import read_prices
 
+    return _read(path, read_prices, "--prices")
+
+
+def _read_issuers(path: Path) -> tuple[Issuer, ...]:
+    from penstock.config.issuers import read_issuers
+
+    return _read(path, read_issuers, "--issuers")
+
+
+def _read(path: Path, reading: Callable[[bytes], T], option: str) -> T:
     try:
-        return read_prices(path.read_bytes())
+        return reading(path.read_bytes())
     except OSError as error:
-        raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param="--prices") from None
+        raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param=option) from None
     except ValueError as error:
-        raise Problem("invalid_setting", f"{path} {error}.", param="--prices") from None
+        raise Problem("invalid_setting", f"{path} {error}.", param=option) from None

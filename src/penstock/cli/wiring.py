@@ -12,9 +12,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -30,6 +31,7 @@ from penstock.cluster.listen import is_loopback, listen
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
+from penstock.config.issuers import Issuer
 from penstock.config.mock import MockSettings
 from penstock.config.settings import EngineSettings, GatewaySettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
@@ -42,6 +44,9 @@ from penstock.store.sources import Resolved, resolve
 from penstock.wire import gateway as gateway_wire
 from penstock.wire.engine import LOAD, METRICS, Load
 from penstock.wire.errors import Problem
+
+if TYPE_CHECKING:
+    from penstock.tokens.verify import TokenVerifier
 
 NO_MODEL_GIVEN = (
     "no model given: serving pydoc, a small demonstration model that knows what Python's standard library does; "
@@ -114,9 +119,10 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     folds = Folds()
     opened = open_access(Path(settings.home), settings.access_url)
     denials = Denials(opened.store.audit, time.time)
-    identify = Identify(opened.secret, time.time, denials, open_without_keys=settings.open_without_keys)
+    tokens, fetching = _tokens(settings.issuers)
+    identify = Identify(opened.secret, time.time, denials, open_without_keys=settings.open_without_keys, tokens=tokens)
     with closing(opened.store), closing(DesiredStore(settings.store_path)) as store:
-        writing = asyncio.create_task(denials.write_regularly())
+        beside = [asyncio.create_task(work) for work in (denials.write_regularly(), *fetching)]
         serving = asyncio.create_task(
             serve_gateway(
                 settings,
@@ -137,7 +143,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
             task.cancel()
         with suppress(asyncio.CancelledError):
             await serving
-        writing.cancel()
+        await _cancel(beside)
         await asyncio.to_thread(denials.write)
 
 
@@ -223,12 +229,14 @@ async def _control(
     page = Gather(scrape, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     ended = asyncio.Event()
     with closing(access.store), closing(DesiredStore(store_path)) as store:
+        tokens, fetching = _tokens(settings.issuers)
         guard = Guard(
             access.secret,
             secrets.token_urlsafe(32),
             time.time,
             is_loopback=is_loopback(settings.admin_host),
             open_without_keys=_is_open_without_keys(settings, settings.admin_host),
+            tokens=tokens,
         )
         administration = access.administration(time.time, secrets.token_bytes)
         denials = Denials(access.store.audit, time.time)
@@ -237,11 +245,8 @@ async def _control(
             return msgspec.structs.replace(controller.state(), access=_access(settings, guard.has_keys))
 
         app = AdminApp(__version__, state, page, guard, administration, denials)
-        keeping = [
-            asyncio.create_task(access.store.keep()),
-            asyncio.create_task(guard.follow(access.store.watch())),
-            asyncio.create_task(denials.write_regularly()),
-        ]
+        works = (access.store.keep(), guard.follow(access.store.watch()), denials.write_regularly(), *fetching)
+        beside = [asyncio.create_task(work) for work in works]
         listening = asyncio.create_task(serve_app(app, admin, ended, parser="h11"))
         service = Service(
             pid=os.getpid(),
@@ -262,9 +267,7 @@ async def _control(
         finally:
             ended.set()
             await listening
-            for task in keeping:
-                task.cancel()
-            await asyncio.gather(*keeping, return_exceptions=True)
+            await _cancel(beside)
 
 
 def _resolved(settings: ServeSettings) -> Resolved:
@@ -275,9 +278,26 @@ def _resolved(settings: ServeSettings) -> Resolved:
     return Resolved(directory=Path(), name="mock")
 
 
+def _tokens(issuers: tuple[Issuer, ...]) -> tuple[TokenVerifier | None, list[Coroutine[Any, Any, None]]]:
+    """Who verifies tokens, and what keeps fetching the issuers' keys; nobody where there are no issuers."""
+    if not issuers:
+        return None, []
+    from penstock.tokens.jwks import KeySet, source_of
+    from penstock.tokens.verify import TokenVerifier
+
+    key_sets = [KeySet(issuer) for issuer in issuers]
+    return TokenVerifier(key_sets, time.time), [keys.keep(source_of(keys.issuer.jwks)) for keys in key_sets]
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _access(settings: ServeSettings, has_keys: bool) -> str:
     """Who is answered on the data listener, in words."""
-    if has_keys:
+    if has_keys or settings.issuers:
         return CLOSED
     return OPEN if _is_open_without_keys(settings, settings.host) else CLOSED_WITHOUT_KEYS
 
@@ -298,6 +318,7 @@ def _gateway_launch(member: Member, serve: ServeSettings, home: Path, store_path
                 home=str(home),
                 access_url=serve.store or default_url(home),
                 open_without_keys=_is_open_without_keys(serve, serve.host),
+                issuers=serve.issuers,
             )
         )
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock.config.issuers import Issuer
 from penstock.config.prices import Price
 
 DType = Literal["auto", "bfloat16", "float32"]
@@ -59,6 +60,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Database of tenants and keys."""
     open_without_keys: bool = False
     """While no key was ever made, answer everybody."""
+    issuers: tuple[Issuer, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     body_timeout_s: float = 30.0
     resume_timeout_s: float = 60.0
@@ -80,6 +82,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     store: str | None = None
     """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""
+    issuers: tuple[Issuer, ...] = ()
     insecure_no_auth: bool = False
     dtype: DType = "auto"
     exact: bool = False

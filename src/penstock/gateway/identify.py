@@ -18,6 +18,9 @@ from penstock.wire.credentials import secret_of
 from penstock.wire.engine import EmbedRequest, GenerateRequest
 from penstock.wire.errors import Problem
 
+REFUSALS = frozenset({"invalid_api_key", "permission_denied", "store_unavailable", "issuer_unavailable"})
+"""Codes with which this stage turns somebody away."""
+
 _RETRY_AFTER_S = 1.0
 
 

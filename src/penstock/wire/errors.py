@@ -67,6 +67,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "not_ready": _later(503, Fault.US, "The model is still loading; GET /ready tells when it is done."),
     "draining": _later(503, Fault.US, "This server is shutting down; try again."),
     "request_timeout": _later(408, Fault.CALLER, "The body did not arrive in time."),
+    "issuer_unavailable": _later(503, Fault.UPSTREAM, "The keys of the token's issuer could not be fetched yet."),
     "engine_lost": _later(502, Fault.UPSTREAM, "The engine ended during the request and no other could continue it."),
     "engine_protocol": _later(502, Fault.UPSTREAM, "The engine answered something that is not the engine protocol."),
     "not_finite": ErrorSpec(

@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from penstock.asgi.server import Scope
 from penstock.config.tenants import ANONYMOUS, Access, Principal, Role
@@ -20,17 +21,31 @@ from penstock.wire.errors import Problem
 _PORT = re.compile(r":\d+$")
 
 
+class Tokens(Protocol):
+    """Signed tokens of others; as the gateway's."""
+
+    def find(self, shown: bytes, keyring: Keyring) -> Principal | None: ...
+
+
 class Guard:
     """``token`` is the operator's: whoever can read the run directory.  The operator's actor is ``None``."""
 
     def __init__(
-        self, secret: bytes, token: str, now: Callable[[], float], *, is_loopback: bool, open_without_keys: bool
+        self,
+        secret: bytes,
+        token: str,
+        now: Callable[[], float],
+        *,
+        is_loopback: bool,
+        open_without_keys: bool,
+        tokens: Tokens | None = None,
     ) -> None:
         self.token = token
         self._secret = secret
         self._now = now
         self._is_loopback = is_loopback
-        self._open_without_keys = open_without_keys
+        self._open_without_keys = open_without_keys and tokens is None
+        self._tokens = tokens
         self._keyring: Keyring | None = None
         self._lost = False
 
@@ -64,7 +79,7 @@ class Guard:
             return None
         if shown is None:
             raise Problem("invalid_api_key", "This listener asks for an administrator's key and none was sent.")
-        actor = self._keyring.find(shown, self._now()) if self._keyring is not None else None
+        actor = self._find(shown)
         if actor is None and (self._lost or self._keyring is None):
             raise Problem("store_unavailable", "The store of keys is not available.", retry_after_s=1.0)
         if actor is None:
@@ -72,6 +87,12 @@ class Guard:
         if role == "admin" and actor.role != "admin":
             raise Problem("permission_denied", "This key is not an administrator's.")
         return actor
+
+    def _find(self, shown: bytes) -> Principal | None:
+        if self._keyring is None:
+            return None
+        who = self._tokens.find(shown, self._keyring) if self._tokens is not None else None
+        return who or self._keyring.find(shown, self._now())
 
 
 def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:

@@ -23,7 +23,7 @@ from penstock.gateway.http import data
 from penstock.gateway.http.body import header, read_data_body, refuse_unread
 from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
 from penstock.gateway.http.embeddings import embeddings
-from penstock.gateway.identify import Credentials
+from penstock.gateway.identify import REFUSALS, Credentials
 from penstock.gateway.pipeline import Gateway
 from penstock.gateway.replicas import ModelState, not_served
 from penstock.wire.errors import Problem
@@ -34,7 +34,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _MODEL_PREFIX = "/v1/models/"
 _NOT_READY_RETRY_S = 1.0
 _BODY_PROBLEMS = frozenset({"body_too_large", "request_timeout"})
-_BEFORE_BODY = frozenset({"draining", "invalid_api_key", "store_unavailable", "not_found", "method_not_allowed"})
+_BEFORE_BODY = frozenset({"draining", *REFUSALS, "not_found", "method_not_allowed"})
 """Problems that are known before the body is read."""
 
 
