@@ -13,6 +13,12 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
 
+class Ids(Protocol):
+    """A new id each time, unlike any other anywhere."""
+
+    def __call__(self) -> str: ...
+
+
 class Emit(Protocol):
     """Where events go: the folds behind /metrics, the log, or a test's list.  Never blocks, never raises."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ class House:
             limit=LimitStage(replicas, self.limits),
             route=Router(replicas),
             forward=Forwarder(replicas, self.engines, rules, self.clock, self.events.append),
-            meter=Meter(self.clock, self.events.append),
+            meter=Meter(self.clock, self.events.append, lambda: uuid.uuid4().hex),
         )
         self.gateway = Gateway(replicas, self.engines, stages)
 

@@ -6,27 +6,26 @@ In: a call from its first to its last moment; out: one ``RequestReceived`` and o
 
 from __future__ import annotations
 
-import uuid
-
 from penstock.events.list import RequestEnded, RequestReceived
 from penstock.gateway.call import Call
-from penstock.ports import Clock, Emit
+from penstock.ports import Clock, Emit, Ids
 from penstock.wire.engine import Embedded, Event
 
 
 class Meter:
     """Counts calls and what they deliver."""
 
-    def __init__(self, clock: Clock, emit: Emit) -> None:
+    def __init__(self, clock: Clock, emit: Emit, ids: Ids) -> None:
         self.in_flight = 0
         self._clock = clock
         self._emit = emit
+        self._ids = ids
 
     def begin(self, route: str) -> Call:
         """A request's head was read."""
         self._emit(RequestReceived(route=route))
         self.in_flight += 1
-        return Call(id=uuid.uuid4().hex, route=route, started=self._clock.now())
+        return Call(id=self._ids(), route=route, started=self._clock.now())
 
     def note(self, call: Call, index: int, events: list[Event]) -> None:
         call.note(index, events, self._clock.now())

@@ -40,7 +40,7 @@ class Watcher:
         self._in_flight = in_flight
         self._wall_clock = wall_clock
         self._askers: dict[ReplicaState, asyncio.Task[None]] = {}
-        self._retired: set[ReplicaState] = set()
+        self._retired: dict[ReplicaState, None] = {}
         self._acknowledged = (-1, -1)
 
     async def follow(self, states: AsyncIterator[DesiredState]) -> None:
@@ -81,15 +81,17 @@ class Watcher:
         self._askers.clear()
 
     async def _align_askers(self) -> None:
-        wanted = {state for model in self._replicas.models for state in model.replicas}
-        for state in wanted - self._askers.keys():
-            self._askers[state] = asyncio.create_task(self._ask(state))
-        gone = self._askers.keys() - wanted
+        # In their order, not a set's: the same world has to take the same turns.
+        wanted = [state for model in self._replicas.models for state in model.replicas]
+        for state in wanted:
+            if state not in self._askers:
+                self._askers[state] = asyncio.create_task(self._ask(state))
+        gone = [state for state in self._askers if state not in wanted]
         await _cancel([self._askers.pop(state) for state in gone])
-        self._retired |= gone
+        self._retired |= dict.fromkeys(gone)
         # What still runs at a replica that is wanted no more runs to its end.
         for state in [state for state in self._retired if state.outstanding_requests == 0]:
-            self._retired.discard(state)
+            del self._retired[state]
             if state.replica.socket not in {other.replica.socket for other in wanted}:
                 await self._upstream.forget(state.replica.socket)
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ async def serve_gateway(
         limit=Limit(replicas, Limits(clock, time.time, Tariff(settings.prices))),
         route=Router(replicas),
         forward=Forwarder(replicas, upstream, rules, clock, emit),
-        meter=Meter(clock, emit),
+        meter=Meter(clock, emit, lambda: uuid.uuid4().hex),
     )
     gateway = Gateway(replicas, upstream, stages)
     http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)

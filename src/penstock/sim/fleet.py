@@ -1,0 +1,139 @@
+"""Simulated engines behind the gateway's upstream port: mock engines on virtual time, which can be killed and stalled.
+
+In: requests of the engine protocol; out: its events, or what a broken connection raises.  Production's counterpart is
+``runtimes.upstream``; a request takes the same turns at an engine here and there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from penstock.config.mock import MockScript
+from penstock.mock import words
+from penstock.mock.engine import Attempt, MockEngine
+from penstock.sim.loop import LoopClock
+from penstock.wire import engine as protocol
+from penstock.wire.errors import Problem
+
+
+class Life:
+    """One incarnation of an engine, until it is killed."""
+
+    def __init__(self, script: MockScript) -> None:
+        self.mock = MockEngine("mock", script, LoopClock())
+        self.alive = True
+        self.stalled_until = 0.0
+        self._waiting: dict[asyncio.Future[None], None] = {}
+
+    def kill(self) -> None:
+        """Every connection breaks."""
+        self.alive = False
+        for waiting in list(self._waiting):
+            if not waiting.done():
+                waiting.set_exception(lost())
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass here.  Raises ``engine_lost`` at once when it is killed meanwhile."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(max(seconds, self.stalled_until - loop.time()), _wake, waiting)
+        await self._until(waiting)
+        timer.cancel()
+        if self.stalled_until > loop.time():
+            await self.sleep(0)
+
+    async def slot(self, attempt: Attempt) -> None:
+        """Wait for its turn."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        attempt.begin = lambda: _wake(waiting)
+        self.mock.admit()
+        await self._until(waiting)
+
+    async def _until(self, waiting: asyncio.Future[None]) -> None:
+        if not self.alive:
+            raise lost()
+        self._waiting[waiting] = None
+        try:
+            await waiting
+        finally:
+            del self._waiting[waiting]
+
+
+class SimulatedFleet:
+    """Implements ``gateway.upstream.Upstream``.  ``lives`` by socket; who is not in it does not listen."""
+
+    def __init__(self, latency_s: float = 0.0005) -> None:
+        self.lives: dict[str, Life] = {}
+        self._latency_s = latency_s
+
+    def start(self, socket: str, script: MockScript) -> Life:
+        """A new process answers there."""
+        life = self.lives[socket] = Life(script)
+        return life
+
+    def kill(self, socket: str) -> None:
+        """The process is gone."""
+        life = self.lives.pop(socket, None)
+        if life is not None:
+            life.kill()
+
+    @property
+    def num_open(self) -> int:
+        """Sequences at all engines."""
+        return sum(life.mock.num_open for life in self.lives.values())
+
+    async def generate(
+        self, socket: str, request: protocol.GenerateRequest
+    ) -> AsyncGenerator[list[protocol.Event], None]:
+        life = await self._reach(socket)
+        attempt = life.mock.open(request)
+        answer = attempt.answer
+        try:
+            yield [answer.accepted()]
+            await life.slot(attempt)
+            await life.sleep(life.mock.first_delay_s(attempt))
+            while not answer.is_over:
+                yield [answer.delta([answer.next_token()])]
+                await life.sleep(life.mock.gap_s(attempt))
+            yield [answer.finished()]
+        finally:
+            life.mock.close(attempt)
+
+    async def embed(self, socket: str, request: protocol.EmbedRequest) -> protocol.Embedded:
+        life = await self._reach(socket)
+        await life.sleep(life.mock.script.ttft_s)
+        return words.embedded(request)
+
+    async def load(self, socket: str) -> protocol.Load:
+        return (await self._reach(socket)).mock.load()
+
+    async def tokenize(self, socket: str, request: protocol.TokenizeRequest) -> protocol.Tokenized:
+        ids = list(words.prompt_bytes(request))
+        context = (await self._reach(socket)).mock.script.context_tokens
+        return protocol.Tokenized(token_ids=ids, token_texts=[chr(i) for i in ids], context_tokens=context)
+
+    async def detokenize(self, socket: str, request: protocol.DetokenizeRequest) -> protocol.Detokenized:
+        await self._reach(socket)
+        return protocol.Detokenized(text=words.text_of(request.token_ids))
+
+    async def forget(self, socket: str) -> None:
+        """There are no connections to close."""
+
+    async def _reach(self, socket: str) -> Life:
+        await asyncio.sleep(self._latency_s)
+        life = self.lives.get(socket)
+        if life is None:
+            raise lost()
+        await life.sleep(0)
+        return life
+
+
+def lost() -> Problem:
+    """What a broken connection raises."""
+    return Problem("engine_lost", "The engine cannot be reached or broke off the connection.")
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
