@@ -124,4 +124,5 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         kv_bytes=num_blocks * needs.block_bytes,
         pooling=Pooling(sentence.rows, sentence.normalize),
         embedding_size=config.hidden_size,
+        exact=settings.exact,
     )

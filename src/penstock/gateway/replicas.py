@@ -48,6 +48,12 @@ class ModelState:
     def context_tokens(self) -> int | None:
         return next((state.load.context_tokens for state in self.replicas if state.load is not None), None) or None
 
+    @property
+    def exact(self) -> bool:
+        """Whatever replica resumes a sequence gives it the tokens of an undisturbed run."""
+        loads = [state.load for state in self.replicas if state.load is not None]
+        return bool(loads) and all(load.exact for load in loads)
+
 
 @dataclass(slots=True, eq=False)
 class Lease:

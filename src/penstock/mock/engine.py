@@ -148,6 +148,7 @@ class MockEngine:
             waiting=len(self._waiting),
             queued_tokens=sum(attempt.answer.num_prompt for attempt in self._waiting),
             step_time_s=self.script.gap_s,
+            exact=True,
         )
         if progress < 1 and not self.draining:
             return msgspec.structs.replace(load, phase="loading", progress=progress, detail="pretending to load")

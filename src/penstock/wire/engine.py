@@ -204,7 +204,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``progress`` is 0..1 within ``phase``; ``detail`` says it in words.  Times in seconds, sizes in bytes or tokens.
     ``problem`` is set in phase ``failed``: loading ended there and will not be tried again in this process.
-    ``generates`` is false for an encoder, which only embeds.
+    ``generates`` is false for an encoder, which only embeds.  ``exact``: a resumed sequence gets the very tokens of an
+    undisturbed one; otherwise what was emitted stays, and what follows may be another valid continuation.
     """
 
     phase: Phase
@@ -224,6 +225,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     weights_bytes: int = 0
     kv_bytes: int = 0
     generates: bool = True
+    exact: bool = False
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -65,6 +65,7 @@ class ScriptedEngine:
     behave: Callable[[protocol.GenerateRequest], Behaviour] = lambda request: Behaviour()
     behave_embed: Callable[[protocol.EmbedRequest], Behaviour] = lambda request: Behaviour()
     phase: protocol.Phase = "ready"
+    exact: bool = False
     requests: list[protocol.GenerateRequest] = field(default_factory=list)
     embedded: list[protocol.EmbedRequest] = field(default_factory=list)
     sent_tokens: int = 0
@@ -95,7 +96,7 @@ class ScriptedEngine:
         Path(self.socket).unlink(missing_ok=True)
 
     async def _load(self, request: web.Request) -> web.Response:
-        load = protocol.Load(phase=self.phase, model="m", context_tokens=4096)
+        load = protocol.Load(phase=self.phase, model="m", context_tokens=4096, exact=self.exact)
         return web.Response(body=protocol.encode(load))
 
     async def _tokenize(self, request: web.Request) -> web.Response:

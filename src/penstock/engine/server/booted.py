@@ -39,3 +39,4 @@ class Booted:
     pooling: Pooling
     embedding_size: int
     generates: bool = True
+    exact: bool = False

@@ -190,6 +190,7 @@ class Service:
             weights_bytes=self._booted.weights_bytes,
             kv_bytes=self._booted.kv_bytes,
             generates=self._booted.generates,
+            exact=self._booted.exact,
         )
 
     def _stream(self, request: GenerateRequest, prompt_ids: list[int], answer: AnswerParser) -> TextStream:

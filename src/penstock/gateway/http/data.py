@@ -83,7 +83,12 @@ class Exchange:
     def generate(
         self, choices: list[GenerateRequest], body_bytes: int
     ) -> AsyncGenerator[tuple[int, list[Event]], None]:
-        """What the gateway generates; whatever is answered from here on says how the limits stand."""
+        """What the gateway generates; whatever is answered from here on says how the limits stand.
+
+        And what a caller may expect where an engine is lost on the way.
+        """
+        exact = self.gateway.replicas.find(self.call.model).exact
+        self.headers.append((b"x-penstock-resume", b"exact" if exact else b"prefix-preserved"))
         try:
             return self.gateway.generate(self.call, choices, body_bytes)
         finally:
