@@ -6,7 +6,9 @@ In: where they may put their sockets; out: running processes that end with the b
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,8 +26,11 @@ import msgspec
 from penstock.cluster.listen import listen
 from penstock.config.desired import Model, Replica
 from penstock.config.mock import MockScript, MockSettings
+from penstock.config.prices import Price
 from penstock.config.settings import GatewaySettings
+from penstock.config.tenants import Limit
 from penstock.loadgen.doorbench import Door
+from penstock.store.administer import NewKey, NewTenant
 from penstock.store.desired import DesiredStore
 from penstock.store.places import default_url, open_access
 from penstock.wire.errors import Problem
@@ -41,6 +46,14 @@ _SCRIPTS = {
     "slow": MockScript(gap_s=3.0, jitter=0.5, output_tokens=100_000, context_tokens=1_000_000),
 }
 """Whole answers at once, tokens at a steady pace, and streams that stay open."""
+
+
+_LIMITS = (
+    Limit(unit="requests", amount=1e9, window="minute"),
+    Limit(unit="tokens", amount=1e12, window="minute"),
+    Limit(unit="usd", amount=1e9, window="month"),
+    Limit(unit="concurrency", amount=1e6),
+)
 
 
 @dataclass(slots=True)
@@ -69,30 +82,40 @@ async def mock_engines(directory: Path) -> AsyncIterator[MockEngines]:
 
 @asynccontextmanager
 async def our_gateway(upstream: Door, directory: Path) -> AsyncIterator[Door]:
-    """The production gateway process, routing to one mock engine."""
+    """The production gateway process, routing to one mock engine, with a key, limits and prices to watch over."""
+    url = default_url(directory)
+    key = _issue_key(directory, url)
     with (
         closing(listen(HOST, 0, option="--port")) as data,
         closing(DesiredStore(directory / f"store-{upstream.port}.sqlite")) as store,
     ):
         replica = Replica(id="mock-0", socket=str(engine_socket(directory, upstream.port)))
         store.publish([Model(name=MODEL, replicas=[replica])])
-        access = open_access(directory, default_url(directory))
-        access.store.prepare()
-        access.store.close()
         settings = GatewaySettings(
             gateway="bench",
             control_socket=str(directory / f"gateway-{upstream.port}.sock"),
             store_path=str(directory / f"store-{upstream.port}.sqlite"),
             listen_fd=data.fileno(),
             home=str(directory),
-            access_url=default_url(directory),
-            open_without_keys=True,
+            access_url=url,
+            prices=(Price(model=MODEL, since=dt.date(2026, 1, 1), input=0.1, output=0.4),),
         )
         port = data.getsockname()[1]
         command = [sys.executable, "-P", "-m", "penstock", "gateway"]
         line = msgspec.json.encode(settings) + b"\n"
         async with process(command, port, "/ready", stdin=line, pass_fds=(data.fileno(),)) as door:
-            yield door
+            yield msgspec.structs.replace(door, key=key)
+
+
+def _issue_key(home: Path, url: str) -> str:
+    """A key whose limits are all counted and never reached."""
+    opened = open_access(home, url)
+    with closing(opened.store):
+        opened.store.prepare()
+        acts = opened.administration(time.time, secrets.token_bytes)
+        name = f"bench-{secrets.token_hex(4)}"
+        acts.create_tenant(None, NewTenant(name=name, limits=_LIMITS))
+        return acts.create_key(None, NewKey(tenant=name)).secret
 
 
 @asynccontextmanager

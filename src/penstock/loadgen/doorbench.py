@@ -66,13 +66,14 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Door(msgspec.Struct, frozen=True):
-    """A running gateway, or an upstream without one."""
+    """A running gateway, or an upstream without one.  ``key`` is shown to it with every request."""
 
     host: str
     port: int
     pid: int
     start_s: float
     model: str
+    key: str = "none"
 
 
 class Upstreams(Protocol):
@@ -127,7 +128,7 @@ async def measure(start: Start, upstreams: Upstreams, sizes: Sizes, clock: Clock
 
 
 def _request(door: Door, *, max_tokens: int, stream: bool) -> bytes:
-    return chat_request(PATH, door.model, _PROMPT, max_tokens=max_tokens, stream=stream)
+    return chat_request(PATH, door.model, _PROMPT, max_tokens=max_tokens, stream=stream, key=door.key)
 
 
 async def _lap(door: Door, request: bytes, lanes: int, requests: int, clock: Clock) -> Lap:

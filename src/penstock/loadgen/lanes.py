@@ -42,7 +42,7 @@ class Lap:
     first_token_s: list[float] = field(default_factory=list)
 
 
-def chat_request(path: str, model: str, prompt: str, *, max_tokens: int, stream: bool, host: str = "bench") -> bytes:
+def chat_request(path: str, model: str, prompt: str, *, max_tokens: int, stream: bool, key: str = "none") -> bytes:
     """One HTTP request for a chat completion; greedy, so that every gateway gets the same answer."""
     asked = {
         "model": model,
@@ -52,8 +52,8 @@ def chat_request(path: str, model: str, prompt: str, *, max_tokens: int, stream:
         "stream": stream,
     }
     body = msgspec.json.encode(asked)
-    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-    return f"{head}authorization: Bearer bench\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    return f"{head}authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
 async def run(load: Load, clock: Clock) -> Lap:

@@ -16,6 +16,7 @@ import msgspec
 
 from penstock.config.desired import Acknowledgement, DesiredState, Model, Replica
 from penstock.config.mock import MockScript
+from penstock.config.tenants import Access, Tenant
 from penstock.cost.money import Tariff
 from penstock.events.list import Event, RequestEnded, StreamResumed
 from penstock.gateway.call import ClientGone
@@ -73,6 +74,13 @@ def chaos(seed: int, rules: ChaosRules | None = None) -> Report:
     return run(_World(seed, rules or ChaosRules()).live())
 
 
+def _everybody() -> Identify:
+    """Nobody has a key, and everybody is let in."""
+    identify = Identify(b"", lambda: 0.0, lambda address, why: None, open_without_keys=True)
+    identify.adopt(Access(version=1, tenants=(Tenant(name="default"),)))
+    return identify
+
+
 class _World:
     def __init__(self, seed: int, rules: ChaosRules) -> None:
         self.rules = rules
@@ -91,7 +99,7 @@ class _World:
             self.replicas,
             self.fleet,
             Stages(
-                identify=Identify(),
+                identify=_everybody(),
                 limit=Limit(self.replicas, Limits(clock, clock.now, Tariff())),
                 route=Router(self.replicas),
                 forward=Forwarder(self.replicas, self.fleet, retry, clock, self.events.append),
