@@ -13,7 +13,7 @@ import msgspec
 from penstock.wire.engine import GenerateRequest
 from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
-from penstock.wire.openai.decode import decode_body
+from penstock.wire.openai.decode import Field, decode_body
 from penstock.wire.openai.fields import UNSET, Absent
 from penstock.wire.openai.messages import Message, engine_messages
 from penstock.wire.openai.structured import grammar_of
@@ -29,7 +29,6 @@ _UNSUPPORTED = (
     "verbosity",
     "store",
 )
-
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
@@ -47,8 +46,8 @@ class ChatRequest(fields.Shared, kw_only=True, frozen=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: Absent = UNSET
-    tool_choice: Absent = UNSET
+    tools: Field = UNSET
+    tool_choice: Field = UNSET
     parallel_tool_calls: bool | None = None
     functions: Absent = UNSET
     function_call: Absent = UNSET

@@ -1,6 +1,7 @@
 """JSON bodies to typed requests, and every way that can fail as a ``Problem`` that names the field.
 
-In: the bytes of a body; out: a struct.  Knows no values, only types: ranges are checked beside each request.
+In: the bytes of a body, or of a field that its struct left undecoded; out: a typed value.
+Knows no values, only types: ranges are checked beside each request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import msgspec
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
+
+Field = msgspec.Raw | msgspec.UnsetType
+"""A field that the body's struct leaves undecoded, for whoever knows what it may be."""
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
@@ -42,6 +46,21 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
             message = f"{field} is NaN or infinite; JSON has no such number and a finite one is needed."
             raise Problem("invalid_value", message, param=field) from None
         raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
+
+
+def decode_field(raw: Field, kind: Any, param: str) -> Any:
+    """Decode one field as ``kind`` or null; ``None`` if it was left out.
+
+    Raises ``Problem`` that names it: ``invalid_type``, or ``invalid_value`` for what cannot be read at all.
+    """
+    if isinstance(raw, msgspec.UnsetType):
+        return None
+    try:
+        return msgspec.json.decode(raw, type=kind | None)
+    except msgspec.ValidationError as error:
+        raise Problem("invalid_type", f"{param}: {error}.", param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Problem("invalid_value", f"{param} holds a value that cannot be read.", param=param) from None
 
 
 def _of_validation(text: str) -> Problem:

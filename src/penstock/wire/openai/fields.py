@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.wire.engine import Sampling
 from penstock.wire.errors import Problem
-from penstock.wire.openai.structured import Field
+from penstock.wire.openai.decode import Field
 
 MAX_CHOICES = 512
 MAX_STOPS = 16
@@ -24,7 +24,7 @@ MAX_TOKEN_ID = (1 << 31) - 1
 MAX_TOP_LOGPROBS = 20
 _SEED_MASK = (1 << 63) - 1
 
-Absent = msgspec.Raw | msgspec.UnsetType
+Absent = Field
 """A field this release knows and does not act on."""
 UNSET = msgspec.UNSET
 
@@ -102,9 +102,9 @@ def refuse_unsupported(request: msgspec.Struct, names: tuple[str, ...], prefix: 
         raw = getattr(request, name)
         if raw is UNSET:
             continue
-        value = _decode_unsupported(raw, prefix + name)
+        param = prefix + name
+        value = _decode_unsupported(raw, param)
         if value is not None and value not in _ASKS_NOTHING.get(name, ()):
-            param = prefix + name
             message = f"{param} is not supported by this release."
             if instead:
                 message = f"{param} is not supported; use {instead}."

@@ -12,8 +12,8 @@ import msgspec
 from penstock.wire.engine import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
-from penstock.wire.openai.decode import decode_body
-from penstock.wire.openai.fields import UNSET, Absent
+from penstock.wire.openai.decode import Field, decode_body
+from penstock.wire.openai.fields import UNSET
 from penstock.wire.openai.messages import Message, engine_messages
 from penstock.wire.openai.tools import tools_of
 
@@ -45,7 +45,7 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Absent = UNSET
+    tools: Field = UNSET
 
 
 class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):

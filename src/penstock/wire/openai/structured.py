@@ -7,34 +7,17 @@ Looks at no schema and no expression: the engine does, where a hostile one can b
 from __future__ import annotations
 
 import json
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
+from penstock.wire.openai.decode import Field, decode_field
+from penstock.wire.openai.fields import Shared
 
 MAX_CHOICES_TO_TAKE = 10_000
 _KINDS_OF_FORMAT = "text, json_object or json_schema"
-
-Field = msgspec.Raw | msgspec.UnsetType
-
-
-class Asking(Protocol):
-    """The fields of a request that this module reads."""
-
-    @property
-    def response_format(self) -> Field: ...
-    @property
-    def structured_outputs(self) -> Field: ...
-    @property
-    def guided_json(self) -> Field: ...
-    @property
-    def guided_regex(self) -> Field: ...
-    @property
-    def guided_choice(self) -> Field: ...
-    @property
-    def guided_grammar(self) -> Field: ...
 
 
 class _JsonSchema(msgspec.Struct, frozen=True):
@@ -59,15 +42,15 @@ class _StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     json_object: bool | None = None
 
 
-def grammar_of(request: Asking) -> Grammar | None:
+def grammar_of(request: Shared) -> Grammar | None:
     """The one grammar that a request asks for.  Raises ``Problem`` for several, and for what no grammar comes of."""
     found = [
         *_of_response_format(request.response_format),
         *_of_structured_outputs(request.structured_outputs),
         *_schema(request.guided_json, "guided_json"),
-        *_text("regex", _read(request.guided_regex, str, "guided_regex"), "guided_regex"),
-        *_choice(_read(request.guided_choice, list[str], "guided_choice"), "guided_choice"),
-        *_text("lark", _read(request.guided_grammar, str, "guided_grammar"), "guided_grammar"),
+        *_text("regex", decode_field(request.guided_regex, str, "guided_regex"), "guided_regex"),
+        *_choice(decode_field(request.guided_choice, list[str], "guided_choice"), "guided_choice"),
+        *_text("lark", decode_field(request.guided_grammar, str, "guided_grammar"), "guided_grammar"),
     ]
     if len(found) > 1:
         message = f"{found[0].param} and {found[1].param} both say what the answer has to be; give one of them."
@@ -76,7 +59,7 @@ def grammar_of(request: Asking) -> Grammar | None:
 
 
 def _of_response_format(raw: Field) -> list[Grammar]:
-    asked = _read(raw, _ResponseFormat, "response_format")
+    asked = decode_field(raw, _ResponseFormat, "response_format")
     if asked is None or asked.type == "text":
         return []
     if asked.type == "json_object":
@@ -92,7 +75,7 @@ def _of_response_format(raw: Field) -> list[Grammar]:
 
 
 def _of_structured_outputs(raw: Field) -> list[Grammar]:
-    asked = _read(raw, _StructuredOutputs, "structured_outputs")
+    asked = decode_field(raw, _StructuredOutputs, "structured_outputs")
     if asked is None:
         return []
     found = [
@@ -116,7 +99,7 @@ def _schema(raw: Field, param: str) -> list[Grammar]:
     written = bytes(raw)
     if written == b"null":
         return []
-    text = _read(raw, str, param) if written.startswith(b'"') else written.decode()
+    text = decode_field(raw, str, param) if written.startswith(b'"') else written.decode()
     return _text("json_schema", text, param)
 
 
@@ -132,15 +115,3 @@ def _choice(choices: list[str] | None, param: str) -> list[Grammar]:
 
 def _text(kind: Any, value: str | None, param: str) -> list[Grammar]:
     return [] if value is None else [Grammar(kind=kind, value=value, param=param)]
-
-
-def _read(raw: Field, kind: Any, param: str) -> Any:
-    """Decode one field.  Raises ``Problem`` that names it."""
-    if isinstance(raw, msgspec.UnsetType):
-        return None
-    try:
-        return msgspec.json.decode(raw, type=kind | None)
-    except msgspec.ValidationError as error:
-        raise Problem("invalid_type", f"{param}: {error}.", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Problem("invalid_value", f"{param} holds a value that cannot be read.", param=param) from None

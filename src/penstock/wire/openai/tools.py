@@ -13,11 +13,10 @@ import msgspec
 
 from penstock.wire.engine import ToolUse
 from penstock.wire.errors import Problem
+from penstock.wire.openai.decode import Field, decode_field
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-
-Field = msgspec.Raw | msgspec.UnsetType
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -45,7 +44,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
 def tools_of(raw: Field) -> list[dict[str, Any]]:
     """The tools as templates take them, member for member as they came.  Raises ``Problem``."""
-    tools: list[Tool] = _read(raw, list[Tool], "tools") or []
+    tools: list[Tool] = decode_field(raw, list[Tool], "tools") or []
     if len(tools) > MAX_TOOLS:
         message = f"tools has {len(tools)} entries; at most {MAX_TOOLS} are allowed."
         raise Problem("invalid_value", message, param="tools")
@@ -65,7 +64,7 @@ def tools_of(raw: Field) -> list[dict[str, Any]]:
             message = f"{param}.function.name is {name!r}, like that of an earlier tool."
             raise Problem("invalid_value", message, param=f"{param}.function.name")
         names.add(name)
-    return _read(raw, list[dict[str, Any]], "tools") or [] if tools else []
+    return decode_field(raw, list[dict[str, Any]], "tools") or [] if tools else []
 
 
 def tool_use_of(tools: Field, tool_choice: Field, parallel: bool | None) -> ToolUse | None:
@@ -85,7 +84,7 @@ def tool_use_of(tools: Field, tool_choice: Field, parallel: bool | None) -> Tool
 
 
 def _choice_of(raw: Field) -> tuple[Literal["none", "auto", "required"], str | None]:
-    word = _read(raw, str | _Choice, "tool_choice")
+    word = decode_field(raw, str | _Choice, "tool_choice")
     if isinstance(word, _Choice):
         if word.type != "function":
             message = "tool_choice.type is not 'function', the one that is supported."
@@ -99,15 +98,3 @@ def _choice_of(raw: Field) -> tuple[Literal["none", "auto", "required"], str | N
         return "required", None
     message = "tool_choice is not none, auto, required or {type: function, function: {name}}."
     raise Problem("invalid_value", message, param="tool_choice")
-
-
-def _read(raw: Field, kind: Any, param: str) -> Any:
-    """Decode one field.  Raises ``Problem`` that names it."""
-    if isinstance(raw, msgspec.UnsetType):
-        return None
-    try:
-        return msgspec.json.decode(raw, type=kind | None)
-    except msgspec.ValidationError as error:
-        raise Problem("invalid_type", f"{param}: {error}.", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Problem("invalid_value", f"{param} holds a value that cannot be read.", param=param) from None
