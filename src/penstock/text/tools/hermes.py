@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.text.marks import num_held
 from penstock.text.tools.call_reader import CallReader
 from penstock.text.tools.grammar import call_rules, calls_rule, object_call
 from penstock.text.tools.parser import StepParser, looks_like_a_name
@@ -23,18 +22,12 @@ class _Parser(StepParser):
     def __init__(self, names: frozenset[str], parallel: bool) -> None:
         super().__init__(names, parallel)
         self._reader: CallReader | None = None
-        self._lead = ""
         self._step = self._outside
 
     def _outside(self) -> bool:
-        before, mark, after = self._rest.partition(_OPEN)
-        if not mark:
-            held = num_held(self._rest, (_OPEN,))
-            self._out.say(self._rest[: len(self._rest) - held])
-            self._rest = self._rest[len(self._rest) - held :]
+        if not self._pass(_OPEN, self._out.say):
             return False
-        self._out.say(before)
-        self._rest, self._lead, self._step = after, _OPEN, self._before_call
+        self._lead, self._step = _OPEN, self._before_call
         return True
 
     def _before_call(self) -> bool:
@@ -45,29 +38,14 @@ class _Parser(StepParser):
 
     def _in_call(self) -> bool:
         assert self._reader is not None
-        self._rest = self._rest[self._reader.feed(self._rest) :]
-        if not self._reader.ended:
-            return False
-        if self._reader.complete:
-            self._step = self._after_call
-        elif self._reader.is_open:
-            self._step = self._in_broken_call
-        else:
-            self._out.say(self._reader.left(self._lead))
-            self._step = self._outside
-        return True
+        return self._read_call(self._reader, whole=self._after_call, broken=self._in_broken_call, none=self._outside)
 
     def _in_broken_call(self) -> bool:
         """Arguments that went wrong on the way go on up to the mark that ends them."""
-        arguments, mark, after = self._rest.partition(_CLOSE)
-        if not mark:
-            held = num_held(self._rest, (_CLOSE,))
-            self._out.argue(self._rest[: len(self._rest) - held])
-            self._rest = self._rest[len(self._rest) - held :]
+        if not self._pass(_CLOSE, self._out.argue):
             return False
-        self._out.argue(arguments)
         self._out.end_call()
-        self._rest, self._step = after, self._outside
+        self._step = self._outside
         return True
 
     def _after_call(self) -> bool:

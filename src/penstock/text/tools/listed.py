@@ -18,7 +18,6 @@ class _Parser(StepParser):
     def __init__(self, names: frozenset[str], parallel: bool) -> None:
         super().__init__(names, parallel)
         self._reader = ListReader(self._out, names.__contains__)
-        self._lead = ""
         self._step = self._before_list
 
     def _before_list(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.text.marks import num_held
 from penstock.text.tools.call_reader import CallReader
 from penstock.text.tools.grammar import call_rules, calls_rule, object_call
 from penstock.text.tools.parser import StepParser
@@ -23,7 +22,6 @@ class _Parser(StepParser):
     def __init__(self, names: frozenset[str], parallel: bool) -> None:
         super().__init__(names, parallel)
         self._reader: CallReader | None = None
-        self._lead = ""
         self._step = self._before_call
 
     def _before_call(self) -> bool:
@@ -51,29 +49,14 @@ class _Parser(StepParser):
         return True
 
     def _in_text(self) -> bool:
-        before, mark, after = self._rest.partition(_TAG)
-        if mark:
-            self._out.say(before)
-            self._rest, self._lead, self._step = after, _TAG, self._behind_tag
-            return True
-        held = num_held(self._rest, (_TAG,))
-        self._out.say(self._rest[: len(self._rest) - held])
-        self._rest = self._rest[len(self._rest) - held :]
-        return False
+        if not self._pass(_TAG, self._out.say):
+            return False
+        self._lead, self._step = _TAG, self._behind_tag
+        return True
 
     def _in_call(self) -> bool:
         assert self._reader is not None
-        self._rest = self._rest[self._reader.feed(self._rest) :]
-        if not self._reader.ended:
-            return False
-        if self._reader.complete:
-            self._step = self._before_call
-        elif self._reader.is_open:
-            self._step = self._in_broken_call
-        else:
-            self._out.say(self._reader.left(self._lead))
-            self._step = self._in_text
-        return True
+        return self._read_call(self._reader, whole=self._before_call, broken=self._in_broken_call, none=self._in_text)
 
     def _in_broken_call(self) -> bool:
         """Arguments that went wrong on the way: nothing but the end of the output ends them."""

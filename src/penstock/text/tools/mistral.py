@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from penstock.text.marks import num_held
 from penstock.text.tools.call_reader import ArgumentsReader, ListReader
 from penstock.text.tools.grammar import call_rules, literal, object_call
 from penstock.text.tools.parser import StepParser, looks_like_a_name
@@ -27,18 +26,12 @@ class _Parser(StepParser):
     def __init__(self, names: frozenset[str], parallel: bool) -> None:
         super().__init__(names, parallel)
         self._reader: ArgumentsReader | ListReader | None = None
-        self._lead = ""
         self._step = self._outside
 
     def _outside(self) -> bool:
-        before, mark, after = self._rest.partition(_MARK)
-        if not mark:
-            held = num_held(self._rest, (_MARK,))
-            self._out.say(self._rest[: len(self._rest) - held])
-            self._rest = self._rest[len(self._rest) - held :]
+        if not self._pass(_MARK, self._out.say):
             return False
-        self._out.say(before)
-        self._rest, self._lead, self._step = after, _MARK, self._before_call
+        self._lead, self._step = _MARK, self._before_call
         return True
 
     def _before_call(self) -> bool:
@@ -84,14 +77,10 @@ class _Parser(StepParser):
 
     def _in_broken_call(self) -> bool:
         """Arguments that went wrong on the way go on up to the next mark."""
-        arguments, mark, after = self._rest.partition(_MARK)
-        held = 0 if mark else num_held(self._rest, (_MARK,))
-        self._out.argue(arguments[: len(arguments) - held])
-        if not mark:
-            self._rest = self._rest[len(self._rest) - held :]
+        if not self._pass(_MARK, self._out.argue):
             return False
         self._out.end_call()
-        self._rest, self._lead, self._step = after, _MARK, self._before_call
+        self._lead, self._step = _MARK, self._before_call
         return True
 
     def _end(self) -> None:
