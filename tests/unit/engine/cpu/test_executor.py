@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stepwise import NoSink
 
 from penstock.cost.memory import LOGITS_ROWS
 from penstock.engine.cpu.defaults import SamplingDefaults
 from penstock.engine.cpu.executor import CpuExecutor
 from penstock.engine.cpu.pages import KvPages
 from penstock.engine.cpu.scores import score
-from penstock.engine.sequence import Sequence, StepPlan, TokenScore
+from penstock.engine.sequence import Sequence, StepPlan
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.rope import RopeConfig
 from penstock.models.traits import LayerSpec
-from penstock.wire.engine import FinishReason, Sampling
+from penstock.wire.engine import Sampling
 from penstock.wire.errors import Problem
 
 BLOCK_TOKENS = 32
-
-
-class NoSink:
-    def prompt_scored(self, scores: list[TokenScore]) -> None: ...
-
-    def push(self, token_id: int, score: TokenScore | None) -> bool:
-        return False
-
-    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None: ...
-
-    def fail(self, problem: Problem) -> None: ...
 
 
 def sequence(prompt: list[int], block_ids: list[int], num_logprobs: int | None = None) -> Sequence:

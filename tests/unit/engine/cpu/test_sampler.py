@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepwise import NoSink
 from torch import Tensor
 
 from penstock.engine.cpu.defaults import Rules, SamplingDefaults
 from penstock.engine.cpu.draw import draw, uniform
 from penstock.engine.cpu.sampler import Sampler
-from penstock.engine.sequence import Constraint, Sequence, TokenScore
-from penstock.wire.engine import FinishReason, Sampling
-from penstock.wire.errors import Problem
+from penstock.engine.sequence import Constraint, Sequence
+from penstock.wire.engine import Sampling
 
 VOCAB = 40
 
@@ -32,17 +32,6 @@ class Allows:
 
     def advance(self, token_id: int) -> bool:
         return True
-
-
-class NoSink:
-    def prompt_scored(self, scores: list[TokenScore]) -> None: ...
-
-    def push(self, token_id: int, score: TokenScore | None) -> bool:
-        return False
-
-    def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None: ...
-
-    def fail(self, problem: Problem) -> None: ...
 
 
 def sequence(
