@@ -26,6 +26,7 @@ from penstock.gateway.meter import Meter
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
+from penstock.policy.admit import AdmitRules
 from penstock.policy.limit import rules_of
 from penstock.policy.retry import RetryRules
 from penstock.wire import engine as protocol
@@ -114,7 +115,14 @@ class Known(Identify):
 class House:
     """The pipeline, its engines and what it said."""
 
-    def __init__(self, *limits: Limit, tariff: Tariff | None = None, engines: Engines | None = None) -> None:
+    def __init__(
+        self,
+        *limits: Limit,
+        tariff: Tariff | None = None,
+        engines: Engines | None = None,
+        kv_tokens: int = 0,
+        admit: AdmitRules | None = None,
+    ) -> None:
         self.engines = engines or Engines()
         self.clock = HandClock()
         self.events: list[HouseEvent] = []
@@ -124,17 +132,23 @@ class House:
         served = Model(name="m", replicas=[Replica(id=name, socket=name) for name in "ab"])
         replicas.adopt(DesiredState(version=1, models=[served]))
         for state in replicas.models[0].replicas:
-            replicas.observe(state, protocol.Load(phase="ready"), 0)
+            load = protocol.Load(phase="ready", kv_blocks_total=kv_tokens // 2, kv_block_tokens=1)
+            replicas.observe(state, load, 0)
         self.replicas = replicas
         rules = RetryRules(resume_timeout_s=5.0)
         stages = Stages(
-            identify=Known({b"k": self.principal}),
-            limit=LimitStage(replicas, self.limits),
+            identify=Known({b"k": self.principal, **{name.encode(): self.tenant(name) for name in "ab"}}),
+            limit=LimitStage(replicas, self.limits, self.clock, admit or AdmitRules()),
             route=Router(replicas),
             forward=Forwarder(replicas, self.engines, rules, self.clock, self.events.append),
             meter=Meter(self.clock, self.events.append, lambda: uuid.uuid4().hex),
         )
         self.gateway = Gateway(replicas, self.engines, stages)
+
+    @staticmethod
+    def tenant(name: str) -> Principal:
+        """A tenant without limits."""
+        return Principal(tenant=name, key_id=name, weight={"a": 1.0, "b": 3.0}[name])
 
     @property
     def ended(self) -> list[RequestEnded]:
@@ -148,7 +162,7 @@ class House:
     def heal(self) -> None:
         """Every replica is ready again."""
         for state in self.replicas.models[0].replicas:
-            self.replicas.observe(state, protocol.Load(phase="ready"), state.losses)
+            self.replicas.observe(state, state.load, state.losses)
 
     async def ask(
         self,
@@ -158,11 +172,12 @@ class House:
         max_tokens: int | None = None,
         leave_after: int | None = None,
         watch: Callable[[Call], None] = lambda call: None,
+        key: str = "k",
     ) -> dict[int, list[protocol.Event]]:
         """One call's events by choice.  Raises ``Problem``, or ``ClientGone`` after ``leave_after`` batches."""
         answered: dict[int, list[protocol.Event]] = {}
         sampling = protocol.Sampling(seed=1)
-        with self.gateway.open("/v1/chat/completions", Credentials(authorization=b"k")) as call:
+        with self.gateway.open("/v1/chat/completions", Credentials(authorization=key.encode())) as call:
             self.gateway.find(call, "m")
             call.choices_per_prompt = n
             choices = [

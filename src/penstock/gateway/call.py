@@ -16,6 +16,7 @@ from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
     from penstock.gateway.limits import Hold
+    from penstock.gateway.queue import Queue
     from penstock.policy.limit import Standing
 
 _CLIENT_GONE_STATUS = 499
@@ -30,7 +31,8 @@ class ClientGone(Exception):
 class Call:
     """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far.
 
-    ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first.
+    ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first;
+    ``queue``: where it waited for its turn.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Call:
     choices_per_prompt: int = 1
     num_choices: int = 1
     hold: Hold | None = None
+    queue: Queue | None = None
     standings: list[Standing] = field(default_factory=list)
     accepted: bool = False
     response_started: bool = False

@@ -60,7 +60,7 @@ class Forwarder:
         ``prompt_tokens`` is an estimate, for routing.  Closing the generator aborts the sequence at its engine.
         """
         progress = Progress()
-        expected = prompt_tokens + min(request.max_tokens or _EXPECTED_OUTPUT_TOKENS, _EXPECTED_OUTPUT_TOKENS)
+        expected = expected_tokens(request, prompt_tokens)
         while True:
             lease = await self._lease(model, expected, progress)
             try:
@@ -198,6 +198,11 @@ class Forwarder:
     async def _pause(self, progress: Progress) -> None:
         if progress.verdict is not None and progress.verdict.pause_s > 0:
             await asyncio.sleep(progress.verdict.pause_s)
+
+
+def expected_tokens(request: GenerateRequest, prompt_tokens: int) -> int:
+    """About how many tokens a sequence will hold, from its prompt's estimate."""
+    return prompt_tokens + min(request.max_tokens or _EXPECTED_OUTPUT_TOKENS, _EXPECTED_OUTPUT_TOKENS)
 
 
 def _problem_of_end(event: Failed | Finished) -> Problem:

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from penstock.events.list import RequestEnded
 from penstock.gateway.call import Call
 from penstock.gateway.limits import Hold, Limits
+from penstock.gateway.queue import Queue, capacity_of
 from penstock.gateway.replicas import Replicas
+from penstock.policy.admit import AdmitRules
 from penstock.policy.limit import Verdict, describe
+from penstock.ports import Clock
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished, GenerateRequest, Usage
 from penstock.wire.errors import Problem
 
@@ -20,9 +23,12 @@ from penstock.wire.errors import Problem
 class Limit:
     """Refuses what this gateway does not take now, and ends what its limits no longer cover."""
 
-    def __init__(self, replicas: Replicas, limits: Limits) -> None:
+    def __init__(self, replicas: Replicas, limits: Limits, clock: Clock, admit: AdmitRules) -> None:
         self._replicas = replicas
         self._limits = limits
+        self._clock = clock
+        self._admit = admit
+        self._queues: dict[str, Queue] = {}
 
     @property
     def draining(self) -> bool:
@@ -50,6 +56,21 @@ class Limit:
         if not verdict.granted:
             raise _refusal(verdict)
         call.hold = hold
+
+    async def enter(self, call: Call, tokens: int) -> None:
+        """Wait for the call's turn at the engines, which ``tokens`` are estimated to be for.
+
+        Raises ``Problem``: ``overloaded``, or ``rate_limit_exceeded`` where its tenant waits with too many.
+        """
+        model = call.model
+        if capacity_of(self._replicas, model) is None:
+            return
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = Queue(lambda: capacity_of(self._replicas, model), self._clock, self._admit)
+            self._queues[model] = queue
+        call.queue = queue
+        await queue.enter(call.id, call.principal, tokens)
 
     def cover(self, call: Call, index: int, events: list[Event]) -> list[Event]:
         """What of choice ``index``'s events is covered; less than it was ends in a ``Finished`` that says why.
@@ -86,6 +107,8 @@ class Limit:
 
     def end(self, call: Call, ended: RequestEnded) -> None:
         """Settle for what the call has used, however it ended; a request that nothing was done for counts no more."""
+        if call.queue is not None:
+            call.queue.leave(call.id)
         if call.hold is None:
             return
         call.hold.end(

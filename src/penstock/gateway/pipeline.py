@@ -13,7 +13,7 @@ from contextlib import aclosing, contextmanager
 from typing import NamedTuple, TypeVar
 
 from penstock.gateway.call import Call
-from penstock.gateway.forward import Forwarder
+from penstock.gateway.forward import Forwarder, expected_tokens
 from penstock.gateway.identify import Credentials, Identify
 from penstock.gateway.limit import Limit
 from penstock.gateway.merge import merge
@@ -101,6 +101,7 @@ class Gateway:
         stages = self.stages
         choices = stages.identify.salted(call.principal, choices)
         prompt_tokens = body_bytes // _BYTES_PER_TOKEN // max(len(choices) // call.choices_per_prompt, 1)
+        await stages.limit.enter(call, sum(expected_tokens(choice, prompt_tokens) for choice in choices))
         sources = [stages.forward.stream(call.model, choice, prompt_tokens) for choice in choices]
         async with aclosing(merge(sources)) as merged:
             running = set(range(len(choices)))
@@ -123,6 +124,7 @@ class Gateway:
     async def embed(self, call: Call, request: EmbedRequest, body_bytes: int) -> Embedded:
         """The vectors of all inputs, metered."""
         self.stages.limit.reserve(call, body_bytes)
+        await self.stages.limit.enter(call, body_bytes // _BYTES_PER_TOKEN)
         salted = self.stages.identify.salted_embed(call.principal, request)
         embedded = await self.stages.forward.call(
             call.model, lambda socket: self.upstream.embed(socket, salted), body_bytes // _BYTES_PER_TOKEN

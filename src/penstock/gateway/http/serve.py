@@ -33,6 +33,7 @@ from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
 from penstock.gateway.watch import Watcher
+from penstock.policy.admit import AdmitRules
 from penstock.policy.retry import RetryRules
 from penstock.ports import Emit
 from penstock.runtimes.upstream import HttpUpstream
@@ -66,7 +67,7 @@ async def serve_gateway(
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
     stages = Stages(
         identify=identify,
-        limit=Limit(replicas, Limits(clock, time.time, Tariff(settings.prices))),
+        limit=Limit(replicas, Limits(clock, time.time, Tariff(settings.prices)), clock, AdmitRules()),
         route=Router(replicas),
         forward=Forwarder(replicas, upstream, rules, clock, emit),
         meter=Meter(clock, emit, lambda: uuid.uuid4().hex),
