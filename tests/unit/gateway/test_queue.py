@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from gateways import Engines, House
@@ -16,7 +17,7 @@ COST = 5 + 10
 """Estimated tokens of a request of 20 bytes that may answer 10."""
 
 
-def busy(num_at_a_time: int, **rules: float) -> House:
+def busy(num_at_a_time: int, **rules: Any) -> House:
     """Room for so many requests at a time."""
     kv_tokens = num_at_a_time * COST // 2 + 1
     return House(kv_tokens=kv_tokens, engines=Engines(num_tokens=10), admit=AdmitRules(**rules))
