@@ -30,6 +30,7 @@ from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
 from penstock.gateway.watch import Watcher
 from penstock.mock import words
+from penstock.policy.admit import AdmitRules
 from penstock.policy.retry import RetryRules
 from penstock.sim.client import Heard, differences, listen
 from penstock.sim.fleet import SimulatedFleet
@@ -100,7 +101,7 @@ class _World:
             self.fleet,
             Stages(
                 identify=_everybody(),
-                limit=Limit(self.replicas, Limits(clock, clock.now, Tariff())),
+                limit=Limit(self.replicas, Limits(clock, clock.now, Tariff()), clock, AdmitRules()),
                 route=Router(self.replicas),
                 forward=Forwarder(self.replicas, self.fleet, retry, clock, self.events.append),
                 meter=Meter(clock, self.events.append, lambda: f"call-{next(ids)}"),
