@@ -12,7 +12,12 @@ import time
 import urllib.error
 import urllib.request
 
+import jwt
 import pytest
+from certificates import write_certificate
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from penstock.asgi.tls import client_context
 
 BODY = {"model": "seeded-1", "prompt": "a", "max_tokens": 1}
 
@@ -132,10 +137,38 @@ def test_denials_reach_the_audit_log(guarded):
     service.until(written, "the denial is written")
 
 
-def test_another_address_asks_for_keys_from_the_start(serve):
-    """Bound to every address and without a single key, nobody is answered; the first key is."""
-    service = serve("--host", "0.0.0.0")
-    assert ask(service, None) == 401
-    made = json.loads(penstock(service.home, "keys", "create", "--json"))
-    service.until(lambda: ask(service, made["secret"]) == 200, "the key works")
+def test_a_service_for_other_machines(serve, tmp_path):
+    """Bound to every address it asks for keys from the start, speaks TLS, and takes an issuer's tokens."""
+    cert, key = write_certificate(tmp_path)
+    signing = ed25519.Ed25519PrivateKey.generate()
+    jwk = jwt.algorithms.OKPAlgorithm.to_jwk(signing.public_key(), as_dict=True)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk]}))
+    issuer = {"issuer": "https://idp", "audience": "penstock", "jwks": str(tmp_path / "jwks.json")}
+    (tmp_path / "issuers.yaml").write_text(json.dumps([issuer]))
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    service = serve("--host", "0.0.0.0", "--issuers", str(tmp_path / "issuers.yaml"), *tls, wait=False)
+    context = client_context(cert)
+
+    def status(shown: str | None, url: str) -> int:
+        headers = {"authorization": f"Bearer {shown}"} if shown else {}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), context=context) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    api, admin = f"https://127.0.0.1:{service.port}", f"https://127.0.0.1:{service.admin_port}"
+    service.until(lambda: status(None, f"{api}/ready") == 200, "readiness over TLS")
+    assert status(None, f"{api}/v1/models") == 401 and status(None, f"{admin}/admin/keys") == 401
+    claims = {"iss": "https://idp", "aud": "penstock", "exp": time.time() + 60, "sub": "ada"}
+    token = jwt.encode(claims, signing, "EdDSA")
+    service.until(lambda: status(token, f"{api}/v1/models") == 200, "the token is taken")
+    assert status(token, f"{admin}/admin/keys") == 403
+    made = json.loads(penstock(service.home, "keys", "create", "--admin", "--json"))
+    service.until(lambda: status(made["secret"], f"{api}/v1/models") == 200, "the key works")
+    assert status(made["secret"], f"{admin}/admin/keys") == 200
+    [row] = json.loads(penstock(service.home, "ps", "--json"))
+    assert row["phase"] == "ready" and row["admin_url"].startswith("https://")
     assert service.stop() == 0

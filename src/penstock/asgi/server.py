@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,12 @@ def bind_unix(path: str) -> socket.socket:
 
 
 async def serve_app(
-    app: Application, listener: socket.socket, stop: asyncio.Event, *, parser: Literal["httptools", "h11"] = "httptools"
+    app: Application,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    *,
+    parser: Literal["httptools", "h11"] = "httptools",
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until ``stop`` is set; connections that are still open a second later are cut.
 
@@ -60,10 +66,13 @@ async def serve_app(
         log_config=None,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_IDLE_CONNECTION_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
+    config.load()
+    config.ssl = tls
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())

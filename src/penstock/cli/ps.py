@@ -6,6 +6,7 @@ In: run directories and each service's admin listener; out: a table, or JSON wit
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -112,7 +113,12 @@ def _ask(service: Service) -> ServiceState | None:
     from penstock.cluster.controller import ServiceState
 
     # Without the environment's proxies: the address is this machine's own.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if service.tls_cert:
+        from penstock.asgi.tls import client_context
+
+        handlers.append(urllib.request.HTTPSHandler(context=client_context(Path(service.tls_cert))))
+    opener = urllib.request.build_opener(*handlers)
     try:
         headers = {"authorization": f"Bearer {service.token}"}
         question = urllib.request.Request(f"{service.admin_url}/admin/state", headers=headers)

@@ -153,6 +153,19 @@ def serve(
         Path | None,
         _option("--issuers", help="File of issuers whose signed tokens (JWT, OpenID Connect) are taken beside keys."),
     ] = None,
+    tls_cert: Annotated[
+        Path | None, _option("--tls-cert", help="Certificate chain (PEM) that both listeners show; with --tls-key.")
+    ] = None,
+    tls_key: Annotated[Path | None, _option("--tls-key", help="Its private key (PEM), unencrypted.")] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        _option(
+            "--trusted-proxy",
+            help="Network of proxies, like 10.0.0.0/8, whose X-Forwarded-For is believed; again for more. "
+            "A service behind a proxy asks for keys on loopback, too.",
+            metavar="CIDR",
+        ),
+    ] = None,
     insecure_no_auth: Annotated[
         bool,
         _option(
@@ -170,6 +183,9 @@ def serve(
 
     if port == admin_port != 0:
         raise Problem("invalid_setting", f"--port and --admin-port are both {port}; they must differ.", param="--port")
+    if (tls_cert is None) != (tls_key is None):
+        raise Problem("invalid_setting", "--tls-cert and --tls-key go together.", param="--tls-cert")
+    _check_networks(trusted_proxy or [])
     settings = ServeSettings(
         source=model,
         served_name=served_name,
@@ -181,6 +197,9 @@ def serve(
         drain_timeout_s=drain_timeout,
         store=store,
         issuers=_read_issuers(issuers) if issuers is not None else (),
+        tls_cert=str(tls_cert.absolute()) if tls_cert is not None else "",
+        tls_key=str(tls_key.absolute()) if tls_key is not None else "",
+        trusted_proxies=tuple(trusted_proxy or ()),
         insecure_no_auth=insecure_no_auth,
         dtype=dtype,
         exact=exact,
@@ -220,3 +239,12 @@ def _read(path: Path, reading: Callable[[bytes], T], option: str) -> T:
         raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param=option) from None
     except ValueError as error:
         raise Problem("invalid_setting", f"{path} {error}.", param=option) from None
+
+
+def _check_networks(networks: list[str]) -> None:
+    from penstock.asgi.proxies import TrustedProxies
+
+    try:
+        TrustedProxies(networks)
+    except ValueError as error:
+        raise Problem("invalid_setting", f"--trusted-proxy: {error}.", param="--trusted-proxy") from None

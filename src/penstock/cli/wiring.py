@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Coroutine
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from penstock import __version__
+from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.server import bind_unix, serve_app
+from penstock.asgi.tls import server_context
 from penstock.cli.mock_engine import SCHEME, settings_of
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
@@ -90,6 +93,7 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
     ):
         resolved = _resolved(settings)
+        _tls(settings)  # a wrong certificate is told before anything starts
         if settings.source is None:
             display.note(NO_MODEL_GIVEN)
         access = open_access(home, settings.store or default_url(home))
@@ -228,13 +232,14 @@ async def _control(
     scrape |= {member.id: (member.socket, METRICS) for member in engines}
     page = Gather(scrape, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     ended = asyncio.Event()
+    tls = _tls(settings)
     with closing(access.store), closing(DesiredStore(store_path)) as store:
         tokens, fetching = _tokens(settings.issuers)
         guard = Guard(
             access.secret,
             secrets.token_urlsafe(32),
             time.time,
-            is_loopback=is_loopback(settings.admin_host),
+            is_loopback=is_loopback(settings.admin_host) and not settings.trusted_proxies,
             open_without_keys=_is_open_without_keys(settings, settings.admin_host),
             tokens=tokens,
         )
@@ -244,18 +249,20 @@ async def _control(
         def state() -> ServiceState:
             return msgspec.structs.replace(controller.state(), access=_access(settings, guard.has_keys))
 
-        app = AdminApp(__version__, state, page, guard, administration, denials)
+        proxies = TrustedProxies(settings.trusted_proxies)
+        app = AdminApp(__version__, state, page, guard, administration, denials, proxies)
         works = (access.store.keep(), guard.follow(access.store.watch()), denials.write_regularly(), *fetching)
         beside = [asyncio.create_task(work) for work in works]
-        listening = asyncio.create_task(serve_app(app, admin, ended, parser="h11"))
+        listening = asyncio.create_task(serve_app(app, admin, ended, parser="h11", tls=tls))
         service = Service(
             pid=os.getpid(),
             model=name,
-            url=url_of(data, settings.host),
-            admin_url=url_of(admin, settings.admin_host),
+            url=url_of(data, settings.host, is_tls=tls is not None),
+            admin_url=url_of(admin, settings.admin_host, is_tls=tls is not None),
             started_at=time.time(),
             version=__version__,
             token=guard.token,
+            tls_cert=settings.tls_cert,
         )
         run.describe(service)
         known = access.store.last_known()
@@ -303,7 +310,12 @@ def _access(settings: ServeSettings, has_keys: bool) -> str:
 
 
 def _is_open_without_keys(settings: ServeSettings, host: str) -> bool:
-    return settings.insecure_no_auth or is_loopback(host)
+    # Behind a proxy everybody comes from loopback.
+    return settings.insecure_no_auth or (is_loopback(host) and not settings.trusted_proxies)
+
+
+def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
+    return server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
 
 
 def _gateway_launch(member: Member, serve: ServeSettings, home: Path, store_path: Path, data: socket.socket) -> Launch:
@@ -319,6 +331,9 @@ def _gateway_launch(member: Member, serve: ServeSettings, home: Path, store_path
                 access_url=serve.store or default_url(home),
                 open_without_keys=_is_open_without_keys(serve, serve.host),
                 issuers=serve.issuers,
+                tls_cert=serve.tls_cert,
+                tls_key=serve.tls_key,
+                trusted_proxies=serve.trusted_proxies,
             )
         )
 
@@ -371,8 +386,8 @@ def _threads_each(replicas: int) -> int | None:
     return None if replicas == 1 else max(1, available_cores() // replicas)
 
 
-def url_of(listener: socket.socket, host: str) -> str:
+def url_of(listener: socket.socket, host: str, *, is_tls: bool = False) -> str:
     """Where this machine reaches ``listener``."""
     address, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, host)
-    return f"http://[{shown}]:{port}" if ":" in shown and not shown.startswith("[") else f"http://{shown}:{port}"
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, host)
+    return f"{'https' if is_tls else 'http'}://{f'[{shown}]' if ':' in shown else shown}:{port}"

@@ -25,7 +25,8 @@ _MAX_SOCKET_BYTES = 100
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """A running service, as ``controller.json`` tells it.  ``started_at``: seconds since the epoch.
 
-    ``token`` opens its admin listener to this user, who alone can read the run directory.
+    ``token`` opens its admin listener to this user, who alone can read the run directory;
+    ``tls_cert`` is the certificate that it shows, empty without TLS.
     """
 
     pid: int
@@ -35,6 +36,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float
     version: str
     token: str = ""
+    tls_cert: str = ""
 
 
 class RunDir:

@@ -61,6 +61,11 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     open_without_keys: bool = False
     """While no key was ever made, answer everybody."""
     issuers: tuple[Issuer, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+    """Files of a certificate chain and its key; empty: plain HTTP."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose x-forwarded-for is believed."""
     max_body_bytes: int = 8 * 1024 * 1024
     body_timeout_s: float = 30.0
     resume_timeout_s: float = 60.0
@@ -83,6 +88,11 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     store: str | None = None
     """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""
     issuers: tuple[Issuer, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+    """Files of a certificate chain and its key; empty: plain HTTP."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose x-forwarded-for is believed."""
     insecure_no_auth: bool = False
     dtype: DType = "auto"
     exact: bool = False

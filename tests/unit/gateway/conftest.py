@@ -275,6 +275,7 @@ async def running_world(
     *,
     access: Access = NOBODY,
     open_without_keys: bool = True,
+    ready: bool = True,
     **settings: Any,
 ) -> AsyncIterator[World]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -339,7 +340,8 @@ async def running_world(
     )
     if engines:
         states.put_nowait(world.desired(1))
-        await eventually(lambda: is_ready(world))
+        if ready:
+            await eventually(lambda: is_ready(world))
     try:
         yield world
     finally:

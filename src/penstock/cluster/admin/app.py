@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from penstock.asgi.body import ClientGoneError, read_body
+from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.respond import send_bytes, send_problem
 from penstock.asgi.server import Receive, Scope, Send
 from penstock.cluster.admin import openapi
@@ -84,12 +85,14 @@ class AdminApp:
         guard: Guard,
         administration: Administration,
         denied: Callable[[str, str], None],
+        proxies: TrustedProxies | None = None,
     ) -> None:
         self._version = version
         self._state = state
         self._metrics = metrics
         self._guard = guard
         self._denied = denied
+        self._proxies = proxies or TrustedProxies()
         self.routes = self._probes() | _tenancy(administration)
         self._document = msgspec.json.encode(openapi.document(version, self.routes))
 
@@ -123,8 +126,7 @@ class AdminApp:
         try:
             actor = self._guard.admit(scope, route.role, open_on_loopback=route.open_on_loopback)
         except Problem as problem:
-            client = scope.get("client")
-            self._denied(client[0] if client else "", f"{problem.code} at the admin listener")
+            self._denied(self._proxies.client(scope), f"{problem.code} at the admin listener")
             raise
         if route.page is not None:
             return 200, *await route.page()

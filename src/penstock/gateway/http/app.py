@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from penstock import __version__
+from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.respond import Header, retry_after, send_bytes, send_problem
 from penstock.asgi.server import Receive, Scope, Send
 from penstock.config.tenants import Role
@@ -53,9 +54,10 @@ class Route(NamedTuple):
 class App:
     """The ASGI application."""
 
-    def __init__(self, gateway: Gateway, rules: HttpRules) -> None:
+    def __init__(self, gateway: Gateway, rules: HttpRules, proxies: TrustedProxies | None = None) -> None:
         self._gateway = gateway
         self._rules = rules
+        self._proxies = proxies or TrustedProxies()
         routes = [
             Route("/v1/chat/completions", "user", data=data.chat_completions),
             Route("/v1/completions", "user", data=data.text_completions),
@@ -80,7 +82,7 @@ class App:
             elif route.plain is not None:
                 await send_bytes(
                     send,
-                    route.plain(scope["path"], _credentials(scope)),
+                    route.plain(scope["path"], self._credentials(scope)),
                     content_type=b"application/json",
                     headers=headers,
                 )
@@ -107,7 +109,7 @@ class App:
         """One data request.  A client that goes away cancels whatever is done for it, and gets nothing."""
         exchange: Exchange | None = None
         try:
-            with self._gateway.open(path, _credentials(scope)) as call:
+            with self._gateway.open(path, self._credentials(scope)) as call:
                 exchange = Exchange(self._gateway, call, self._rules, send, headers)
                 body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
                 await while_connected(exchange, receive, handle, body)
@@ -148,6 +150,13 @@ class App:
             headers.append((b"connection", b"close"))
         return headers
 
+    def _credentials(self, scope: Scope) -> Credentials:
+        return Credentials(
+            authorization=header(scope, b"authorization"),
+            api_key=header(scope, b"x-api-key"),
+            address=self._proxies.client(scope),
+        )
+
     def _models(self, _path: str, credentials: Credentials) -> bytes:
         return listing.encode_models([_card(state) for state in self._gateway.visible(credentials)])
 
@@ -169,15 +178,6 @@ class App:
 
     def _version(self, _path: str, _credentials: Credentials) -> bytes:
         return msgspec.json.encode({"version": __version__})
-
-
-def _credentials(scope: Scope) -> Credentials:
-    client = scope.get("client")
-    return Credentials(
-        authorization=header(scope, b"authorization"),
-        api_key=header(scope, b"x-api-key"),
-        address=client[0] if client else "",
-    )
 
 
 def _card(state: ModelState) -> listing.ModelCard:

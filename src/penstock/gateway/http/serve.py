@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.respond import send_json, send_problem
 from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
+from penstock.asgi.tls import server_context
 from penstock.config.desired import Acknowledgement, DesiredState
 from penstock.config.settings import GatewaySettings
 from penstock.config.tenants import Access
@@ -75,7 +77,8 @@ async def serve_gateway(
     gateway = Gateway(replicas, upstream, stages)
     http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
     watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
-    data = HttpServer(App(gateway, http_rules))
+    tls = server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
+    data = HttpServer(App(gateway, http_rules, TrustedProxies(settings.trusted_proxies)), tls)
     await data.start(socket.socket(fileno=os.dup(settings.listen_fd)))
     control_stop = asyncio.Event()
     control = asyncio.create_task(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from email.utils import formatdate
 from typing import Any
 
@@ -20,6 +21,7 @@ from penstock.wire.errors import Problem
 
 _MAX_HEAD_BYTES = 64 * 1024
 _HEAD_TIMEOUT_S = 30.0
+_HANDSHAKE_TIMEOUT_S = 10.0
 _LINGER_BYTES = 16 * 1024 * 1024
 _LINGER_S = 2.0
 _MAX_PIPELINED = 64
@@ -98,7 +100,8 @@ class BoundedProtocol(HttpToolsProtocol):
         body = msgspec.json.encode(problem.body())
         head = f"HTTP/1.1 {problem.spec.status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot
+            self.transport.write_eof()
         self._head_timer = self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _abandon_request(self) -> bool:
@@ -121,7 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
 class HttpServer:
     """One listening socket.  ``start``, then ``stop`` when no request is wanted any more."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, tls: ssl.SSLContext | None = None) -> None:
         # Streams that fail are left incomplete on purpose, which uvicorn would log as an error each time;
         # bugs are caught and logged by the application itself.
         self._config = uvicorn.Config(
@@ -134,9 +137,11 @@ class HttpServer:
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             timeout_keep_alive=_IDLE_CONNECTION_S,
         )
         self._config.load()
+        self._tls = tls
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self._date_task: asyncio.Task[None] | None = None
@@ -147,7 +152,11 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self._date_task = asyncio.create_task(self._keep_date())
         self._server = await loop.create_server(
-            lambda: BoundedProtocol(self._config, self._state, {}), sock=listener, backlog=_BACKLOG
+            lambda: BoundedProtocol(self._config, self._state, {}),
+            sock=listener,
+            backlog=_BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S if self._tls is not None else None,
         )
 
     async def stop(self) -> None:
