@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from stepwise import BLOCK_TOKENS, NUM_BLOCKS, Driver, decode, prefill
 
 from penstock.models.attention import packed_causal
-from penstock.models.config import DType, ModelConfig
+from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
+from penstock.models.dtypes import DType
 from penstock.models.rope import RopeConfig
 from penstock.models.traits import LayerSpec
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from penstock.models.dtypes import TORCH_DTYPES, DType, read_dtype
 from penstock.models.encoder_config import ENCODERS
 from penstock.models.family import Family
 from penstock.models.fields import Fields, read_object, refuse_quantised
@@ -21,10 +22,6 @@ from penstock.models.rope_fields import write_rope
 from penstock.models.traits import Activation, Traits
 from penstock.wire.errors import Problem
 
-DType = Literal["bfloat16", "float32"]
-# Files in half precision are widened to bf16's range: CPUs have no fast fp16, and bf16 cannot overflow.
-_COMPUTE_DTYPES: dict[str, DType] = {"bfloat16": "bfloat16", "float32": "float32", "float16": "bfloat16"}
-_TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SHARED = ("dtype", "torch_dtype", "tie_word_embeddings")
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
@@ -80,7 +77,8 @@ class ModelConfig(Traits):
             max_position=_max_position(fields, traits),
             norm_eps=_norm_eps(fields),
             tie_embeddings=fields.flag("tie_word_embeddings", False),
-            dtype=_dtype(fields),
+            # CPUs have no fast float16, and bfloat16, whose range is wider, cannot overflow.
+            dtype=read_dtype(fields, half="bfloat16"),
             activation=_activation(fields),
         )
 
@@ -94,7 +92,7 @@ class ModelConfig(Traits):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return _TORCH_DTYPES[self.dtype]
+        return TORCH_DTYPES[self.dtype]
 
     def to_huggingface(self) -> dict[str, Any]:
         """The object of a config.json that :meth:`from_directory` and transformers read back to the same model."""
@@ -167,11 +165,3 @@ def _activation(fields: Fields) -> Activation:
     if activation is None:
         raise fields.unsupported(key, f"Supported: {', '.join(sorted(_ACTIVATIONS))}.")
     return activation
-
-
-def _dtype(fields: Fields) -> DType:
-    key = "dtype" if fields.data.get("dtype") is not None else "torch_dtype"
-    dtype = _COMPUTE_DTYPES.get(fields.text(key, "float32"))
-    if dtype is None:
-        raise fields.unsupported(key, f"Supported: {', '.join(sorted(_COMPUTE_DTYPES))}.")
-    return dtype

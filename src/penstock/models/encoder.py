@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penstock.models.encoder_config import EncoderConfig
-from penstock.models.linear import Linear
+from penstock.models.linear import Linear, parameter
 from penstock.models.ops import REFERENCE, Ops
 
 
@@ -35,8 +35,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = _parameter(size, dtype=dtype)
-        self.bias = _parameter(size, dtype=dtype)
+        self.weight = parameter(size, dtype=dtype)
+        self.bias = parameter(size, dtype=dtype)
         self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class Encoder(nn.Module):
         hidden, dtype = config.hidden_size, config.torch_dtype
         self.config = config
         self._ops = ops
-        self.embedding = _parameter(config.vocab_size, hidden, dtype=dtype)
-        self.positions = _parameter(config.num_positions, hidden, dtype=dtype)
-        self.token_types = _parameter(config.num_token_types, hidden, dtype=dtype)
+        self.embedding = parameter(config.vocab_size, hidden, dtype=dtype)
+        self.positions = parameter(config.num_positions, hidden, dtype=dtype)
+        self.token_types = parameter(config.num_token_types, hidden, dtype=dtype)
         self.embedding_norm = LayerNorm(hidden, config.norm_eps, dtype=dtype)
         self.layers = nn.ModuleList(EncoderLayer(config, ops) for _ in range(config.num_layers))
 
@@ -120,7 +120,3 @@ def attend_to_all(qkv: Tensor, run: Run) -> Tensor:
     """
     q, k, v = qkv.view(run.num_texts, run.length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(run.num_tokens, -1)
-
-
-def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype))

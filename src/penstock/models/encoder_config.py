@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from penstock.models.dtypes import TORCH_DTYPES, DType, read_dtype
 from penstock.models.fields import Fields, read_object, refuse_quantised
-
-DType = Literal["bfloat16", "float32"]
-# Encoders are small and their output is compared by its digits: half precision is widened, not cut to bf16's 8 bits.
-_COMPUTE_DTYPES: dict[str, DType] = {"bfloat16": "bfloat16", "float32": "float32", "float16": "float32"}
-_TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 ENCODERS = {"BertModel": "bert", "RobertaModel": "roberta", "XLMRobertaModel": "xlm-roberta"}
 """The encoders that Penstock knows: the architecture that config.json names, and its model_type.
@@ -74,7 +69,8 @@ class EncoderConfig:
             first_position=first_position,
             num_token_types=fields.integer("type_vocab_size", 1, 1 << 10, default=2),
             norm_eps=fields.number("layer_norm_eps", 0.0, 1.0, default=1e-12),
-            dtype=_dtype(fields),
+            # Encoders are small and their output is compared by its digits: float16 is widened, not cut to 8 bits.
+            dtype=read_dtype(fields, half="float32"),
         )
 
     @property
@@ -83,7 +79,7 @@ class EncoderConfig:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return _TORCH_DTYPES[self.dtype]
+        return TORCH_DTYPES[self.dtype]
 
 
 def is_encoder(directory: Path) -> bool:
@@ -107,11 +103,3 @@ def _refuse_unsupported(fields: Fields) -> None:
     for name in ("is_decoder", "add_cross_attention"):
         if fields.flag(name, False):
             raise fields.unsupported(name, "Only encoders, which see the whole text at once, have this architecture.")
-
-
-def _dtype(fields: Fields) -> DType:
-    key = "dtype" if fields.data.get("dtype") is not None else "torch_dtype"
-    dtype = _COMPUTE_DTYPES.get(fields.text(key, "float32"))
-    if dtype is None:
-        raise fields.unsupported(key, f"Supported: {', '.join(sorted(_COMPUTE_DTYPES))}.")
-    return dtype

@@ -10,8 +10,9 @@ import pytest
 import torch
 from seeded import write_seeded_checkpoint
 
-from penstock.models.config import DType, ModelConfig
+from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
+from penstock.models.dtypes import DType
 from penstock.models.rope import RopeConfig
 from penstock.models.save import save_decoder
 from penstock.models.traits import ExpertSpec, LayerSpec
