@@ -1,6 +1,6 @@
 """Jinja's filters as chat templates may use them: a fixed list, each metered.
 
-In: a bounded environment; out: its table of filters.
+In: a metered environment; out: its table of filters.
 Left out on purpose: filters whose own code cannot be bounded from outside, and those for HTML pages.
 """
 
@@ -9,15 +9,13 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import filters as jinja_filters
 from jinja2 import pass_context, runtime
 
 from penstock.text.bounds import BoundError
-
-if TYPE_CHECKING:
-    from penstock.text.sandbox import BoundedEnvironment
+from penstock.text.metered import MeteredEnvironment
 
 # What the rewriting of sandbox.py inserts; a template cannot spell a name with a space.
 EMIT, HOLD, CONCAT, TICK = " emit", " hold", " concat", " tick"
@@ -28,7 +26,7 @@ _MAX_DIGITS = 300
 _MAX_INDENT = 64
 
 
-def bounded_filters(environment: BoundedEnvironment) -> dict[str, Callable[..., Any]]:
+def bounded_filters(environment: MeteredEnvironment) -> dict[str, Callable[..., Any]]:
     """The whole table.  Every entry takes the context, which keeps Jinja from calling it while compiling."""
     ours = _Filters(environment)
     table = {name: ours.metered(jinja_filters.FILTERS[name], walks=False) for name in _PLAIN.split()}
@@ -69,7 +67,7 @@ def _with_context(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Filters:
-    def __init__(self, environment: BoundedEnvironment) -> None:
+    def __init__(self, environment: MeteredEnvironment) -> None:
         self._environment = environment
         self.hold = environment.hold
 

@@ -7,15 +7,16 @@ bytes) is refused when the template is loaded.  Why the bounds hold is argued in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox, utils, visitor
 
-from penstock.text.bounds import MAX_ITEMS, Meter
+from penstock.text.bounds import MAX_ITEMS
 from penstock.text.filters import CONCAT, EMIT, HOLD, TICK, bounded_filters
+from penstock.text.metered import MeteredEnvironment
 
 _MAX_SOURCE_CHARS = 128 * 1024
 _NODES = """Template Output TemplateData For If Macro CallBlock FilterBlock With Assign AssignBlock ExprStmt Scope
@@ -35,15 +36,13 @@ _METHODS: dict[type, frozenset[str]] = {
     float: frozenset({"is_integer"}),
     range: frozenset({"count", "index"}),
 }
-_FRESH_ITEM_BYTES = 64
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
 
 
-class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
+class BoundedEnvironment(MeteredEnvironment):
     """Compiles one template and renders it under ``meter``, which the caller sets anew for each rendering."""
 
     intercepted_binops = frozenset(sandbox.SandboxedEnvironment.default_binop_table)
-    meter: Meter
 
     def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
         # The optimizer would evaluate constant expressions while compiling, where no meter runs.
@@ -77,20 +76,6 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
         return self.meter.binary(operator, left, right)
-
-    def hold(self, value: Any) -> Any:
-        """Account for an expression's value; an iterator keeps reporting while it is consumed."""
-        held = self.meter.hold(value)
-        if isinstance(held, Iterator) and not isinstance(held, runtime.LoopContext):
-            return self._reporting(held)
-        return held
-
-    def _reporting(self, items: Iterator[Any]) -> Iterator[Any]:
-        for count, item in enumerate(items):
-            self.meter.tick()
-            self.meter.items(count)
-            self.meter.weigh(item)
-            yield item
 
     def call(self, context: runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls: a macro, a function it was given, or a listed method of a plain value."""
@@ -139,14 +124,6 @@ class BoundedEnvironment(sandbox.ImmutableSandboxedEnvironment):
         parts = method(separator, most)  # one part too many is refused when the result is accounted for
         self.meter.charge(self.meter.weigh(parts))
         return parts
-
-    def countable(self, items: Any) -> Any:
-        """An iterable that a filter is about to walk in one go."""
-        if hasattr(items, "__len__"):
-            self.meter.items(len(items))
-        if isinstance(items, str | range):
-            self.meter.charge(_FRESH_ITEM_BYTES * len(items))  # walking them makes their items
-        return items
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if not isinstance(value, BuiltinMethodType) or not isinstance(value.__self__, str):
