@@ -7,6 +7,7 @@ so that an engine process answers on its socket while it loads.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penstock.cli.boot_encoder import boot_encoder
 from penstock.cli.fit import check_vocabulary, check_weights_fit, context_tokens
@@ -32,6 +33,9 @@ from penstock.text.grammar import Grammars
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
+if TYPE_CHECKING:
+    from penstock.models.config import ModelConfig
+
 
 def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event: None) -> Booted:
     """Load a checkpoint and size the KV memory from what is then free.
@@ -40,14 +44,8 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     """
     progress(0.0, "starting torch")
     from penstock.engine.cpu.allocator import keep_freed_memory
-    from penstock.engine.cpu.defaults import SamplingDefaults
-    from penstock.engine.cpu.executor import CpuExecutor
-    from penstock.engine.cpu.memory import free_memory_bytes
     from penstock.engine.cpu.threads import use_threads
-    from penstock.models.config import ModelConfig
     from penstock.models.encoder_config import is_encoder
-    from penstock.models.load import load_decoder
-    from penstock.models.sentence import SentenceConfig
 
     keep_freed_memory()
     use_threads(settings.threads)
@@ -56,6 +54,17 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         if settings.exact:
             raise Problem("invalid_setting", "--exact is for models that generate; this is an encoder.", param="exact")
         return boot_encoder(settings, Tokenizer.load(directory), progress, emit)
+    return _boot_decoder(settings, directory, progress, emit)
+
+
+def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress, emit: Emit) -> Booted:
+    from penstock.engine.cpu.defaults import SamplingDefaults
+    from penstock.engine.cpu.executor import CpuExecutor
+    from penstock.engine.cpu.memory import free_memory_bytes
+    from penstock.models.config import ModelConfig
+    from penstock.models.load import load_decoder
+    from penstock.models.sentence import SentenceConfig
+
     # First, since what is of another architecture often has no tokenizer that we read, or none at all.
     config = ModelConfig.from_directory(directory)
     tokenizer = Tokenizer.load(directory)
@@ -70,28 +79,12 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     chosen = numerics(settings.exact)
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context).requires_grad_(False)
     config = decoder.config
-    dtype_bytes = config.torch_dtype.itemsize
-    needs = KvNeeds(
-        block_tokens=settings.block_tokens,
-        bytes_per_token=kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, dtype_bytes),
-        context_tokens=context,
-        max_num_seqs=settings.max_num_seqs,
-    )
-    workspace = workspace_bytes(
-        step_tokens=settings.max_step_tokens,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        context_tokens=context,
-        vocab_size=config.vocab_size,
-        logits_rows=LOGITS_ROWS,
-        num_masks=len({layer.window for layer in config.layers}),
-        capped_heads=0 if config.attention_softcap is None else config.num_heads // config.num_kv_heads,
-    )
+    needs = _kv_needs(config, settings, context)
     num_blocks = kv_blocks(
         needs,
         free_bytes=free_memory_bytes(),
         share=settings.kv_share * KV_SHARE_OF_FREE,
-        workspace=workspace,
+        workspace=_workspace_bytes(config, settings, context),
         override_bytes=settings.kv_memory_bytes,
     )
     executor = CpuExecutor(
@@ -102,16 +95,11 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         sampling_defaults=defaults,
         attention=chosen.attention,
     )
-    rules = BatchRules(
-        max_step_tokens=settings.max_step_tokens,
-        max_num_seqs=settings.max_num_seqs,
-        block_tokens=settings.block_tokens,
-    )
     capacity = num_blocks * settings.block_tokens
     grammars = Grammars(tokenizer)
     grammars.start()
     return Booted(
-        loop=Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit),
+        loop=_loop(settings, num_blocks, emit),
         executor=executor,
         tokenizer=tokenizer,
         answers=AnswerFormat.of(tokenizer, reasoning=settings.reasoning_parser, tools=settings.tool_parser),
@@ -126,3 +114,35 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         embedding_size=config.hidden_size,
         exact=settings.exact,
     )
+
+
+def _kv_needs(config: ModelConfig, settings: EngineSettings, context: int) -> KvNeeds:
+    dtype_bytes = config.torch_dtype.itemsize
+    return KvNeeds(
+        block_tokens=settings.block_tokens,
+        bytes_per_token=kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, dtype_bytes),
+        context_tokens=context,
+        max_num_seqs=settings.max_num_seqs,
+    )
+
+
+def _workspace_bytes(config: ModelConfig, settings: EngineSettings, context: int) -> int:
+    return workspace_bytes(
+        step_tokens=settings.max_step_tokens,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        context_tokens=context,
+        vocab_size=config.vocab_size,
+        logits_rows=LOGITS_ROWS,
+        num_masks=len({layer.window for layer in config.layers}),
+        capped_heads=0 if config.attention_softcap is None else config.num_heads // config.num_kv_heads,
+    )
+
+
+def _loop(settings: EngineSettings, num_blocks: int, emit: Emit) -> Loop:
+    rules = BatchRules(
+        max_step_tokens=settings.max_step_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        block_tokens=settings.block_tokens,
+    )
+    return Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit)
