@@ -24,9 +24,6 @@ _SKIPPED_PARTS = frozenset({"__main__", "site-packages", "test", "tests"})
 _OTHER_SYSTEMS = ("windows", "win32")
 _RENAMED = {"_collections_abc": "collections.abc", "posixpath": "os.path"}
 _MAX_SIGNATURE = 120
-_NOT_CALLED = frozenset(
-    ["property", "cached_property", "setter", "getter", "deleter", "overload", "DynamicClassAttribute"]
-)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
