@@ -25,6 +25,7 @@ from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.server import bind_unix, serve_app
 from penstock.asgi.tls import server_context
 from penstock.cli.mock_engine import SCHEME, settings_of
+from penstock.cli.recording import Recording
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.guard import Guard
@@ -44,6 +45,7 @@ from penstock.store.denials import Denials
 from penstock.store.desired import DesiredStore
 from penstock.store.places import Opened, default_url, open_access
 from penstock.store.sources import Resolved, resolve
+from penstock.store.spill import Spill
 from penstock.wire import gateway as gateway_wire
 from penstock.wire.engine import LOAD, METRICS, Load
 from penstock.wire.errors import Problem
@@ -125,8 +127,12 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     denials = Denials(opened.store.audit, time.time)
     tokens, fetching = _tokens(settings.issuers)
     identify = Identify(opened.secret, time.time, denials, open_without_keys=settings.open_without_keys, tokens=tokens)
+    writer = f"{settings.gateway}-{secrets.token_hex(4)}"  # of this start: a later one recalls what this has written
+    spill = Spill(Path(settings.home) / "usage", writer, opened.ledger)
+    recording = Recording(writer, folds, spill, opened.ledger)
     with closing(opened.store), closing(DesiredStore(settings.store_path)) as store:
-        beside = [asyncio.create_task(work) for work in (denials.write_regularly(), *fetching)]
+        regular = (denials.write_regularly(), spill.move_regularly(), *fetching)
+        beside = [asyncio.create_task(work) for work in regular]
         serving = asyncio.create_task(
             serve_gateway(
                 settings,
@@ -134,8 +140,9 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
                 identify=identify,
                 access=opened.store.watch(),
                 acknowledge=store.acknowledge,
-                emit=folds,
+                emit=recording,
                 samples=folds.samples,
+                recall=recording.recall,
                 stop=stop,
             )
         )
@@ -149,6 +156,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
             await serving
         await _cancel(beside)
         await asyncio.to_thread(denials.write)
+        await asyncio.to_thread(spill.close)
 
 
 async def engine_process(settings: EngineSettings, stop: asyncio.Event) -> None:

@@ -22,6 +22,9 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
     """Gateway: the one terminal event of a data request.  ``code`` is the error's, empty when finished.
 
     ``ttft_s`` and ``tpot_s`` are ``None`` where no first or no second token was seen.
+    Tokens are those that an engine reported or streamed; ``reasoning_tokens`` are part of ``output_tokens``.
+    ``scopes``: the key and the tenants that it counts for; ``replicas``: who worked on it, in order.
+    ``cost_nusd``: nano-dollars, by the price when it began.
     """
 
     id: str
@@ -37,6 +40,12 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    reasoning_tokens: int = 0
+    tenant: str = ""
+    key_id: str = ""
+    scopes: tuple[str, ...] = ()
+    replicas: tuple[str, ...] = ()
+    cost_nusd: int = 0
 
 
 class StreamResumed(msgspec.Struct, frozen=True, kw_only=True):

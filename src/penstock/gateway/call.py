@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from penstock.config.tenants import ANONYMOUS, Principal
+from penstock.cost.money import FREE, Rate, cost_nusd
 from penstock.events.list import Outcome, RequestEnded
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
 from penstock.wire.errors import Problem
@@ -32,7 +33,7 @@ class Call:
     """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far.
 
     ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first;
-    ``queue``: where it waited for its turn.
+    ``queue``: where it waited for its turn; ``served_by``: the replicas of its attempts; ``rate``: what it costs.
     """
 
     id: str
@@ -54,6 +55,9 @@ class Call:
     num_tokens: dict[int, int] = field(default_factory=dict)
     num_prompt_tokens: dict[int, int] = field(default_factory=dict)
     num_cached_tokens: dict[int, int] = field(default_factory=dict)
+    num_reasoning_tokens: int = 0
+    served_by: list[str] = field(default_factory=list)
+    rate: Rate = FREE
 
     def note(self, index: int, events: list[Event], now: float) -> None:
         """Count what choice ``index`` delivers."""
@@ -70,6 +74,7 @@ class Call:
                 self.num_tokens[index] = event.usage.output
                 self.num_prompt_tokens[index] = event.usage.prompt
                 self.num_cached_tokens[index] = event.usage.cached
+                self.num_reasoning_tokens += event.usage.reasoning
 
     def note_embedded(self, embedded: Embedded) -> None:
         """Count what an embedding took; it has no output."""
@@ -81,6 +86,8 @@ class Call:
         """The terminal event; ``error`` is what ended the call early."""
         outcome, status, code = self._outcome(error)
         longest = max(self.num_tokens.values(), default=0)
+        prompt, cached = self.once_per_prompt(self.num_prompt_tokens), self.once_per_prompt(self.num_cached_tokens)
+        output = sum(self.num_tokens.values())
         ttft_s = tpot_s = None
         if self.first_token_at is not None:
             ttft_s = self.first_token_at - self.started
@@ -97,9 +104,15 @@ class Call:
             duration_s=now - self.started,
             ttft_s=ttft_s,
             tpot_s=tpot_s,
-            prompt_tokens=self.once_per_prompt(self.num_prompt_tokens),
-            cached_tokens=self.once_per_prompt(self.num_cached_tokens),
-            output_tokens=sum(self.num_tokens.values()),
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            output_tokens=output,
+            reasoning_tokens=self.num_reasoning_tokens,
+            tenant=self.principal.tenant,
+            key_id=self.principal.key_id,
+            scopes=tuple(scope.name for scope in self.principal.scopes),
+            replicas=tuple(dict.fromkeys(self.served_by)),
+            cost_nusd=cost_nusd(self.rate, prompt, cached, output),
         )
 
     def once_per_prompt(self, counts: dict[int, int]) -> int:

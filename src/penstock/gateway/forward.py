@@ -53,16 +53,18 @@ class Forwarder:
         self._emit = emit
 
     async def stream(
-        self, model: str, request: GenerateRequest, prompt_tokens: int
+        self, model: str, request: GenerateRequest, prompt_tokens: int, served_by: list[str]
     ) -> AsyncGenerator[list[Event], None]:
         """Events of one sequence: one ``Accepted``, deltas, one ``Finished``.  Raises ``Problem``, also midway.
 
-        ``prompt_tokens`` is an estimate, for routing.  Closing the generator aborts the sequence at its engine.
+        ``prompt_tokens`` is an estimate, for routing; ``served_by`` is told each attempt's replica.
+        Closing the generator aborts the sequence at its engine.
         """
         progress = Progress()
         expected = expected_tokens(request, prompt_tokens)
         while True:
             lease = await self._lease(model, expected, progress)
+            served_by.append(lease.state.id)
             try:
                 async with aclosing(self._attempt(lease, request, progress, model)) as batches:
                     async for events in batches:
@@ -74,14 +76,17 @@ class Forwarder:
                 lease.end()
             await self._pause(progress)
 
-    async def call(self, model: str, send: Callable[[str], Awaitable[T]], prompt_tokens: int = 0) -> T:
+    async def call(
+        self, model: str, send: Callable[[str], Awaitable[T]], served_by: list[str], prompt_tokens: int = 0
+    ) -> T:
         """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost.
 
-        ``prompt_tokens`` is an estimate, for routing.
+        ``prompt_tokens`` is an estimate, for routing; ``served_by`` is told each attempt's replica.
         """
         progress = Progress()
         while True:
             lease = await self._lease(model, prompt_tokens, progress)
+            served_by.append(lease.state.id)
             try:
                 return await send(lease.state.replica.socket)
             except Problem as problem:

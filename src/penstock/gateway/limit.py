@@ -45,12 +45,13 @@ class Limit:
 
         Raises ``Problem``: ``rate_limit_exceeded``, ``insufficient_quota`` or ``request_exceeds_limit``.
         """
+        call.rate = self._limits.rate(call.model)
         rules = self._limits.rules(call.principal, call.model)
         if not rules:
             return
         most = [choice.max_tokens for choice in choices]
         most_output = None if None in most else sum(number for number in most if number is not None)
-        hold = Hold(self._limits, rules, call.model, most_output, len(choices))
+        hold = Hold(self._limits, rules, call.rate, most_output, len(choices))
         verdict = hold.begin(body_bytes)
         call.standings = self._limits.tightest(rules)
         if not verdict.granted:

@@ -7,11 +7,24 @@ A hold's grants are never below what its call has used, so no account is ever be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from penstock.config.tenants import Principal
+from penstock.config.tenants import Principal, Window
 from penstock.cost.money import Rate, Tariff, cost_nusd
-from penstock.policy.limit import Account, Amounts, Grant, Moment, Rule, Standing, Verdict, reserve, rules_of, settle
+from penstock.policy.limit import (
+    Account,
+    Amounts,
+    Grant,
+    Moment,
+    Rule,
+    Standing,
+    Verdict,
+    carried,
+    reserve,
+    rules_of,
+    settle,
+    window_of,
+)
 from penstock.policy.limit import tightest as tightest_rule
 from penstock.ports import Clock
 
@@ -24,14 +37,31 @@ class Limits:
     """One gateway's accounts.  ``wall_clock`` is for days and months alone."""
 
     def __init__(self, clock: Clock, wall_clock: Callable[[], float], tariff: Tariff) -> None:
-        self.tariff = tariff
+        self._tariff = tariff
         self._clock = clock
         self._wall_clock = wall_clock
         self._accounts: dict[str, Account] = {}
         self._rules: dict[tuple[int, str], tuple[Principal, tuple[Rule, ...]]] = {}
 
-    def moment(self) -> Moment:
-        return Moment(self._clock.now(), self._wall_clock())
+    def recall(self, window: Window, spent: Iterable[tuple[str, str, Amounts]]) -> None:
+        """What others have used, or this gateway before it was started again, in the ``window`` that is now.
+
+        In: scope, model and amounts.  Counted as if it had been granted here; once per window.
+        """
+        number = window_of(window, self._wall_clock())
+        found: dict[str, int] = {}
+        for scope, model, amounts in spent:
+            for unit, amount in amounts._asdict().items():
+                for key in (f"{scope}|{unit}|{window}|", f"{scope}|{unit}|{window}|{model}"):
+                    found[key] = found.get(key, 0) + amount
+        for key, amount in found.items():
+            account = self._accounts.get(key, Account(window=number))
+            if amount and account.window == number:
+                self._accounts[key] = carried(account, amount)
+
+    def rate(self, model: str) -> Rate:
+        """What the model's tokens cost now."""
+        return self._tariff.rate(model, self._wall_clock())
 
     def rules(self, principal: Principal, model: str) -> tuple[Rule, ...]:
         """Every rule that a request of ``principal`` for ``model`` has to fit into."""
@@ -47,7 +77,7 @@ class Limits:
 
     def take(self, rules: tuple[Rule, ...], want: Amounts) -> tuple[Verdict, Grant | None]:
         """Charge all of ``rules``, or none."""
-        verdict, accounts, grant = reserve(rules, self._read(rules), want, self.moment())
+        verdict, accounts, grant = reserve(rules, self._read(rules), want, self._moment())
         self._write(rules, accounts)
         return verdict, grant
 
@@ -59,13 +89,16 @@ class Limits:
 
     def tightest(self, rules: tuple[Rule, ...]) -> list[Standing]:
         """How it stands with requests and with tokens, where they are limited."""
-        accounts, now = self._read(rules), self.moment()
+        accounts, now = self._read(rules), self._moment()
         found = (tightest_rule(rules, accounts, unit, now) for unit in ("requests", "tokens"))
         return [standing for standing in found if standing is not None]
 
     def account(self, rule: Rule) -> Account:
         """What the rule has granted, as it was when somebody last asked."""
         return self._accounts.get(rule.key) or Account()
+
+    def _moment(self) -> Moment:
+        return Moment(self._clock.now(), self._wall_clock())
 
     def _read(self, rules: tuple[Rule, ...]) -> list[Account]:
         return [self.account(rule) for rule in rules]
@@ -94,13 +127,13 @@ class Hold:
     )
 
     def __init__(
-        self, limits: Limits, rules: tuple[Rule, ...], model: str, most_output: int | None, choices: int
+        self, limits: Limits, rules: tuple[Rule, ...], rate: Rate, most_output: int | None, choices: int
     ) -> None:
         self.rules = rules
         self.used = 0
         self.running = choices
         self._limits = limits
-        self._rate: Rate = limits.tariff.rate(model, limits.moment().wall)
+        self._rate = rate
         self._most_output = most_output
         self._grants: list[Grant] = []
         self._input = 0

@@ -182,6 +182,12 @@ def expire(rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[
     return settle(rules, accounts, grants, keep)[0]
 
 
+def carried(account: Account, amount: int) -> Account:
+    """The account of a day or month with ``amount`` more in it, which nobody will give back."""
+    mark = account.slots[-1][0] if account.slots else 0
+    return _charged(account, mark, amount)
+
+
 def total(grants: Iterable[Grant]) -> Amounts:
     """What the grants hold together."""
     return Amounts(*map(sum, zip(*(grant.amounts for grant in grants), strict=True)))

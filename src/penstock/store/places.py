@@ -12,15 +12,17 @@ from typing import NamedTuple
 from penstock.store.access import AccessStore
 from penstock.store.administer import Administration
 from penstock.store.audit import Audit
+from penstock.store.ledger import Ledger
 from penstock.store.secret import server_secret
 from penstock.store.sql.database import Database
 
 
 class Opened(NamedTuple):
-    """The servers' secret, and the store that is signed with it."""
+    """The servers' secret, the store that is signed with it, and the ledger in the same database."""
 
     secret: bytes
     store: AccessStore
+    ledger: Ledger
 
     def administration(self, now: Callable[[], float], entropy: Callable[[int], bytes]) -> Administration:
         return Administration(self.store, self.secret, now, entropy)
@@ -36,4 +38,4 @@ def open_access(home: Path, url: str) -> Opened:
     secret = server_secret(home / "secret")
     database = Database(url)
     audit = Audit(database, secret, home / "audit.head")
-    return Opened(secret, AccessStore(database, audit, secret, home / "access.snapshot"))
+    return Opened(secret, AccessStore(database, audit, secret, home / "access.snapshot"), Ledger(database))

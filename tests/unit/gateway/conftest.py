@@ -323,6 +323,7 @@ async def running_world(
             acknowledge=acknowledged.append,
             emit=events.append,
             samples=lambda: [{"name": "x"}],
+            recall=lambda limits: asyncio.sleep(0),
             stop=stop,
         )
     )

@@ -15,6 +15,7 @@ from penstock.config.tenants import Limit
 from penstock.cost.money import Tariff
 from penstock.gateway.call import ClientGone
 from penstock.gateway.identify import Credentials
+from penstock.policy.limit import Amounts
 from penstock.wire.engine import EmbedRequest, Finished, TokenizeRequest
 from penstock.wire.errors import Problem
 
@@ -187,3 +188,22 @@ async def test_no_company_exceeds_a_limit_and_none_leaks(seed: int) -> None:
     assert house.granted(2) == 0
     outcomes = {ended.outcome for ended in house.ended}
     assert {"finished", "cancelled", "rejected"} <= outcomes
+
+
+async def test_a_gateway_that_begins_anew_recalls_what_was_used() -> None:
+    """The day's and the month's limits go on where they were; a minute's begins afresh."""
+    house = House(
+        Limit(unit="tokens", amount=100, window="day"),
+        Limit(unit="tokens", amount=500, window="month", model="m"),
+        per_minute(100),
+    )
+    house.limits.recall("day", [("tenant:t", "m", Amounts(tokens=50)), ("tenant:t", "n", Amounts(tokens=20))])
+    house.limits.recall("month", [("tenant:t", "m", Amounts(tokens=300)), ("tenant:other", "m", Amounts(tokens=9))])
+    await house.ask(max_tokens=11)
+    assert [house.granted(number) for number in range(3)] == [70 + 16, 300 + 16, 16]
+    house.limits.recall("day", [("tenant:t", "m", Amounts(tokens=10))])
+    assert house.granted(0) == 96
+    with pytest.raises(Problem, match="100 tokens per day"):
+        await house.ask(body_bytes=20)
+    house.clock.pass_time(86_400)
+    await house.ask()

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.errors import Problem
 from penstock.wire.gateway import LOAD, METRICS, GatewayLoad
 
+_RECALL_S = 3.0
+
 
 class _LoopClock:
     def now(self) -> float:
@@ -57,9 +59,12 @@ async def serve_gateway(
     acknowledge: Callable[[Acknowledgement], None],
     emit: Emit,
     samples: Callable[[], Sequence[Any]],
+    recall: Callable[[Limits], Coroutine[Any, Any, None]],
     stop: asyncio.Event,
 ) -> None:
     """Serve until ``stop`` is set and the running requests have ended; the caller bounds that by cancelling.
+
+    ``recall`` tells the limits what was used of the current day and month before this gateway began.
 
     Raises whatever ends the watching of ``states`` or ``access``: a gateway that cannot follow them must not go on.
     """
@@ -67,9 +72,10 @@ async def serve_gateway(
     upstream = HttpUpstream()
     clock = _LoopClock()
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
+    limits = Limits(clock, time.time, Tariff(settings.prices))
     stages = Stages(
         identify=identify,
-        limit=Limit(replicas, Limits(clock, time.time, Tariff(settings.prices)), clock, AdmitRules()),
+        limit=Limit(replicas, limits, clock, AdmitRules()),
         route=Router(replicas),
         forward=Forwarder(replicas, upstream, rules, clock, emit),
         meter=Meter(clock, emit, lambda: uuid.uuid4().hex),
@@ -79,6 +85,9 @@ async def serve_gateway(
     watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
     tls = server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
     data = HttpServer(App(gateway, http_rules, TrustedProxies(settings.trusted_proxies)), tls)
+    recalling = asyncio.create_task(recall(limits))
+    # A store that is away for longer must not keep the service from starting: what it knows is told later.
+    await asyncio.wait([recalling], timeout=_RECALL_S)
     await data.start(socket.socket(fileno=os.dup(settings.listen_fd)))
     control_stop = asyncio.Event()
     control = asyncio.create_task(
@@ -86,7 +95,12 @@ async def serve_gateway(
     )
     following = asyncio.create_task(watcher.follow(states))
     heeding = asyncio.create_task(_follow_access(identify, access))
-    background: list[asyncio.Task[None]] = [following, heeding, asyncio.create_task(watcher.acknowledge_regularly())]
+    background: list[asyncio.Task[None]] = [
+        following,
+        heeding,
+        recalling,
+        asyncio.create_task(watcher.acknowledge_regularly()),
+    ]
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait())
     try:
         waiting = {stopping, *background}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from penstock.store.sql.database import Database
-from penstock.store.sql.tables import API_KEYS, AUDIT, FACTS, TENANTS
+from penstock.store.sql.tables import API_KEYS, AUDIT, FACTS, TENANTS, USAGE
 from penstock.wire.errors import Problem
 
 _SCHEMA = "schema"
@@ -26,7 +26,11 @@ def _identity(connection: sa.Connection) -> None:
         table.create(connection)
 
 
-STEPS: tuple[Step, ...] = (_identity,)
+def _usage(connection: sa.Connection) -> None:
+    USAGE.create(connection)
+
+
+STEPS: tuple[Step, ...] = (_identity, _usage)
 """New steps go to the end; what has been released is never changed."""
 
 

@@ -1,0 +1,57 @@
+"""What a gateway process does with its events, and what it knows of the usage before it.
+
+In: events; out: samples in the folds, and a row of usage for every request that an engine worked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from penstock.config.tenants import Window
+from penstock.events.list import Event, RequestEnded
+from penstock.gateway.limits import Limits
+from penstock.observe.folds import Folds
+from penstock.policy.limit import Amounts, begin_of, window_of
+from penstock.store.ledger import Ledger, row_of
+from penstock.store.spill import Spill
+from penstock.wire.errors import Problem
+
+_RETRY_S = 1.0
+_WINDOWS: tuple[Window, ...] = ("day", "month")
+
+
+class Recording:
+    """Callable as ``ports.Emit``."""
+
+    def __init__(self, gateway: str, folds: Folds, spill: Spill, ledger: Ledger) -> None:
+        self._gateway = gateway
+        self._folds = folds
+        self._spill = spill
+        self._ledger = ledger
+
+    def __call__(self, event: Event, /) -> None:
+        self._folds(event)
+        if isinstance(event, RequestEnded):
+            row = row_of(event, self._gateway, time.time())
+            if row is not None:
+                self._spill.add(row)
+
+    async def recall(self, limits: Limits) -> None:
+        """Tell the limits what the ledger knows of today and this month, as soon as it can be read."""
+        while True:
+            try:
+                # What a killed gateway left behind is in the ledger before it is asked.
+                await asyncio.to_thread(self._spill.move)
+                for window in _WINDOWS:
+                    limits.recall(window, await asyncio.to_thread(self._spent, window))
+                return
+            except Problem:
+                await asyncio.sleep(_RETRY_S)
+
+    def _spent(self, window: Window) -> list[tuple[str, str, Amounts]]:
+        begin = begin_of(window, window_of(window, time.time()))
+        return [
+            (spent.scope, spent.model, Amounts(requests=spent.requests, tokens=spent.tokens, usd=spent.nusd))
+            for spent in self._ledger.spent(begin, without=self._gateway)
+        ]
