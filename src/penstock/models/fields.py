@@ -130,7 +130,9 @@ def _read(file: Path) -> Any:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without end
             raise Problem("checkpoint_invalid", f"{file} is not a file.")
-        return json.loads(file.read_bytes())
+        data = json.loads(file.read_bytes())
+        json.dumps(data, ensure_ascii=False).encode()  # an escaped lone surrogate is JSON, but no text
+        return data
     except FileNotFoundError:
         raise Problem("checkpoint_invalid", f"{file} is missing.") from None
     except OSError as error:

@@ -17,6 +17,7 @@ from penstock.models.rope import (
     Scaling,
     YarnScaling,
 )
+from penstock.wire.errors import Problem
 
 _POSITIONS = (1, 1 << 30)
 _KINDS = "default, linear, llama3, yarn, longrope"
@@ -38,7 +39,7 @@ def rope_of(parameters: Fields | None, fields: Fields, head_dim: int, theta_fiel
     if num_rotated < 2 or num_rotated % 2:
         at_fault = "head_dim" if share == 1.0 else "partial_rotary_factor"
         raise fields.wrong(at_fault, f"must let an even number of dimensions turn, not {num_rotated} of {head_dim}")
-    return RopeConfig(theta, _scaling(parameters, fields, num_rotated), share)
+    return RopeConfig(theta, _scaling(parameters, fields, theta, num_rotated), share)
 
 
 def write_rope(rope: RopeConfig) -> dict[str, object]:
@@ -82,7 +83,7 @@ def write_scaling(scaling: Scaling | None) -> dict[str, object] | None:
             }
 
 
-def _scaling(parameters: Fields, fields: Fields, num_rotated: int) -> Scaling | None:
+def _scaling(parameters: Fields, fields: Fields, theta: float, num_rotated: int) -> Scaling | None:
     key = "rope_type" if parameters.data.get("rope_type") is not None else "type"
     match parameters.text(key, "default"):
         case "default":
@@ -92,6 +93,8 @@ def _scaling(parameters: Fields, fields: Fields, num_rotated: int) -> Scaling | 
         case "llama3":
             return _llama3(parameters, fields)
         case "yarn":
+            if theta == 1.0:
+                raise parameters.wrong("rope_theta", "must exceed 1 for yarn, whose ramp counts in its logarithm")
             return _yarn(parameters, fields)
         case "longrope":
             return _longrope(parameters, fields, num_rotated)
@@ -141,6 +144,9 @@ def _yarn_amplitude(factor: float, strength: float) -> float:
 def _longrope(parameters: Fields, fields: Fields, num_rotated: int) -> LongRopeScaling:
     original = _original(parameters, fields)
     factor = parameters.number("factor", 1.0, 1e4, default=_stretch(original, fields))
+    if original == 1:
+        message = f"{fields.file}: longrope extends an original context of 1 token; it must be longer."
+        raise Problem("checkpoint_invalid", message, param="original_max_position_embeddings")
     usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRopeScaling(
         short=parameters.numbers("short_factor", num_rotated // 2, 1e-3, 1e6),

@@ -17,6 +17,9 @@ from penstock.text.template import ChatTemplate
 from penstock.text.token_bytes import byte_decoder
 from penstock.wire.errors import Problem
 
+MAX_TOKEN_IDS = 1 << 21
+"""Ids are counted up to the highest, holes included; the largest vocabularies have a quarter of a million."""
+
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -61,6 +64,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
             raise Problem("checkpoint_invalid", f"{path} is not a usable tokenizer: {error}. {_AGAIN}") from error
+        _check_ids(backend, path)
         config = _read_json(directory / "special_tokens_map.json") | _read_json(directory / "tokenizer_config.json")
         tokenizer = cls(backend, config, _eos_ids(directory / "generation_config.json"))
         tokenizer.chat_template = _chat_template(directory, config, tokenizer.special_tokens)
@@ -155,6 +159,16 @@ _OLDER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tek
 _AGAIN = "Fetch or export the checkpoint again."
 
 
+def _check_ids(backend: tokenizers.Tokenizer, path: Path) -> None:
+    """Raise ``checkpoint_invalid`` for a vocabulary without tokens, or with an id that no model has a row for."""
+    highest = max(backend.get_vocab(with_added_tokens=True).values(), default=None)
+    if highest is None:
+        raise Problem("checkpoint_invalid", f"{path} has no tokens. {_AGAIN}")
+    if highest >= MAX_TOKEN_IDS:
+        message = f"{path} has the token id {highest}; ids from 0 to {MAX_TOKEN_IDS - 1} are read. {_AGAIN}"
+        raise Problem("checkpoint_invalid", message)
+
+
 def _vocab_size(backend: tokenizers.Tokenizer, after_added: int) -> int:
     size: int = max(backend.get_vocab_size(with_added_tokens=True), after_added)
     if backend.id_to_token(size - 1) is not None and backend.get_vocab_size() == size:
@@ -169,6 +183,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate is JSON, but no text
     except (OSError, ValueError, RecursionError) as error:
         raise Problem("checkpoint_invalid", f"{path} cannot be read as JSON: {error}. {_AGAIN}") from error
     if not isinstance(value, dict):
@@ -202,8 +217,8 @@ def _chat_template(directory: Path, config: dict[str, Any], special_tokens: dict
     origin = f"{directory / 'tokenizer_config.json'}: chat_template"
     source = config.get("chat_template")
     if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
+        named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+        source = named[-1].get("template") if named else None
     if source is None:
         return None
     if not isinstance(source, str):

@@ -286,3 +286,29 @@ def test_a_config_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(Problem) as caught:
         ModelConfig.from_directory(tmp_path)
     assert caught.value.code == "checkpoint_invalid" and str(path) in caught.value.message
+
+
+def test_an_escape_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """A lone surrogate, which JSON can spell and no message can carry, is refused before it is quoted."""
+    assert refusal(tmp_path, QWEN3 | {"quantization_config": {"quant_method": "\ud800"}}).code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize(
+    ("rope", "field"),
+    [
+        ({"type": "yarn", "rope_theta": 1.0, "factor": 4.0}, "rope_theta"),
+        (
+            {
+                "type": "longrope",
+                "short_factor": [1.0] * 8,
+                "long_factor": [1.0] * 8,
+                "original_max_position_embeddings": 1,
+            },
+            "original_max_position_embeddings",
+        ),
+    ],
+)
+def test_a_rope_whose_logarithm_is_zero_is_refused(tmp_path: Path, rope: dict[str, Any], field: str) -> None:
+    """YaRN divides by the base's logarithm and LongRoPE by the original context's: 1 is refused, not divided by."""
+    problem = refusal(tmp_path, QWEN3 | {"rope_scaling": rope})
+    assert problem.code == "checkpoint_invalid" and field in str(problem.param)

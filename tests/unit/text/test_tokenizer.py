@@ -150,6 +150,7 @@ def test_a_huge_text_is_encoded(tokenizer_of: dict[str, Tokenizer], unit: str) -
         ("tokenizer_config.json", "[]"),
         ("generation_config.json", '{"eos_token_id": "two"}'),
         ("generation_config.json", '{"eos_token_id": [true]}'),
+        ("tokenizer_config.json", r'{"eos_token": "\ud800"}'),
         ("tokenizer_config.json", '{"chat_template": 5}'),
         ("tokenizer_config.json", '{"chat_template": "{% if %}"}'),
         ("chat_template.jinja", "{% for %}"),
@@ -160,6 +161,15 @@ def test_a_broken_file_is_named(checkpoint: Path, name: str, content: str) -> No
     _write(checkpoint, name, content)
     with pytest.raises(Problem, match=name) as refused:
         Tokenizer.load(checkpoint)
+    assert refused.value.code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {"a": 0, "b": 1 << 21}, {"a": 0, "b": (1 << 32) - 1}])
+def test_a_vocabulary_without_end_or_tokens_is_refused(tmp_path: Path, vocabulary: dict[str, int]) -> None:
+    """No tokens at all, or an id so high that counting up to it takes minutes, is refused at once."""
+    tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(Problem, match=r"tokenizer\.json has (no tokens|the token id)") as refused:
+        Tokenizer.load(tmp_path)
     assert refused.value.code == "checkpoint_invalid"
 
 
@@ -181,7 +191,7 @@ def test_an_older_file_is_no_tokenizer(tmp_path: Path, name: str) -> None:
 def test_the_chat_template_is_found(checkpoint: Path) -> None:
     """None without one; the default of several; chat_template.jinja before tokenizer_config.json."""
     assert Tokenizer.load(checkpoint).chat_template is None
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "{{ bos_token }}d"}]
+    named = [{"name": ["no name"], "template": "t"}, {"name": "default", "template": "{{ bos_token }}d"}]
     _write(checkpoint, "tokenizer_config.json", {"chat_template": named, "bos_token": "<bos>"})
     template = Tokenizer.load(checkpoint).chat_template
     assert template is not None and template.render([], add_generation_prompt=True) == "<bos>d"

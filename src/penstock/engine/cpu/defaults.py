@@ -68,10 +68,12 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
         Raises ``checkpoint_invalid`` when the file is not JSON or a field is not a number in its range.
         """
         path = directory / "generation_config.json"
+        if not path.is_file():
+            return cls()
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
-        except FileNotFoundError:
-            return cls()
+        except OSError as error:
+            raise Problem("checkpoint_invalid", f"{path} cannot be read: {error.strerror}.") from error
         except msgspec.MsgspecError as error:
             raise Problem("checkpoint_invalid", f"{path}: {error}.") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,13 @@ def test_a_wrong_file_is_named_with_its_field(tmp_path: Path, text: str, detail:
         SamplingDefaults.from_directory(tmp_path)
     assert raised.value.code == "checkpoint_invalid"
     assert str(path) in raised.value.message
+
+
+def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    """A folder or a pipe of that name is as if there were no file: the start neither fails nor waits for a writer."""
+    path = tmp_path / "generation_config.json"
+    path.mkdir()
+    assert SamplingDefaults.from_directory(tmp_path) == SamplingDefaults()
+    path.rmdir()
+    os.mkfifo(path)
+    assert SamplingDefaults.from_directory(tmp_path) == SamplingDefaults()
