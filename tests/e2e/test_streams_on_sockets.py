@@ -6,6 +6,7 @@ Mock engines draw token i from prompt, seed and i, so that what every client sho
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -28,6 +29,7 @@ class Tally:
 
     whole: int = 0
     left: int = 0
+    refused: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -53,6 +55,10 @@ async def listen(session: aiohttp.ClientSession, url: str, number: int, dice: ra
     text, ends, done, usage = "", 0, 0, None
     try:
         async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
+            if answer.status == 503:  # nothing was promised yet: no engine was back in time
+                tally.refused += 1
+                await answer.read()
+                return
             assert answer.status == 200, await answer.text()
             async for line in answer.content:
                 if not line.startswith(b"data: "):
@@ -78,53 +84,60 @@ async def listen(session: aiohttp.ClientSession, url: str, number: int, dice: ra
         tally.wrong.append(f"{number}: {ends} ends, {done} [DONE], {counted} tokens counted of {num_tokens}: {text!r}")
 
 
-async def trouble(running, dice: random.Random, every_s: float) -> dict[str, int]:
-    """Faults until cancelled; at least one engine is left alone each time."""
-    done = {"kill": 0, "drain": 0, "freeze": 0, "roll": 0}
-    with suppress(asyncio.CancelledError):
-        while True:
-            await asyncio.sleep(dice.uniform(0.5, 1.5) * every_s)
-            members = (await asyncio.to_thread(running.state))["members"]
-            ready = [m for m in members if m["kind"] == "engine" and m["phase"] == "ready"]
-            if len(ready) < 2:
-                continue
-            kind = dice.choices(list(done), weights=[5, 2, 2, 1])[0]
-            done[kind] += 1
+async def trouble(running, dice: random.Random, every_s: float, done: dict[str, int]) -> None:
+    """Faults until cancelled, counted in ``done``.  Nobody is struck twice, and one is left alone each time."""
+    struck: set[int] = set()
+    while True:
+        await asyncio.sleep(dice.uniform(0.5, 1.5) * every_s)
+        members = (await asyncio.to_thread(running.state))["members"]
+        fresh = [
+            m["pid"] for m in members if m["kind"] == "engine" and m["phase"] == "ready" and m["pid"] not in struck
+        ]
+        if len(fresh) < 2:
+            continue
+        kind = dice.choices(list(done), weights=[5, 2, 2, 1])[0]
+        for pid in fresh[1:] if kind == "roll" else [dice.choice(fresh)]:
             with suppress(ProcessLookupError):
-                for member in ready[1:] if kind == "roll" else [dice.choice(ready)]:
-                    if kind == "freeze":
-                        os.kill(member["pid"], signal.SIGSTOP)
-                        await asyncio.sleep(0.3)
-                        os.kill(member["pid"], signal.SIGCONT)
-                    else:
-                        os.kill(member["pid"], signal.SIGKILL if kind == "kill" else signal.SIGTERM)
-                    if kind == "roll":
-                        await asyncio.sleep(1.0)
-    return done
+                if kind == "freeze":
+                    os.kill(pid, signal.SIGSTOP)
+                    await asyncio.sleep(0.3)
+                    os.kill(pid, signal.SIGCONT)
+                    continue
+                struck.add(pid)
+                os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+                await asyncio.sleep(1.0 if kind == "roll" else 0.0)
+        done[kind] += 1
 
 
-async def storm(serve, tmp_path, *, streams: int, at_once: int, every_s: float, seed: int) -> dict[str, int]:
-    """Run it all and check it all; returns the faults that there were."""
+async def storm(
+    serve, tmp_path, *, streams: int, at_once: int, every_s: float, seed: int, least: int
+) -> dict[str, int]:
+    """At least so many streams and so many faults, checked; returns the faults that there were."""
     script = tmp_path / "script.json"
     script.write_text(json.dumps(SCRIPT))
     running = serve("--replicas", "4", model=f"mock://{script}")
-    dice, tally, gate = random.Random(seed), Tally(), asyncio.Semaphore(at_once)
-    troubling = asyncio.create_task(trouble(running, random.Random(seed + 1), every_s))
+    dice, tally, numbers = random.Random(seed), Tally(), itertools.count()
+    faults = {"kill": 0, "drain": 0, "freeze": 0, "roll": 0}
+    troubling = asyncio.create_task(trouble(running, random.Random(seed + 1), every_s, faults))
     connector = aiohttp.TCPConnector(limit=0)
+    asked = 0
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as session:
 
-        async def one(number: int) -> None:
-            async with gate:
-                await listen(session, running.url, number, dice, tally)
+        async def client() -> None:
+            nonlocal asked
+            while asked < streams or sum(faults.values()) < least:
+                asked += 1
+                await listen(session, running.url, next(numbers), dice, tally)
 
-        await asyncio.gather(*(one(number) for number in range(streams)))
+        await asyncio.gather(*(client() for _ in range(at_once)))
     troubling.cancel()
-    faults = await troubling
-    assert tally.wrong == [], f"seed {seed}: {len(tally.wrong)} wrong of {streams}: {tally.wrong[:3]}"
-    assert tally.whole + tally.left == streams
+    await asyncio.gather(troubling, return_exceptions=True)
+    assert tally.wrong == [], f"seed {seed}: {len(tally.wrong)} wrong of {asked}: {tally.wrong[:3]}"
+    assert tally.whole + tally.left + tally.refused == asked and tally.whole > 0.8 * asked
     await asyncio.to_thread(running.until, lambda: nothing_runs(running), "nothing in flight")
     ended = [line for line in running.metrics().splitlines() if line.startswith("penstock_requests_total")]
-    assert sum(float(line.rsplit(" ", 1)[1]) for line in ended) == streams
+    assert sum(float(line.rsplit(" ", 1)[1]) for line in ended) == asked
+    print(f"{asked} streams, {tally}, faults {faults}")
     return faults
 
 
@@ -135,13 +148,13 @@ def nothing_runs(running) -> bool:
 
 async def test_hundreds_of_streams_outlive_their_engines(serve, tmp_path) -> None:
     """300 streams over real sockets: each token-equal, ended exactly once, and nothing in flight afterwards."""
-    faults = await storm(serve, tmp_path, streams=300, at_once=60, every_s=0.5, seed=1)
-    assert sum(faults.values()) >= 3
+    faults = await storm(serve, tmp_path, streams=300, at_once=60, every_s=0.5, seed=1, least=4)
+    assert sum(faults.values()) >= 4
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 async def test_ten_thousand_streams_outlive_their_engines(serve, tmp_path) -> None:
     """10,000 streams under random SIGKILLs, drains, freezes and rolling restarts: 0 lost, 0 wrong, 0 left over."""
-    faults = await storm(serve, tmp_path, streams=10_000, at_once=200, every_s=0.7, seed=2)
-    print(f"10000 streams, faults {faults}: none lost, none wrong")
+    faults = await storm(serve, tmp_path, streams=10_000, at_once=200, every_s=0.7, seed=2, least=50)
+    assert all(faults.values())

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import asdict
+from typing import get_args
 
 import pytest
 
+from penstock.config.desired import Balance
 from penstock.mock.answer import Answer
 from penstock.sim.chaos import ChaosRules, Report, chaos
 from penstock.sim.loop import run
@@ -43,6 +45,12 @@ def test_a_hundred_thousand_streams_survive() -> None:
         check(report, 500)
         resumed += report.resumed
     print(f"100000 streams, {resumed} resumes, none lost, none wrong")
+
+
+@pytest.mark.parametrize("balance", get_args(Balance))
+def test_streams_survive_however_they_are_balanced(balance: Balance) -> None:
+    """Every way to spread sequences keeps its books: nothing is outstanding, queued or decoding afterwards."""
+    check(chaos(11, ChaosRules(streams=150, balance=balance)), 150)
 
 
 def test_a_world_follows_from_its_seed() -> None:

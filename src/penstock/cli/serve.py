@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from penstock.cli.sizes import parse_size
+from penstock.config.desired import Balance
 from penstock.config.settings import DType, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
 
@@ -80,6 +81,14 @@ def serve(
         int, _option("--admin-port", help="Port of health and metrics; 0 takes a free one.", **_count(0, 65535))
     ] = 8001,
     replicas: Annotated[int, _option("--replicas", help="Engine processes.", **_count(1, 64))] = 1,
+    balance: Annotated[
+        Balance,
+        _option(
+            "--balance",
+            help="How requests are spread over replicas: by outstanding tokens, by the prompt's beginning, "
+            "or by predicted time.",
+        ),
+    ] = "least-tokens",
     drain_timeout: Annotated[
         float,
         _option(
@@ -194,6 +203,7 @@ def serve(
         admin_host=admin_host,
         admin_port=admin_port,
         replicas=replicas,
+        balance=balance,
         drain_timeout_s=drain_timeout,
         store=store,
         issuers=_read_issuers(issuers) if issuers is not None else (),

@@ -230,6 +230,7 @@ async def _control(
         [*gateways, *engines],
         rules=Rules(),
         end=EndRules(drain_timeout_s=settings.drain_timeout_s),
+        balance=settings.balance,
         emit=folds,
     )
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from penstock.cluster.reconcile import Memory, Observed, Rules, decide
-from penstock.config.desired import Acknowledgement, DesiredState, Model, Replica
+from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.events.list import ReplicaChanged
 from penstock.ports import Emit
 from penstock.wire.engine import Load
@@ -117,10 +117,19 @@ class Controller:
     """The machine.  Call :meth:`step` often; it never waits."""
 
     def __init__(
-        self, model: str, created: int, members: Sequence[Member], *, rules: Rules, end: EndRules, emit: Emit
+        self,
+        model: str,
+        created: int,
+        members: Sequence[Member],
+        *,
+        rules: Rules,
+        end: EndRules,
+        emit: Emit,
+        balance: Balance = "least-tokens",
     ) -> None:
         self._model = model
         self._created = created
+        self._balance = balance
         self._members = list(members)
         self._rules = rules
         self._end = end
@@ -203,7 +212,7 @@ class Controller:
             for member in self._members
             if member.kind == "engine" and member.id in self._seen
         ]
-        models = [Model(name=self._model, replicas=living, created=self._created)]
+        models = [Model(name=self._model, replicas=living, created=self._created, balance=self._balance)]
         admitting = self._stage == "serving" and self._stop_requests == 0
         if models == self._desired.models and admitting == self._desired.admitting:
             return []

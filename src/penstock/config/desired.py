@@ -6,7 +6,12 @@ A replica is stopped only after every gateway acknowledged a version that drains
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Balance = Literal["least-tokens", "prefix-hash", "marginal-time"]
+"""How a model's sequences are spread over its replicas: ``policy/route.py``."""
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -23,6 +28,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     replicas: list[Replica]
     created: int = 0
+    balance: Balance = "least-tokens"
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

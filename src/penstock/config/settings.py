@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock.config.desired import Balance
 from penstock.config.issuers import Issuer
 from penstock.config.prices import Price
 
@@ -84,6 +85,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_host: str = "127.0.0.1"
     admin_port: int = 8001
     replicas: int = 1
+    balance: Balance = "least-tokens"
     drain_timeout_s: float = 30.0
     store: str | None = None
     """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""

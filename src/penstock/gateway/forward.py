@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from penstock.events.list import StreamResumed
+from penstock.gateway.prefixes import NO_CHAIN, Chain, chain_of
 from penstock.gateway.replicas import Lease, ModelState, Replicas
 from penstock.gateway.upstream import Upstream
 from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryMemory, RetryRules, RetryVerdict, decide
@@ -40,6 +41,7 @@ class Progress:
     memory: RetryMemory = field(default_factory=RetryMemory)
     verdict: RetryVerdict | None = None
     problem: Problem | None = None
+    chain: Chain | None = None
 
 
 class Forwarder:
@@ -61,10 +63,11 @@ class Forwarder:
         Closing the generator aborts the sequence at its engine.
         """
         progress = Progress()
-        expected = expected_tokens(request, prompt_tokens)
+        size = (prompt_tokens, expected_output_tokens(request))
         while True:
-            lease = await self._lease(model, expected, progress)
+            lease = await self._lease(model, size, progress, request)
             served_by.append(lease.state.id)
+            begun_at = len(progress.emitted)
             try:
                 async with aclosing(self._attempt(lease, request, progress, model)) as batches:
                     async for events in batches:
@@ -73,7 +76,7 @@ class Forwarder:
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress)
             finally:
-                lease.end()
+                lease.end(self._clock.now(), len(progress.emitted) - begun_at)
             await self._pause(progress)
 
     async def call(
@@ -85,14 +88,14 @@ class Forwarder:
         """
         progress = Progress()
         while True:
-            lease = await self._lease(model, prompt_tokens, progress)
+            lease = await self._lease(model, (prompt_tokens, 0), progress)
             served_by.append(lease.state.id)
             try:
                 return await send(lease.state.replica.socket)
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress)
             finally:
-                lease.end()
+                lease.end(self._clock.now())
             await self._pause(progress)
 
     async def _attempt(
@@ -123,22 +126,28 @@ class Forwarder:
         for event in batch:
             if isinstance(event, Delta):
                 progress.emitted.extend(event.token_ids)
+                if lease.first_at is None:
+                    lease.first_token(self._clock.now())
         if not isinstance(batch[0], Accepted):
             return batch
         self._note_taken_up(lease, request, progress, model)
         known, progress.accepted = progress.accepted, True
         return batch[1:] if known else batch
 
-    async def _lease(self, model: str, tokens: int, progress: Progress) -> Lease:
+    async def _lease(
+        self, model: str, size: tuple[int, int], progress: Progress, request: GenerateRequest | None = None
+    ) -> Lease:
         """A replica to send to, waited for within the bounds.  Raises ``Problem`` when there is none in time."""
         deadline = progress.verdict.deadline if progress.verdict else None
         avoid = progress.verdict.avoid if progress.verdict else frozenset()
         while True:
             state = self._model(model, progress)
-            lease = self._replicas.lease(state, tokens, avoid)
+            if request is not None and progress.chain is None and state.model.balance != "least-tokens":
+                progress.chain = chain_of(request)
+            now = self._clock.now()
+            lease = self._replicas.lease(state, size, now, avoid=avoid, chain=progress.chain or NO_CHAIN)
             if lease is not None:
                 return lease
-            now = self._clock.now()
             if deadline is None:
                 # A new request waits for an engine that is being restarted, not for one that never was ready.
                 deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
@@ -207,7 +216,12 @@ class Forwarder:
 
 def expected_tokens(request: GenerateRequest, prompt_tokens: int) -> int:
     """About how many tokens a sequence will hold, from its prompt's estimate."""
-    return prompt_tokens + min(request.max_tokens or _EXPECTED_OUTPUT_TOKENS, _EXPECTED_OUTPUT_TOKENS)
+    return prompt_tokens + expected_output_tokens(request)
+
+
+def expected_output_tokens(request: GenerateRequest) -> int:
+    """About how many tokens its answer will have."""
+    return min(request.max_tokens or _EXPECTED_OUTPUT_TOKENS, _EXPECTED_OUTPUT_TOKENS)
 
 
 def _problem_of_end(event: Failed | Finished) -> Problem:

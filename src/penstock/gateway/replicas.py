@@ -7,12 +7,17 @@ No I/O: watching is ``watch``'s, speaking is the upstream's.  Waiters are woken 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from penstock.config.desired import DesiredState, Model, Replica
-from penstock.policy import route
+from penstock.gateway.prefixes import NO_CHAIN, Chain, PrefixIndex
+from penstock.policy.rates import Rates, after_first_token, after_stream
+from penstock.policy.route import Asked, choose
 from penstock.wire.engine import Load
 from penstock.wire.errors import Problem
+
+_TELLING_TOKENS = 8
+"""A stream of fewer tokens says little about its pace."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +30,17 @@ class ReplicaState:
     losses: int = 0
     outstanding_requests: int = 0
     outstanding_tokens: int = 0
+    outstanding_prefill: int = 0
+    decoding: int = 0
     last_routed: int = 0
+    rates: Rates = Rates()
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+
+    @property
+    def kv_use(self) -> float:
+        """0 to 1, as the replica last said."""
+        load = self.load
+        return load.kv_blocks_used / load.kv_blocks_total if load is not None and load.kv_blocks_total else 0.0
 
     @property
     def id(self) -> str:
@@ -57,14 +72,38 @@ class ModelState:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One sequence at one replica.  Ends exactly once."""
+    """One attempt at one replica.  Begins with ``Replicas.lease``, ends exactly once; its pace teaches the rates.
+
+    ``prefill``: its prompt tokens that are not cached there; ``work``: those and the ones that were queued before.
+    """
 
     state: ReplicaState
     tokens: int
+    prefill: int
+    work: int
+    sent_at: float
+    rows: int = 0
+    first_at: float | None = None
 
-    def end(self) -> None:
-        self.state.outstanding_requests -= 1
-        self.state.outstanding_tokens -= self.tokens
+    def first_token(self, now: float) -> None:
+        """Its prefill is over, and it decodes."""
+        state = self.state
+        self.first_at, self.rows = now, state.decoding
+        state.outstanding_prefill -= self.prefill
+        state.decoding += 1
+        state.rates = after_first_token(state.rates, self.work, now - self.sent_at)
+
+    def end(self, now: float, num_tokens: int = 0) -> None:
+        """It ended after so many tokens."""
+        state = self.state
+        state.outstanding_requests -= 1
+        state.outstanding_tokens -= self.tokens
+        if self.first_at is None:
+            state.outstanding_prefill -= self.prefill
+            return
+        state.decoding -= 1
+        if num_tokens >= _TELLING_TOKENS:
+            state.rates = after_stream(state.rates, self.rows, (now - self.first_at) / (num_tokens - 1))
 
 
 class Replicas:
@@ -125,19 +164,37 @@ class Replicas:
         """An attempt broke there: route nothing to it until a later observation says that it is ready."""
         state.losses += 1
         state.ready = False
+        state.prefixes.clear()
         self.wake()
 
-    def lease(self, model: ModelState, tokens: int, avoid: frozenset[str] = frozenset()) -> Lease | None:
-        """Pick a replica by ``policy.route`` and count ``tokens`` against it; ``None``: none is routable now."""
-        verdict = route.choose(model.replicas, avoid)
+    def lease(
+        self,
+        model: ModelState,
+        size: tuple[int, int],
+        now: float,
+        *,
+        avoid: frozenset[str] = frozenset(),
+        chain: Chain = NO_CHAIN,
+    ) -> Lease | None:
+        """Pick a replica by ``policy.route`` and count the sequence against it; ``None``: none is routable now.
+
+        ``size``: estimated tokens of the prompt and of the output.  ``chain``: the prompt, where it is balanced by.
+        """
+        states = {state.id: state for state in model.replicas}
+        prompt_tokens, output_tokens = size
+        asked = Asked(*size, chain.prefix, lambda id: states[id].prefixes.overlap_tokens(chain))
+        verdict = choose(model.replicas, avoid, model.model.balance, asked)
         if verdict.replica is None:
             return None
-        state = next(state for state in model.replicas if state.id == verdict.replica)
+        state = states[verdict.replica]
         self._routed += 1
         state.last_routed = self._routed
         state.outstanding_requests += 1
-        state.outstanding_tokens += tokens
-        return Lease(state, tokens)
+        state.outstanding_tokens += prompt_tokens + output_tokens
+        prefill = max(prompt_tokens - asked.overlap(state.id), 0)
+        state.outstanding_prefill += prefill
+        state.prefixes.note(chain)
+        return Lease(state, prompt_tokens + output_tokens, prefill, state.outstanding_prefill, now)
 
     def wake(self) -> None:
         self._changed.set()

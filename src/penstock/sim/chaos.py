@@ -14,7 +14,7 @@ from random import Random  # noqa: TID251 - always made from the seed
 
 import msgspec
 
-from penstock.config.desired import Acknowledgement, DesiredState, Model, Replica
+from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.mock import MockScript
 from penstock.config.tenants import Access, Tenant
 from penstock.cost.money import Tariff
@@ -51,6 +51,7 @@ class ChaosRules(msgspec.Struct, frozen=True, kw_only=True):
     restart_s: float = 1.5
     max_tokens: int = 60
     leaving_share: float = 0.05
+    balance: Balance = "least-tokens"
     script: MockScript = MockScript(ttft_s=0.05, gap_s=0.02, jitter=0.5, slots=16, output_tokens=40, load_s=0.2)
 
 
@@ -239,9 +240,10 @@ class _World:
 
     def _publish(self) -> None:
         self.version += 1
-        self.states.put_nowait(
-            DesiredState(version=self.version, models=[Model(name=_MODEL, replicas=list(self.wanted))])
-        )
+        self.states.put_nowait(DesiredState(version=self.version, models=[self._model()]))
+
+    def _model(self) -> Model:
+        return Model(name=_MODEL, replicas=list(self.wanted), balance=self.rules.balance)
 
     async def _states(self) -> AsyncIterator[DesiredState]:
         while True:
@@ -261,7 +263,7 @@ class _World:
         report.resumed = sum(isinstance(event, StreamResumed) for event in self.events)
         report.in_flight = self.gateway.in_flight
         report.outstanding = sum(
-            state.outstanding_requests + state.outstanding_tokens
+            state.outstanding_requests + state.outstanding_tokens + abs(state.outstanding_prefill) + abs(state.decoding)
             for model in self.replicas.models
             for state in model.replicas
         )
