@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from penstock.cli.limit_option import Limits, limit_text
+
 if TYPE_CHECKING:
+    from penstock.config.tenants import Limit
     from penstock.store.administer import Administration, IssuedKey, KeyView, TenantView
     from penstock.store.places import Opened
 
@@ -72,6 +75,7 @@ def create_key(
     name: Annotated[str, typer.Option(help="A word to know it by.")] = "",
     admin: Admin = False,
     model: Models = None,
+    limit: Limits = None,
     expires_days: Annotated[
         float | None, typer.Option("--expires-days", help="Days until it ends.", show_default=False)
     ] = None,
@@ -87,6 +91,7 @@ def create_key(
         name=name,
         role="admin" if admin else "user",
         models=model or None,
+        limits=limit or [],
         expires_in_s=None if expires_days is None else expires_days * _DAY_S,
     )
     with _administration(store) as acts:
@@ -100,7 +105,9 @@ def list_keys(as_json: AsJson = False, store: Store = None) -> None:
     if as_json:
         _print_json(keys)
     elif keys:
-        typer.echo(_table(("KEY", "TENANT", "NAME", "ROLE", "MODELS", "STATE"), [_key_row(key) for key in keys]))
+        typer.echo(
+            _table(("KEY", "TENANT", "NAME", "ROLE", "MODELS", "LIMITS", "STATE"), [_key_row(key) for key in keys])
+        )
     else:
         typer.echo("no keys yet; make one with: penstock keys create")
 
@@ -135,6 +142,7 @@ def create_tenant(
     parent: Annotated[str, typer.Option(help="The tenant above it; rights are never above that one's.")] = "default",
     admin: Admin = False,
     model: Models = None,
+    limit: Limits = None,
     weight: Annotated[float, typer.Option(help="Its share of a contended engine.")] = 1.0,
     as_json: AsJson = False,
     store: Store = None,
@@ -143,7 +151,9 @@ def create_tenant(
     from penstock.store.administer import NewTenant
 
     role = "admin" if admin else "user"
-    asked = _checked(NewTenant, name=name, parent=parent, role=role, models=model or None, weight=weight)
+    asked = _checked(
+        NewTenant, name=name, parent=parent, role=role, models=model or None, limits=limit or [], weight=weight
+    )
     with _administration(store) as acts:
         tenant = acts.create_tenant(None, asked)
     _say(tenant, f"{tenant.name} is a tenant below {tenant.parent}", as_json)
@@ -156,7 +166,9 @@ def list_tenants(as_json: AsJson = False, store: Store = None) -> None:
     if as_json:
         _print_json(tenants)
     else:
-        typer.echo(_table(("TENANT", "PARENT", "ROLE", "MODELS", "WEIGHT"), [_tenant_row(one) for one in tenants]))
+        typer.echo(
+            _table(("TENANT", "PARENT", "ROLE", "MODELS", "LIMITS", "WEIGHT"), [_tenant_row(one) for one in tenants])
+        )
 
 
 def set_tenant(
@@ -166,6 +178,8 @@ def set_tenant(
     ] = None,
     model: Models = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="All that its parent may use.")] = False,
+    limit: Limits = None,
+    no_limits: Annotated[bool, typer.Option("--no-limits", help="None but its parent's.")] = False,
     weight: Annotated[float | None, typer.Option(help="Its share of a contended engine.", show_default=False)] = None,
     as_json: AsJson = False,
     store: Store = None,
@@ -178,6 +192,8 @@ def set_tenant(
         given["role"] = "admin" if admin else "user"
     if model or all_models:
         given["models"] = None if all_models else model
+    if limit or no_limits:
+        given["limits"] = limit or []
     if weight is not None:
         given["weight"] = weight
     with _administration(store) as acts:
@@ -232,15 +248,20 @@ def _key_row(key: KeyView) -> tuple[str, ...]:
         state = "expired" if key.expires_at <= time.time() else "expires"
     else:
         state = "valid"
-    return key.id, key.tenant, key.name or "-", key.role, _models(key.models), state
+    return key.id, key.tenant, key.name or "-", key.role, _models(key.models), _limits(key.limits), state
 
 
 def _tenant_row(tenant: TenantView) -> tuple[str, ...]:
-    return tenant.name, tenant.parent or "-", tenant.role, _models(tenant.models), f"{tenant.weight:g}"
+    models, limits = _models(tenant.models), _limits(tenant.limits)
+    return tenant.name, tenant.parent or "-", tenant.role, models, limits, f"{tenant.weight:g}"
 
 
 def _models(models: frozenset[str] | None) -> str:
     return "all" if models is None else ",".join(sorted(models)) or "none"
+
+
+def _limits(limits: tuple[Limit, ...]) -> str:
+    return ",".join(map(limit_text, limits)) or "none"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
