@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ ITEM_BYTES = {
 }
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
+# Longer than a file system's names may be; asked about one, it fails instead of saying no.
+_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +82,15 @@ def _indexed_files(directory: Path) -> list[Path]:
     weight_map = read_object(index).object("weight_map")
     if weight_map is None or not weight_map.data:
         raise _invalid(f"{index}: the field weight_map is missing or empty.")
-    files = []
-    for name in dict.fromkeys(weight_map.data.values()):
+    names = list(weight_map.data.values())
+    for name in names:
         # A bare name in this directory.  It may be a link: the hub's cache is made of them.
         if not isinstance(name, str) or name in ("", ".", "..") or any(char in name for char in "/\\\0"):
-            raise _invalid(f"{index}: weight_map names the file {name!r}; only plain names in {directory} are allowed.")
-        if not (directory / name).is_file():
+            shown = repr(name)[:80]
+            raise _invalid(f"{index}: weight_map names the file {shown}; only plain names in {directory} are allowed.")
+    files = []
+    for name in dict.fromkeys(names):
+        if len(os.fsencode(name)) > _MAX_NAME_BYTES or not (directory / name).is_file():
             raise _invalid(f"{directory / name}, which {INDEX_FILE} names, is missing.")
         files.append(directory / name)
     return files
@@ -115,6 +121,10 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
         raise _invalid(f"{file}: its header is not valid JSON: {error}.") from None
     if not isinstance(parsed, dict):
         raise _invalid(f"{file}: its header must be a JSON object, but is a {type(parsed).__name__}.")
+    try:
+        "".join(parsed).encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell and no message can carry
+        raise _invalid(f"{file}: its header names a tensor by what is no text: {error}.") from None
     return parsed
 
 
@@ -127,7 +137,7 @@ def _stored(file: Path, name: str, entry: Any, begin: int) -> StoredTensor:
         case _:
             raise _invalid(f"{file}: tensor {name} has a malformed header entry: {json.dumps(entry)[:120]}.")
     if item_bytes is None:
-        raise Problem("checkpoint_unsupported", f"{file}: tensor {name} has the unknown dtype {dtype}.")
+        raise Problem("checkpoint_unsupported", f"{file}: tensor {name} has the unknown dtype {dtype[:80]!r}.")
     needed = math.prod(shape) * item_bytes
     if first < 0 or last - first != needed:
         raise _invalid(

@@ -113,6 +113,8 @@ class Problem(Exception):
     def __init__(
         self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
     ) -> None:
+        # Files and templates of checkpoints are quoted, and a lone surrogate in them could be neither sent nor shown.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.spec = ERRORS[code]
         self.code = code

@@ -131,7 +131,7 @@ def test_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "", "a\0b", 3, None]
+    "name", ["../secret.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "", "a\0b", 3, None, ["a"], {"a": 1}]
 )
 def test_index_cannot_leave_its_directory(tmp_path: Path, name: Any) -> None:
     """An index that names anything but a file beside it is refused, even where that file exists."""
@@ -150,6 +150,20 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
     write_index(tmp_path, {"a": "model-00002-of-00002.safetensors"})
     with pytest.raises(Problem, match=r"model-00002-of-00002\.safetensors.* is missing"):
         read_headers(tmp_path)
+
+
+def test_a_shard_whose_name_no_file_has_is_missing(tmp_path: Path) -> None:
+    """A name too long for the file system is a missing file, not a failure of the system call."""
+    write_index(tmp_path, {"a": "é" * 200})
+    with pytest.raises(Problem, match="names, is missing") as caught:
+        read_headers(tmp_path)
+    assert caught.value.code == "checkpoint_invalid"
+
+
+@pytest.mark.parametrize("header", [{"\ud800": ENTRY}, {"a": ENTRY | {"dtype": "\ud800"}}])
+def test_what_is_no_text_is_refused_in_words_that_are(tmp_path: Path, header: Any) -> None:
+    """Lone surrogates, which JSON can spell, are refused by a message that can be sent and printed."""
+    refusal(tmp_path, encode(header, bytes(24))).message.encode()
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], "a.safetensors"])

@@ -91,6 +91,11 @@ def test_the_body_is_openais() -> None:
     assert str(problem) == problem.message
 
 
+def test_a_message_can_always_be_sent() -> None:
+    """A chat template may raise with half a character: the answer shows its escape instead of failing itself."""
+    assert Problem("template_error", "half: \ud83d, whole: 😀").message == r"half: \ud83d, whole: 😀"
+
+
 def test_an_unlisted_code_is_our_bug() -> None:
     """It is found where it is raised, and not when a client reads the answer."""
     with pytest.raises(KeyError):
