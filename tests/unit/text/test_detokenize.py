@@ -138,3 +138,16 @@ def test_marks_that_are_special_tokens_are_seen(tokenizer_of: dict[str, Tokenize
     text = "".join(map(detokenizer.push, [*plain, special, *others, *plain])) + detokenizer.flush()
 
     assert text.replace(" ", "") == f"the{tokenizer.token_text(special)}the".replace(" ", "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shown_special_token_comes_behind_what_was_unfinished(
+    tokenizer_of: dict[str, Tokenizer], family: str
+) -> None:
+    """A special token that is shown ends the character before it, as U+FFFD, and has its text; others have none."""
+    tokenizer = tokenizer_of[family]
+    shown, hidden = sorted(tokenizer.special_token_ids)[:2]
+    detokenizer = Detokenizer(tokenizer, [], frozenset({shown}))
+    assert [detokenizer.push(i) for i in (tokenizer.spell("é".encode())[0], hidden)] == ["", ""]
+    assert detokenizer.push(shown) == "\ufffd" + tokenizer.token_text(shown)
+    assert detokenizer.flush() == ""

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.wire.engine import Embedded
 from penstock.wire.errors import Problem
-from penstock.wire.openai.embeddings import answer, decode, engine_request
+from penstock.wire.openai.embeddings import MAX_INPUTS, answer, decode, engine_request
 
 
 def body(**fields: Any) -> bytes:
@@ -34,6 +34,12 @@ def test_every_form_becomes_one_engine_request(input: Any, texts: Any, token_ids
     assert (request.texts, request.token_ids, request.num_dimensions) == (texts, token_ids, 3)
 
 
+def test_as_many_inputs_as_openai_takes() -> None:
+    """2048 inputs make one request; ids of one prompt are one input, however many they are."""
+    assert len(engine_request(decode(body(input=["a"] * 2048)), "id").texts or []) == 2048
+    assert engine_request(decode(body(input=[1] * 4096)), "id").token_ids == [[1] * 4096]
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
@@ -48,6 +54,8 @@ def test_every_form_becomes_one_engine_request(input: Any, texts: Any, token_ids
         ({"input": [[1], 2]}, "invalid_type", "input[1]"),
         ({"input": [1, [2]]}, "invalid_type", "input[1]"),
         ({"input": [""]}, "invalid_value", "input[0]"),
+        ({"input": ["a"] * (MAX_INPUTS + 1)}, "invalid_value", "input"),
+        ({"input": [[1]] * (MAX_INPUTS + 1)}, "invalid_value", "input"),
         ({"dimensions": -1}, "invalid_value", "dimensions"),
         ({"dimensions": "8"}, "invalid_type", "dimensions"),
         ({"encoding_format": "hex"}, "invalid_value", "encoding_format"),

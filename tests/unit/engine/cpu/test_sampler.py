@@ -207,7 +207,8 @@ def test_a_mask_shorter_than_the_logits_bars_the_rest() -> None:
 
 def test_a_constraint_counts_for_more_than_min_tokens() -> None:
     """Where only a stop token is allowed it comes, even before min_tokens."""
-    assert greedy([1.0, 5.0], constraint=Allows(0), min_tokens=3, stop_token_ids=frozenset({0})) == 0
+    # Not token 0, which is also what a row with everything barred would give.
+    assert greedy([5.0, 1.0], constraint=Allows(1), min_tokens=3, stop_token_ids=frozenset({1})) == 1
 
 
 def test_logits_are_left_as_they_are() -> None:
