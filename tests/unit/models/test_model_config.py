@@ -194,7 +194,8 @@ def test_a_window_is_refused_where_the_family_knows_none(tmp_path: Path) -> None
     """A window that Llama's config.json states, either way, is refused: nobody trained with it."""
     assert refusal(tmp_path, LLAMA | {"sliding_window": 4096}).param == "sliding_window"
     kinds = ["full_attention", "sliding_attention"]
-    assert refusal(tmp_path, LLAMA | {"layer_types": kinds}).param == "layer_types"
+    problem = refusal(tmp_path, LLAMA | {"layer_types": kinds})
+    assert (problem.code, problem.param) == ("checkpoint_unsupported", "layer_types")
 
 
 def test_windows_are_where_config_json_puts_them(tmp_path: Path) -> None:

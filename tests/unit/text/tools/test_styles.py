@@ -231,8 +231,8 @@ def test_ids_are_functions_of_request_and_index() -> None:
     """Equal for equal inputs, else different; nine letters and digits where a template wants that."""
     assert long_id("r-0", 0) == long_id("r-0", 0) != long_id("r-0", 1) != long_id("r-1", 1)
     assert long_id("r", 0).startswith("call_")
-    mistral = {STYLES["mistral"].call_id("r", index) for index in range(100)}
-    assert len(mistral) == 100
+    mistral = {STYLES["mistral"].call_id(key, index) for key in ("r-0", "r-1") for index in range(100)}
+    assert len(mistral) == 200 and STYLES["mistral"].call_id("r-0", 0) in mistral
     assert all(len(id) == 9 and id.isalnum() and id.isascii() for id in mistral)
 
 
