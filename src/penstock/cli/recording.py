@@ -41,8 +41,8 @@ class Recording:
         """Tell the limits what the ledger knows of today and this month, as soon as it can be read."""
         while True:
             try:
-                # What a killed gateway left behind is in the ledger before it is asked.
-                await asyncio.to_thread(self._spill.move)
+                # What a killed gateway left behind is in the ledger before it is asked, whoever is moving it.
+                await asyncio.to_thread(self._spill.move, wait=True)
                 for window in _WINDOWS:
                     limits.recall(window, await asyncio.to_thread(self._spent, window))
                 return

@@ -45,14 +45,17 @@ class Spill:
             self._held.append(line)
             self._write_held()
 
-    def move(self) -> int:
-        """Move every segment that nobody writes to into the ledger; how many rows.  Raises ``Problem``."""
+    def move(self, *, wait: bool = False) -> int:
+        """Move every segment that nobody writes to into the ledger; how many rows.  Raises ``Problem``.
+
+        ``wait``: also for those that another process writes to or moves at this moment, which takes it a second.
+        """
         with self._lock:
             self._write_held()
             self._close_segment()
         moved = 0
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
-            moved += self._move_segment(path)
+            moved += self._move_segment(path, wait and not path.name.startswith(f"{self._name}-"))
         return moved
 
     async def move_regularly(self, interval_s: float = 1.0) -> None:
@@ -107,14 +110,14 @@ class Spill:
             os.close(self._file)
             self._file = None
 
-    def _move_segment(self, path: Path) -> int:
+    def _move_segment(self, path: Path, wait: bool) -> int:
         try:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return 0  # another process moved it
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 return 0
             rows = _rows_of(os.read(file, _MOST_BYTES), path)

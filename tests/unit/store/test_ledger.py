@@ -15,7 +15,7 @@ from usage import ROW, row
 
 from penstock.cli.usage import table
 from penstock.events.list import RequestEnded
-from penstock.store.ledger import Ledger, row_of
+from penstock.store.ledger import Ledger, UsageRow, row_of
 from penstock.store.spill import Spill
 from penstock.store.sql.database import Database
 from penstock.store.sql.migrations import migrate
@@ -153,6 +153,32 @@ def test_gateways_beside_one_another_lose_nothing(ledger: Ledger, tmp_path: Path
         thread.join()
     Spill(tmp_path / "usage", "last", ledger).close()
     assert requests(ledger) == 180
+
+
+def test_waiting_finds_what_another_is_just_moving(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has to know all rows waits for the one that has a segment in hand, and then finds them in the ledger."""
+    one, other = (Spill(tmp_path / "usage", name, ledger) for name in ("one", "other"))
+    one.add(row("a"))
+    in_hand, go_on = threading.Event(), threading.Event()
+    write = ledger.write
+
+    def slowly(rows: list[UsageRow]) -> None:
+        monkeypatch.setattr(ledger, "write", write)
+        in_hand.set()
+        assert go_on.wait(10)
+        write(rows)
+
+    monkeypatch.setattr(ledger, "write", slowly)
+    moving = threading.Thread(target=one.move)
+    moving.start()
+    assert in_hand.wait(10)
+    assert other.move() == 0 and requests(ledger) == 0
+    threading.Timer(0.05, go_on.set).start()
+    other.move(wait=True)
+    assert requests(ledger) == 1
+    moving.join()
 
 
 def test_half_a_line_spoils_no_other(ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
