@@ -7,6 +7,7 @@ compiling and following one happen in :mod:`penstock.text.grammar_child`, where 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable
 
@@ -26,6 +27,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._process: GrammarProcess | None = None
+        self._renewing = threading.Lock()
 
     def start(self) -> None:
         """Start the process behind them, if this tokenizer can be constrained; returns before it is ready."""
@@ -52,18 +54,20 @@ class Grammars:
         if len(grammar.value) > MAX_GRAMMAR_CHARS:
             message = f"The grammar has {len(grammar.value)} characters; at most {MAX_GRAMMAR_CHARS} are allowed."
             raise Problem("grammar_too_complex", message, param=grammar.param)
-        if self._process is not None and self._process.is_lost:
-            self.close()
-            self.start()
-        if self._process is None:
+        with self._renewing:
+            if self._process is not None and self._process.is_lost:
+                self.close()
+                self.start()
+            process = self._process
+        if process is None:
             message = "This model's tokenizer does not write text byte by byte, so its output cannot be constrained."
             raise Problem("unsupported_parameter", message, param=grammar.param)
-        trial = self._process.trial.open(grammar, [])
+        trial = process.trial.open(grammar, [])
         try:
-            self._process.trial.wait(trial)
+            process.trial.wait(trial)
         finally:
-            self._process.trial.close(trial)
-        constraint = GrammarConstraint(self._process.steps, grammar, self._tokenizer, stop_token_ids, thinking)
+            process.trial.close(trial)
+        constraint = GrammarConstraint(process.steps, grammar, self._tokenizer, stop_token_ids, thinking)
         constraint.begin(emitted_token_ids)
         return constraint
 

@@ -89,6 +89,8 @@ class Channel:
         with self._answered:
             self._answered.wait_for(lambda: session.reply is not None or self.is_lost, _REPLY_TIMEOUT_S)
             if session.reply is None:
+                # Given up for all: each further output would hold up its step as long, and a lost process is replaced.
+                self._lose()
                 raise Problem("internal_error", "The grammar process does not answer.")
             return session.reply
 

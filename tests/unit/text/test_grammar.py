@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from babble import allowed_ids
 from tokenizers import AddedToken
 
+from penstock.text import grammar_process
 from penstock.text.answer import AnswerFormat
 from penstock.text.grammar import MAX_GRAMMAR_CHARS, GrammarConstraint, Grammars
 from penstock.text.grammar_child import Open, Vocabulary
@@ -379,17 +381,48 @@ def test_a_worker_that_dies_over_one_output_disturbs_no_other(own) -> None:
     assert start("new").bytes == {b"n"}
 
 
-def test_a_worker_killed_over_nothing_fails_what_it_followed_and_no_later_output(own) -> None:
+def test_a_worker_killed_over_nothing_fails_what_it_followed_and_no_later_output(own, tokenizer: Tokenizer) -> None:
     """When the machine ends an idle worker the outputs under way fail, and the next ones are followed by a new one."""
     grammars, start, worker = own
-    running = start("[0-9]+")
+    running, [one] = start("[0-9]+"), tokenizer.spell(b"1")
     os.kill(worker, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(grammars._process._process.pid)], timeout=10)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(Problem, match="does not answer") as caught:
         for _ in range(3):
-            running.constraint.advance(ord("1"))
+            running.constraint.advance(one)
     assert caught.value.code == "internal_error"
     assert start("new").bytes == {b"n"}
+
+
+def test_a_process_that_stands_still_is_given_up_and_replaced(
+    own, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stops without dying costs its outputs one wait, not one at each step, and later outputs nothing."""
+    grammars, start, worker = own
+    running, [one] = start("[0-9]+"), tokenizer.spell(b"1")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(grammar_process, "_REPLY_TIMEOUT_S", 0.1)
+            running.constraint.advance(one)
+            assert running.constraint.mask() is None
+        begin = time.monotonic()
+        with pytest.raises(Problem, match="does not answer"):
+            running.constraint.advance(one)
+        assert time.monotonic() - begin < grammar_process._REPLY_TIMEOUT_S / 2
+        assert start("new").bytes == {b"n"}
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_many_outputs_at_once_share_the_process_that_replaces_a_lost_one(own) -> None:
+    """Outputs that begin while a lost process is replaced wait for the new one."""
+    grammars, start, _ = own
+    lost = grammars._process
+    lost.trial._lose()
+    with ThreadPoolExecutor(8) as threads:
+        assert all(follow.bytes == {b"n"} for follow in threads.map(start, ["new"] * 8))
+    assert lost._process.poll() is not None
 
 
 def test_the_process_ends_with_its_engine(tokenizer: Tokenizer) -> None:
