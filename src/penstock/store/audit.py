@@ -8,8 +8,8 @@ write to the database alone.  The end of the chain also stands in a file beside 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,8 @@ class Audit:
         """
         anchor_seq, anchor_hash = self._anchored()
         seq, last = _START
-        with self._database.read() as connection:
-            for row in self._rows(connection):
+        with self._database.read() as connection, closing(self._rows(connection)) as rows:
+            for row in rows:
                 if row["seq"] != seq + 1:
                     raise Problem("audit_broken", f"Row {seq + 1} is missing.")
                 if not hmac.compare_digest(row["hash"], self._hash(last, row)):
@@ -108,21 +108,18 @@ class Audit:
                 raise Problem("audit_broken", f"The rows after {seq} are missing.")
         return seq
 
-    def _rows(self, connection: sa.Connection) -> Iterator[dict[str, Any]]:
-        found = connection.execution_options(yield_per=1000).execute(sa.select(AUDIT).order_by(AUDIT.c.seq))
-        for row in found.mappings():
-            yield dict(row)
+    def _rows(self, connection: sa.Connection) -> Generator[dict[str, Any], None, None]:
+        question = sa.select(AUDIT).order_by(AUDIT.c.seq).execution_options(yield_per=1000)
+        with connection.execute(question) as found:
+            for row in found.mappings():
+                yield dict(row)
 
     def _hash(self, last: str, row: dict[str, Any]) -> str:
         columns = [row[name] for name in ("seq", "at", "actor", "action", "subject", "verdict", "why")]
         return hmac.digest(self._secret, msgspec.json.encode(["audit", last, *columns]), "sha256").hex()
 
     def _head(self, connection: sa.Connection) -> tuple[int, str]:
-        # FOR UPDATE: in PostgreSQL two writers would else hang two rows on the same one.  SQLite has one writer.
-        question = sa.select(FACTS.c.value).where(FACTS.c.name == _HEAD)
-        if not self._database.is_sqlite:
-            question = question.with_for_update()
-        return _parsed(connection.execute(question).scalar() or "")
+        return _parsed(connection.execute(sa.select(FACTS.c.value).where(FACTS.c.name == _HEAD)).scalar() or "")
 
     def _set_head(self, connection: sa.Connection, head: tuple[int, str]) -> None:
         connection.execute(sa.update(FACTS).where(FACTS.c.name == _HEAD).values(value=f"{head[0]}:{head[1]}"))

@@ -168,3 +168,18 @@ def test_another_kind_of_url_is_refused_without_repeating_it(tmp_path: Path, url
     with pytest.raises(Problem) as refused:
         open_access(tmp_path, url)
     assert refused.value.code == "invalid_setting" and "pa55word" not in refused.value.message
+
+
+def test_a_full_disk_refuses_changes_and_nothing_else(office):
+    """The act is undone as a whole; keys are still read, and the snapshot is the one before."""
+    office.acts.create_key(None, NewKey())
+    engine = office.store._database._engine
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # SQLite's own disk that is full
+    with pytest.raises(Problem) as refused:
+        for number in range(200):
+            office.acts.create_tenant(None, NewTenant(name=f"t{number}"))
+    assert refused.value.code == "insufficient_disk"
+    access = office.store.read()
+    assert len(access.keys) == 1 and office.store.last_known() == access
+    assert office.store.audit.verify() == len(office.store.audit.list(newest=1000))

@@ -23,6 +23,8 @@ from penstock.wire.errors import Problem
 _CONNECT_TIMEOUT_S = 2
 _STATEMENT_TIMEOUT_S = 5
 _DISK_FULL = "53100"  # SQLSTATE disk_full
+_WRITERS = 0x70656E73
+"""PostgreSQL's advisory lock of all writers, which is SQLite's BEGIN IMMEDIATE there."""
 
 
 class Database:
@@ -68,10 +70,15 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that writes: committed at the end, undone by an exception."""
+        """A transaction that writes: committed at the end, undone by an exception.
+
+        One at a time, in all processes: what it reads is what it changes.
+        """
         with self._problems():
             self._look_at_file()
             with self._engine.connect().execution_options(penstock_write=True) as connection, connection.begin():
+                if not self.is_sqlite:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS)))
                 yield connection
 
     def close(self) -> None:

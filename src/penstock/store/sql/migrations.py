@@ -15,8 +15,6 @@ from penstock.store.sql.tables import API_KEYS, AUDIT, FACTS, TENANTS, USAGE
 from penstock.wire.errors import Problem
 
 _SCHEMA = "schema"
-_LOCK = 0x70656E73
-"""PostgreSQL's advisory lock: two processes that start together migrate one after the other."""
 
 Step = Callable[[sa.Connection], None]
 
@@ -38,8 +36,6 @@ def migrate(database: Database) -> None:
     """Bring the schema up to date.  Raises ``store_unavailable`` for one that is newer than this release."""
     for number, step in enumerate(STEPS, 1):
         with database.write() as connection:
-            if not database.is_sqlite:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             FACTS.create(connection, checkfirst=True)
             known = _version(connection)
             if known > len(STEPS):
