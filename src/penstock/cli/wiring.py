@@ -248,8 +248,9 @@ async def _control(
             access.secret,
             secrets.token_urlsafe(32),
             time.time,
-            is_loopback=is_loopback(settings.admin_host) and not settings.trusted_proxies,
-            open_without_keys=_is_open_without_keys(settings, settings.admin_host),
+            state_is_open=_is_open_without_keys(settings, settings.admin_host),
+            # Not with --insecure-no-auth: whoever reaches the port would be the operator.
+            open_without_keys=is_loopback(settings.admin_host) and not settings.trusted_proxies,
             tokens=tokens,
         )
         administration = access.administration(time.time, secrets.token_bytes)
@@ -284,6 +285,7 @@ async def _control(
             ended.set()
             await listening
             await _cancel(beside)
+            await asyncio.to_thread(denials.write)
 
 
 def _resolved(settings: ServeSettings) -> Resolved:

@@ -35,7 +35,7 @@ STATE = ServiceState(
     ],
 )
 
-GUARD = Guard(b"s" * 32, "token", lambda: 0.0, is_loopback=True, open_without_keys=True)
+GUARD = Guard(b"s" * 32, "token", lambda: 0.0, state_is_open=True, open_without_keys=True)
 NO_ACTS: Any = None
 
 

@@ -30,7 +30,7 @@ TOKEN = "operators-token"
 class Desk:
     """An admin listener over a store, without sockets."""
 
-    def __init__(self, home: Path, *, is_loopback: bool = True, open_without_keys: bool = True) -> None:
+    def __init__(self, home: Path, *, state_is_open: bool = True, open_without_keys: bool = True) -> None:
         self.home = home
         self.hears_news = True
         self.opened: Opened = open_access(home, default_url(home))
@@ -38,7 +38,7 @@ class Desk:
         counter = itertools.count(1)
         self.acts = self.opened.administration(lambda: 1000.0, lambda n: next(counter).to_bytes(n, "big"))
         self.guard = Guard(
-            self.opened.secret, TOKEN, lambda: 1000.0, is_loopback=is_loopback, open_without_keys=open_without_keys
+            self.opened.secret, TOKEN, lambda: 1000.0, state_is_open=state_is_open, open_without_keys=open_without_keys
         )
         self.denied: list[tuple[str, str]] = []
         self.app = AdminApp(
@@ -129,7 +129,7 @@ def test_every_route_declares_whom_it_answers(desk: Desk) -> None:
     anybody = {path for (_, path), route in desk.app.routes.items() if route.role is None}
     assert anybody == {"/health", "/ready", "/version", "/admin/openapi.json"}
     assert all(route.role == "admin" for (_, path), route in desk.app.routes.items() if path not in anybody)
-    readable = {path for (_, path), route in desk.app.routes.items() if route.open_on_loopback}
+    readable = {path for (_, path), route in desk.app.routes.items() if route.is_state}
     assert readable == {"/metrics", "/admin/state"}
 
 
@@ -158,7 +158,7 @@ def test_the_operators_token_opens_everything(desk: Desk, admin: str) -> None:
 
 def test_bound_to_another_address_it_asks_for_a_key_from_the_first_moment(tmp_path: Path) -> None:
     """Metrics and state included; the probes stay open."""
-    desk = Desk(tmp_path, is_loopback=False, open_without_keys=False)
+    desk = Desk(tmp_path, state_is_open=False, open_without_keys=False)
     for path in ("/metrics", "/admin/state", "/admin/keys"):
         assert code(desk.ask("GET", path)) == (401, "invalid_api_key")
     for path in ("/health", "/ready", "/version"):
@@ -314,3 +314,11 @@ def test_while_the_store_is_lost_an_unknown_key_is_not_called_wrong(desk: Desk, 
     assert code(desk.ask("POST", "/admin/keys", {}, "pk-unknown")) == (503, "store_unavailable")
     status, answer = desk.ask("POST", "/admin/keys", {}, admin)
     assert status == 503 and "is gone" in answer["error"]["message"]
+
+
+def test_where_something_else_guards_the_port_state_is_told_and_nobody_is_the_operator(tmp_path: Path) -> None:
+    """With --insecure-no-auth metrics and state need no key; keys are made at the command line or with one."""
+    desk = Desk(tmp_path, state_is_open=True, open_without_keys=False)
+    assert desk.ask("GET", "/metrics")[0] == desk.ask("GET", "/admin/state")[0] == 200
+    assert code(desk.ask("POST", "/admin/keys", {})) == (401, "invalid_api_key")
+    desk.close()

@@ -61,7 +61,7 @@ class Asked(NamedTuple):
 class AdminRoute(NamedTuple):
     """``role``: whom it answers, ``None``: anybody.  ``answer`` runs in a thread and gives what is sent as JSON.
 
-    ``open_on_loopback``: it only tells how the service is, and asks for no key while only this machine can reach it.
+    ``is_state``: it only tells how the service is, and asks for no key while only this machine can reach it.
     """
 
     words: str
@@ -71,7 +71,7 @@ class AdminRoute(NamedTuple):
     takes: type[msgspec.Struct] | None = None
     gives: Any = None
     status: int = 200
-    open_on_loopback: bool = False
+    is_state: bool = False
 
 
 class AdminApp:
@@ -116,15 +116,15 @@ class AdminApp:
             ("GET", "/health"): AdminRoute("200 while the process answers.", None, page=self._health),
             ("GET", "/ready"): AdminRoute("200 once requests are served.", None, page=self._ready),
             ("GET", "/version"): AdminRoute("The version of Penstock.", None, page=self._say_version),
-            ("GET", "/metrics"): AdminRoute("All metrics.", page=self._metrics, open_on_loopback=True),
-            ("GET", "/admin/state"): AdminRoute("The processes.", page=self._picture, open_on_loopback=True),
+            ("GET", "/metrics"): AdminRoute("All metrics.", page=self._metrics, is_state=True),
+            ("GET", "/admin/state"): AdminRoute("The processes.", page=self._picture, is_state=True),
             ("GET", "/admin/openapi.json"): AdminRoute("This document.", None, page=self._openapi),
         }
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
         route, name = self._match(scope["method"], scope["path"])
         try:
-            actor = self._guard.admit(scope, route.role, open_on_loopback=route.open_on_loopback)
+            actor = self._guard.admit(scope, route.role, is_state=route.is_state)
         except Problem as problem:
             self._denied(self._proxies.client(scope), f"{problem.code} at the admin listener")
             raise

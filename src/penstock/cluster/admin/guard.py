@@ -28,7 +28,11 @@ class Tokens(Protocol):
 
 
 class Guard:
-    """``token`` is the operator's: whoever can read the run directory.  The operator's actor is ``None``."""
+    """``token`` is the operator's: whoever can read the run directory.  The operator's actor is ``None``.
+
+    ``state_is_open``: only this machine reaches the listener, or something else guards it, so that metrics and state
+    need no key.  ``open_without_keys``: while there is no key, everybody is the operator; for loopback alone.
+    """
 
     def __init__(
         self,
@@ -36,14 +40,14 @@ class Guard:
         token: str,
         now: Callable[[], float],
         *,
-        is_loopback: bool,
+        state_is_open: bool,
         open_without_keys: bool,
         tokens: Tokens | None = None,
     ) -> None:
         self.token = token
         self._secret = secret
         self._now = now
-        self._is_loopback = is_loopback
+        self._state_is_open = state_is_open
         self._open_without_keys = open_without_keys and tokens is None
         self._tokens = tokens
         self._keyring: Keyring | None = None
@@ -63,19 +67,19 @@ class Guard:
     def has_keys(self) -> bool:
         return self._keyring is None or not self._keyring.is_empty
 
-    def admit(self, scope: Scope, role: Role | None, *, open_on_loopback: bool) -> Principal | None:
-        """The actor.  ``role`` ``None`` answers anybody; ``open_on_loopback``: anybody on this machine.
+    def admit(self, scope: Scope, role: Role | None, *, is_state: bool) -> Principal | None:
+        """The actor.  ``role`` ``None`` answers anybody; ``is_state``: the route only tells how the service is.
 
         Raises ``invalid_api_key``, ``permission_denied`` or ``store_unavailable``.
         """
-        if role is None or (open_on_loopback and self._is_loopback):
+        if role is None or (is_state and self._state_is_open):
             return ANONYMOUS
         headers = scope["headers"]
         shown = secret_of(_header(headers, b"authorization"), _header(headers, b"x-api-key"))
         if shown is not None and hmac.compare_digest(shown, self.token.encode()):
             return None
         if not self.has_keys and self._open_without_keys:
-            _check_host(_header(headers, b"host"), self._is_loopback)
+            _check_host(_header(headers, b"host"))
             return None
         if shown is None:
             raise Problem("invalid_api_key", "This listener asks for an administrator's key and none was sent.")
@@ -99,13 +103,13 @@ def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     return next((value for key, value in headers if key == name), None)
 
 
-def _check_host(host: bytes | None, is_loopback: bool) -> None:
+def _check_host(host: bytes | None) -> None:
     """An open listener on loopback answers only to names of this machine.
 
     A page in a browser can make its own name lead to 127.0.0.1, but the browser then sends that name.
     """
     name = _PORT.sub("", (host or b"").decode("latin-1"))
-    if not is_loopback or name == "localhost":
+    if name == "localhost":
         return
     try:
         ipaddress.ip_address(name.strip("[]"))
