@@ -128,7 +128,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     tokens, fetching = _tokens(settings.issuers)
     identify = Identify(opened.secret, time.time, denials, open_without_keys=settings.open_without_keys, tokens=tokens)
     writer = f"{settings.gateway}-{secrets.token_hex(4)}"  # of this start: a later one recalls what this has written
-    spill = Spill(Path(settings.home) / "usage", writer, opened.ledger)
+    spill = Spill(opened.spill, writer, opened.ledger)
     recording = Recording(writer, folds, spill, opened.ledger)
     with closing(opened.store), closing(DesiredStore(settings.store_path)) as store:
         regular = (denials.write_regularly(), spill.move_regularly(), *fetching)

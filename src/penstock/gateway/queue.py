@@ -109,8 +109,12 @@ class Queue:
 
 def capacity_of(replicas: Replicas, model: str) -> int | None:
     """Tokens that may be under way at the model's ready replicas; ``None`` where one says nothing of its KV cache."""
+    try:
+        served = replicas.find(model).replicas
+    except Problem:
+        return None  # no more: whoever waits for it is told so by the next stage
     total = 0
-    for state in replicas.find(model).replicas:
+    for state in served:
         if state.routable and state.load is not None:
             if not state.load.kv_blocks_total:
                 return None

@@ -5,6 +5,7 @@ In: PENSTOCK_HOME and the database's URL; out: handles that share one secret.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,12 @@ from penstock.store.sql.database import Database
 
 
 class Opened(NamedTuple):
-    """The servers' secret, the store that is signed with it, and the ledger in the same database."""
+    """The servers' secret, the store that is signed with it, and the ledger in the same database with its spill."""
 
     secret: bytes
     store: AccessStore
     ledger: Ledger
+    spill: Path
 
     def administration(self, now: Callable[[], float], entropy: Callable[[int], bytes]) -> Administration:
         return Administration(self.store, self.secret, now, entropy)
@@ -37,5 +39,7 @@ def open_access(home: Path, url: str) -> Opened:
     """Handles; nothing is made but the secret.  Raises ``Problem`` ``invalid_setting``."""
     secret = server_secret(home / "secret")
     database = Database(url)
+    # By the database: services of other stores share PENSTOCK_HOME, and a password may change.
+    spill = home / "usage" / hashlib.sha256(database.name.encode()).hexdigest()[:16]
     audit = Audit(database, secret, home / "audit.head")
-    return Opened(secret, AccessStore(database, audit, secret, home / "access.snapshot"), Ledger(database))
+    return Opened(secret, AccessStore(database, audit, secret, home / "access.snapshot"), Ledger(database), spill)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from gateways import Engines, House
 
+from penstock.config.desired import DesiredState
 from penstock.gateway.call import ClientGone
 from penstock.gateway.identify import Credentials
 from penstock.policy.admit import AdmitRules
@@ -115,3 +116,16 @@ async def test_nobody_waits_longer_than_the_bound() -> None:
     gate.set()
     await holder
     await ask(house, "a")
+
+
+async def test_a_model_that_is_served_no_more_leaves_nobody_waiting() -> None:
+    """Whoever waited for it is told that it is not there, and whoever runs ends in peace."""
+    house = busy(1)
+    tasks = [asyncio.create_task(ask(house, "a")) for _ in range(5)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    house.replicas.adopt(DesiredState(version=2, models=[]))
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[0], dict)
+    assert {result.code for result in results[1:] if isinstance(result, Problem)} == {"model_not_found"}
+    assert house.gateway.in_flight == 0

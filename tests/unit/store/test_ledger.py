@@ -16,6 +16,7 @@ from usage import ROW, row
 from penstock.cli.usage import table
 from penstock.events.list import RequestEnded
 from penstock.store.ledger import Ledger, UsageRow, row_of
+from penstock.store.places import open_access
 from penstock.store.spill import Spill
 from penstock.store.sql.database import Database
 from penstock.store.sql.migrations import migrate
@@ -217,3 +218,11 @@ def test_the_table_names_its_columns(ledger: Ledger) -> None:
     head, line = table(ledger.totals()).splitlines()
     assert head.split() == ["TENANT", "KEY", "MODEL", "REQUESTS", "PROMPT", "CACHED", "OUTPUT", "REASONING", "USD"]
     assert line.split() == ["t", "-", "m", "1", "10", "4", "5", "2", "0.001500"]
+
+
+def test_the_spill_is_the_databases_own(tmp_path: Path) -> None:
+    """Services with other databases share PENSTOCK_HOME: none moves another's rows; a password makes no difference."""
+    pytest.importorskip("psycopg")
+    urls = ["sqlite:///a.sqlite", "sqlite:///b.sqlite", "postgresql://u:one@h/d", "postgresql://u:two@h/d"]
+    first, second, third, fourth = (open_access(tmp_path, url).spill for url in urls)
+    assert len({first, second, third}) == 3 and third == fourth
