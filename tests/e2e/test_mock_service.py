@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 
 from penstock.mock import words
@@ -23,3 +26,18 @@ def test_a_script_is_served_without_any_model(serve, tmp_path) -> None:
         assert said["choices"][0]["text"] == words.answer_of(words.key_of(request, b"once"), 12)
         assert said["usage"]["prompt_tokens"] == 4
     assert running.stop() == 0
+
+
+def test_a_request_is_explained_by_a_command(serve, tmp_path) -> None:
+    """`penstock explain` finds the gateway that served it and prints what was decided."""
+    script = tmp_path / "script.json"
+    script.write_text("{}")
+    running = serve("--replicas", "2", "--balance", "marginal-time", model=f"mock://{script}")
+    body = {"model": "mock", "prompt": "long " * 300, "max_tokens": 4}
+    asked = urllib.request.Request(f"{running.url}/v1/completions", json.dumps(body).encode())
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        id = json.load(answer)["id"]
+    environment = os.environ | {"PENSTOCK_HOME": str(running.home)}
+    command = [sys.executable, "-m", "penstock", "explain", id]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert "least predicted time" in said and said.count("s predicted") == 2 and "4 out" in said

@@ -100,6 +100,16 @@ def running(home: Path) -> list[Service]:
     return sorted(found, key=lambda service: service.started_at)
 
 
+def gateway_sockets(home: Path) -> list[Path]:
+    """Control sockets of the gateways of all services that live now."""
+    found: list[Path] = []
+    for path in (home / "run").glob("*/"):
+        elsewhere = path / "sockets"
+        folder = Path(elsewhere.read_text()) if elsewhere.exists() else path
+        found += sorted(folder.glob("gateway-*.sock"))
+    return found
+
+
 def _remove_stale(runs: Path) -> None:
     for path in _directories(runs):
         lock = _try_lock(path)

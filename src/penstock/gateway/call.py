@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from penstock.config.tenants import ANONYMOUS, Principal
 from penstock.cost.money import FREE, Rate, cost_nusd
 from penstock.events.list import Outcome, RequestEnded
+from penstock.policy.retry import RetryVerdict
+from penstock.policy.route import RouteVerdict
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
 from penstock.wire.errors import Problem
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 _CLIENT_GONE_STATUS = 499
 _REFUSALS = frozenset({"draining", "not_ready", "overloaded"})
 
+Trail = list[tuple[float, RouteVerdict | RetryVerdict]]
+"""What was decided about a call's sequences, and when by the clock."""
+
 
 class ClientGone(Exception):
     """The client closed the connection; nobody is there to answer."""
@@ -33,7 +38,8 @@ class Call:
     """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far.
 
     ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first;
-    ``queue``: where it waited for its turn; ``served_by``: the replicas of its attempts; ``rate``: what it costs.
+    ``trail``: what was decided on the way, and when; ``refusal``: the words of what ended it; ``request_id``: the
+    ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs.
     """
 
     id: str
@@ -56,8 +62,16 @@ class Call:
     num_prompt_tokens: dict[int, int] = field(default_factory=dict)
     num_cached_tokens: dict[int, int] = field(default_factory=dict)
     num_reasoning_tokens: int = 0
-    served_by: list[str] = field(default_factory=list)
+    request_id: str = ""
+    trail: Trail = field(default_factory=list)
+    refusal: str = ""
+    ended_as: RequestEnded | None = None
     rate: Rate = FREE
+
+    @property
+    def served_by(self) -> list[str]:
+        """The replicas of its attempts."""
+        return [v.replica for _, v in self.trail if isinstance(v, RouteVerdict) and v.replica is not None]
 
     def note(self, index: int, events: list[Event], now: float) -> None:
         """Count what choice ``index`` delivers."""

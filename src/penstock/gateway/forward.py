@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from penstock.events.list import StreamResumed
+from penstock.gateway.call import Trail
 from penstock.gateway.prefixes import NO_CHAIN, Chain, chain_of
 from penstock.gateway.replicas import Lease, ModelState, Replicas
 from penstock.gateway.upstream import Upstream
@@ -55,18 +56,18 @@ class Forwarder:
         self._emit = emit
 
     async def stream(
-        self, model: str, request: GenerateRequest, prompt_tokens: int, served_by: list[str]
+        self, model: str, request: GenerateRequest, prompt_tokens: int, trail: Trail
     ) -> AsyncGenerator[list[Event], None]:
         """Events of one sequence: one ``Accepted``, deltas, one ``Finished``.  Raises ``Problem``, also midway.
 
-        ``prompt_tokens`` is an estimate, for routing; ``served_by`` is told each attempt's replica.
+        ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict.
         Closing the generator aborts the sequence at its engine.
         """
         progress = Progress()
         size = (prompt_tokens, expected_output_tokens(request))
         while True:
             lease = await self._lease(model, size, progress, request)
-            served_by.append(lease.state.id)
+            trail.append((lease.sent_at, lease.verdict))
             begun_at = len(progress.emitted)
             try:
                 async with aclosing(self._attempt(lease, request, progress, model)) as batches:
@@ -74,26 +75,24 @@ class Forwarder:
                         yield events
                 return
             except Problem as problem:
-                self._note_failure(model, lease, problem, progress)
+                self._note_failure(model, lease, problem, progress, trail)
             finally:
                 lease.end(self._clock.now(), len(progress.emitted) - begun_at)
             await self._pause(progress)
 
-    async def call(
-        self, model: str, send: Callable[[str], Awaitable[T]], served_by: list[str], prompt_tokens: int = 0
-    ) -> T:
+    async def call(self, model: str, send: Callable[[str], Awaitable[T]], trail: Trail, prompt_tokens: int = 0) -> T:
         """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost.
 
-        ``prompt_tokens`` is an estimate, for routing; ``served_by`` is told each attempt's replica.
+        ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict.
         """
         progress = Progress()
         while True:
             lease = await self._lease(model, (prompt_tokens, 0), progress)
-            served_by.append(lease.state.id)
+            trail.append((lease.sent_at, lease.verdict))
             try:
                 return await send(lease.state.replica.socket)
             except Problem as problem:
-                self._note_failure(model, lease, problem, progress)
+                self._note_failure(model, lease, problem, progress, trail)
             finally:
                 lease.end(self._clock.now())
             await self._pause(progress)
@@ -172,7 +171,7 @@ class Forwarder:
         )
         return Problem("engine_lost", message, retry_after_s=_RETRY_AFTER_S)
 
-    def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress) -> None:
+    def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress, trail: Trail) -> None:
         """Ask the policy; raise the problem if it gives up, else leave its verdict in ``progress``."""
         now = self._clock.now()
         if problem.code in RESUMABLE:
@@ -187,6 +186,7 @@ class Forwarder:
             others=sum(state.routable and state.id not in failed for state in self._model(model, progress).replicas),
         )
         progress.verdict, progress.memory = decide(view, self._rules, progress.memory, now)
+        trail.append((now, progress.verdict))
         if progress.lost_at is None:
             progress.lost_at = now
         if not progress.verdict.resume:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from penstock.events.list import RequestEnded, RequestReceived
 from penstock.gateway.call import Call
+from penstock.gateway.explain import Recent
 from penstock.ports import Clock, Emit, Ids
 from penstock.wire.engine import Embedded, Event
+from penstock.wire.errors import Problem
 
 
 class Meter:
@@ -17,6 +19,7 @@ class Meter:
 
     def __init__(self, clock: Clock, emit: Emit, ids: Ids) -> None:
         self.in_flight = 0
+        self.recent = Recent()
         self._clock = clock
         self._emit = emit
         self._ids = ids
@@ -25,7 +28,9 @@ class Meter:
         """A request's head was read."""
         self._emit(RequestReceived(route=route))
         self.in_flight += 1
-        return Call(id=self._ids(), route=route, started=self._clock.now())
+        call = Call(id=self._ids(), route=route, started=self._clock.now())
+        self.recent.add(call)
+        return call
 
     def note(self, call: Call, index: int, events: list[Event]) -> None:
         call.note(index, events, self._clock.now())
@@ -36,6 +41,8 @@ class Meter:
     def end(self, call: Call, error: BaseException | None) -> RequestEnded:
         """The call has ended, early if there is an ``error``."""
         self.in_flight -= 1
-        ended = call.ended(error, self._clock.now())
+        ended = call.ended_as = call.ended(error, self._clock.now())
+        if isinstance(error, Problem):
+            call.refusal = error.message
         self._emit(ended)
         return ended

@@ -102,7 +102,7 @@ class Gateway:
         choices = stages.identify.salted(call.principal, choices)
         prompt_tokens = body_bytes // _BYTES_PER_TOKEN // max(len(choices) // call.choices_per_prompt, 1)
         await stages.limit.enter(call, sum(expected_tokens(choice, prompt_tokens) for choice in choices))
-        sources = [stages.forward.stream(call.model, choice, prompt_tokens, call.served_by) for choice in choices]
+        sources = [stages.forward.stream(call.model, choice, prompt_tokens, call.trail) for choice in choices]
         async with aclosing(merge(sources)) as merged:
             running = set(range(len(choices)))
             async for index, events in merged:
@@ -119,7 +119,7 @@ class Gateway:
     async def exchange(self, call: Call, send: Callable[[str], Awaitable[T]]) -> T:
         """One question and one answer; ``send`` is given a replica's socket."""
         self.stages.limit.reserve(call, 0)
-        return await self.stages.forward.call(call.model, send, call.served_by)
+        return await self.stages.forward.call(call.model, send, call.trail)
 
     async def embed(self, call: Call, request: EmbedRequest, body_bytes: int) -> Embedded:
         """The vectors of all inputs, metered."""
@@ -129,7 +129,7 @@ class Gateway:
         embedded = await self.stages.forward.call(
             call.model,
             lambda socket: self.upstream.embed(socket, salted),
-            call.served_by,
+            call.trail,
             body_bytes // _BYTES_PER_TOKEN,
         )
         self.stages.limit.cover_embedded(call, embedded)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from penstock.config.desired import DesiredState, Model, Replica
 from penstock.gateway.prefixes import NO_CHAIN, Chain, PrefixIndex
 from penstock.policy.rates import Rates, after_first_token, after_stream
-from penstock.policy.route import Asked, choose
+from penstock.policy.route import Asked, RouteVerdict, choose
 from penstock.wire.engine import Load
 from penstock.wire.errors import Problem
 
@@ -78,6 +78,7 @@ class Lease:
     """
 
     state: ReplicaState
+    verdict: RouteVerdict
     tokens: int
     prefill: int
     work: int
@@ -194,7 +195,7 @@ class Replicas:
         prefill = max(prompt_tokens - asked.overlap(state.id), 0)
         state.outstanding_prefill += prefill
         state.prefixes.note(chain)
-        return Lease(state, prompt_tokens + output_tokens, prefill, state.outstanding_prefill, now)
+        return Lease(state, verdict, prompt_tokens + output_tokens, prefill, state.outstanding_prefill, now)
 
     def wake(self) -> None:
         self._changed.set()

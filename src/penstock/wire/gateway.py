@@ -9,6 +9,8 @@ import msgspec
 
 LOAD = "/gateway/load"
 METRICS = "/gateway/metrics"
+EXPLAIN = "/gateway/explain/"
+"""Followed by the id of a request."""
 
 
 class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +19,25 @@ class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     in_flight: int
     ready: bool
+
+
+class ExplainedStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One decision, ``at_s`` seconds after the request's head.  ``scores``: what each candidate would have cost."""
+
+    at_s: float
+    stage: str
+    why: str
+    scores: dict[str, float] = {}
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway decided about a request, in order."""
+
+    id: str
+    request_id: str
+    route: str
+    model: str
+    steps: list[ExplainedStep]
 
 
 decode_load = msgspec.json.Decoder(GatewayLoad).decode

@@ -110,6 +110,7 @@ class App:
         exchange: Exchange | None = None
         try:
             with self._gateway.open(path, self._credentials(scope)) as call:
+                call.request_id = headers[0][1].decode("ascii")  # it is the first that every response has
                 exchange = Exchange(self._gateway, call, self._rules, send, headers)
                 body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
                 await while_connected(exchange, receive, handle, body)

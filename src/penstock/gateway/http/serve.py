@@ -23,6 +23,7 @@ from penstock.config.desired import Acknowledgement, DesiredState
 from penstock.config.settings import GatewaySettings
 from penstock.config.tenants import Access
 from penstock.cost.money import Tariff
+from penstock.gateway.explain import explain
 from penstock.gateway.forward import Forwarder
 from penstock.gateway.http.app import App
 from penstock.gateway.http.data import HttpRules
@@ -40,7 +41,7 @@ from penstock.policy.retry import RetryRules
 from penstock.ports import Emit
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.errors import Problem
-from penstock.wire.gateway import LOAD, METRICS, GatewayLoad
+from penstock.wire.gateway import EXPLAIN, LOAD, METRICS, GatewayLoad
 
 _RECALL_S = 3.0
 
@@ -129,7 +130,7 @@ async def _follow_access(identify: Identify, access: AsyncIterator[Access | Prob
 
 
 class ControlApp:
-    """The control socket's ASGI application: two questions the controller asks."""
+    """The control socket's ASGI application: what the controller and ``penstock explain`` ask."""
 
     def __init__(self, gateway: Gateway, samples: Callable[[], Sequence[Any]]) -> None:
         self._gateway = gateway
@@ -146,6 +147,12 @@ class ControlApp:
             await send_json(send, load)
         elif path == METRICS:
             await send_json(send, self._samples())
+        elif path.startswith(EXPLAIN):
+            try:
+                call = self._gateway.stages.meter.recent.find(path.removeprefix(EXPLAIN))
+                await send_json(send, explain(call))
+            except Problem as problem:
+                await send_problem(send, problem)
         else:
             await send_problem(send, Problem("not_found", f"There is no {path[:200]!r} here."))
 

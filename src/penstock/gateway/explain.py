@@ -1,0 +1,78 @@
+"""Why a request was admitted, where it went and what was rejected: its recorded verdicts in words, with their numbers.
+
+In: calls, as long as they are remembered; out: an ``Explanation``.  Words are made when somebody asks, never before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from penstock.gateway.call import Call
+from penstock.policy.limit import amount_text, describe
+from penstock.policy.route import RouteVerdict
+from penstock.wire.errors import Problem
+from penstock.wire.gateway import ExplainedStep, Explanation
+
+_PREFIXES = ("chatcmpl-", "cmpl-")
+
+
+class Recent:
+    """The last calls, oldest forgotten first."""
+
+    def __init__(self, max_calls: int = 2048) -> None:
+        self._max_calls = max_calls
+        self._calls: OrderedDict[str, Call] = OrderedDict()
+
+    def add(self, call: Call) -> None:
+        self._calls[call.id] = call
+        if len(self._calls) > self._max_calls:
+            self._calls.popitem(last=False)
+
+    def find(self, id: str) -> Call:
+        """By the id of its answer or of its ``x-request-id``.  Raises ``Problem`` ``not_found``."""
+        for prefix in _PREFIXES:
+            id = id.removeprefix(prefix)
+        call = self._calls.get(id)
+        if call is None:
+            call = next((one for one in reversed(self._calls.values()) if one.request_id == id), None)
+        if call is None:
+            message = f"Nothing is remembered of {id[:200]!r}; the last {self._max_calls} requests are."
+            raise Problem("not_found", message)
+        return call
+
+
+def explain(call: Call) -> Explanation:
+    """One call, from its head on; of a running one, what was decided so far."""
+    steps = [ExplainedStep(at_s=0.0, stage="identify", why=_who(call))]
+    if call.standings:
+        held = "; ".join(
+            f"{amount_text(standing.rule.unit, standing.left)} left of {describe(standing.rule)}"
+            for standing in call.standings
+        )
+        steps.append(ExplainedStep(at_s=0.0, stage="limit", why=f"tightest limits: {held}"))
+    for at, verdict in call.trail:
+        since = at - call.started
+        if isinstance(verdict, RouteVerdict):
+            why, scores = f"to {verdict.replica}: {verdict.why}", dict(verdict.scores)
+            steps.append(ExplainedStep(at_s=since, stage="route", why=why, scores=scores))
+        else:
+            why = f"{'go on' if verdict.resume else 'give up'}: {verdict.why}"
+            steps.append(ExplainedStep(at_s=since, stage="retry", why=why))
+    if call.ended_as is not None:
+        end = call.ended_as
+        why = f"{end.outcome} with status {end.status}" + (f": {end.code}" if end.code else "")
+        if call.refusal:
+            why += f", {call.refusal}"
+        steps.append(ExplainedStep(at_s=end.duration_s, stage="meter", why=f"{why}; {_tokens(call)}"))
+    return Explanation(id=call.id, request_id=call.request_id, route=call.route, model=call.model, steps=steps)
+
+
+def _who(call: Call) -> str:
+    who = call.principal
+    return f"key {who.key_id} of tenant {who.tenant}" if who.key_id else "nobody in particular: no key was shown"
+
+
+def _tokens(call: Call) -> str:
+    end = call.ended_as
+    assert end is not None
+    return f"{end.prompt_tokens} tokens in, {end.cached_tokens} of them cached, {end.output_tokens} out"
