@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from usage import row
 
 from penstock.config.tenants import Access
 from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.audit import Act
 from penstock.store.places import Opened, open_access
+from penstock.store.spill import Spill
 from penstock.store.sql.database import Database
 from penstock.wire.errors import Problem
 
@@ -166,6 +168,31 @@ def test_many_that_start_together_make_one_store(server, opened, tmp_path):
     for starter in starters:
         starter.join()
     assert problems == []
+
+
+def test_usage_adds_up_the_same(opened):
+    """Rows are written once, sums are integers, and names with quotes are names."""
+    opened.ledger.write([row(f"r{number}", cost_nusd=2**43 + 1) for number in range(600)])
+    opened.ledger.write([row("r1"), row("x", tenant="o'neill")])
+    quoted, total = opened.ledger.totals()
+    assert (quoted.tenant, quoted.requests) == ("o'neill", 1)
+    assert (total.requests, total.prompt_tokens, total.cost_nusd) == (600, 6000, 600 * (2**43 + 1))
+    spent = {found.scope: found.requests for found in opened.ledger.spent(0.0, without="none")}
+    assert spent == {"key:k": 601, "tenant:t": 601, "tenant:top": 601}
+
+
+def test_usage_waits_while_it_is_down(server, opened):
+    """What was used while the database was away is in it once it is back."""
+    spill = Spill(opened.spill, "g", opened.ledger)
+    server.stop()
+    try:
+        for number in range(5):
+            spill.add(row(f"r{number}"))
+        with pytest.raises(Problem):
+            spill.move()
+    finally:
+        server.start()
+    assert spill.move() == 5 and opened.ledger.totals()[0].requests == 5
 
 
 async def test_while_it_is_down_watchers_know_and_then_go_on(server, opened):
