@@ -73,6 +73,7 @@ class Forwarder:
                 async with aclosing(self._attempt(lease, request, progress, model)) as batches:
                     async for events in batches:
                         yield events
+                lease.succeeded()
                 return
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress, trail)
@@ -90,7 +91,9 @@ class Forwarder:
             lease = await self._lease(model, (prompt_tokens, 0), progress)
             trail.append((lease.sent_at, lease.verdict))
             try:
-                return await send(lease.state.replica.socket)
+                answer = await send(lease.state.replica.socket)
+                lease.succeeded()
+                return answer
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress, trail)
             finally:
@@ -174,6 +177,7 @@ class Forwarder:
     def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress, trail: Trail) -> None:
         """Ask the policy; raise the problem if it gives up, else leave its verdict in ``progress``."""
         now = self._clock.now()
+        lease.failed(problem.code, now)
         if problem.code in RESUMABLE:
             self._replicas.lost(lease.state)
         progress.problem = problem

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from penstock.config.desired import DesiredState, Model, Replica
 from penstock.gateway.prefixes import NO_CHAIN, Chain, PrefixIndex
+from penstock.policy.eject import HEALTHY, Health, after_failure, ejected
 from penstock.policy.rates import Rates, after_first_token, after_stream
 from penstock.policy.route import Asked, RouteVerdict, choose
 from penstock.wire.engine import Load
@@ -34,6 +35,7 @@ class ReplicaState:
     decoding: int = 0
     last_routed: int = 0
     rates: Rates = Rates()
+    health: Health = HEALTHY
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
 
     @property
@@ -93,6 +95,14 @@ class Lease:
         state.outstanding_prefill -= self.prefill
         state.decoding += 1
         state.rates = after_first_token(state.rates, self.work, now - self.sent_at)
+
+    def failed(self, code: str, now: float) -> None:
+        """Its engine, or its connection, answered with this."""
+        self.state.health = after_failure(self.state.health, code, self.sent_at, now)
+
+    def succeeded(self) -> None:
+        """It came to its own end."""
+        self.state.health = HEALTHY
 
     def end(self, now: float, num_tokens: int = 0) -> None:
         """It ended after so many tokens."""
@@ -184,6 +194,8 @@ class Replicas:
         states = {state.id: state for state in model.replicas}
         prompt_tokens, output_tokens = size
         asked = Asked(*size, chain.prefix, lambda id: states[id].prefixes.overlap_tokens(chain))
+        if any(state.health.incidents for state in model.replicas):
+            avoid |= ejected({state.id: state.health for state in model.replicas}, now)
         verdict = choose(model.replicas, avoid, model.model.balance, asked)
         if verdict.replica is None:
             return None
