@@ -3,6 +3,7 @@
 In: what waits, what comes, the room there is, fair shares so far, now; out: a verdict with its why, and the memory.
 Pure.  Tenants share by start-time fair queueing (Goyal, Vin and Cheng, 1996) with tokens as the cost: of two tenants
 that both have something waiting, neither gets ahead of its weight by more than one request of each.
+Argued in docs/decisions/013-a-queue-before-the-engines.md.
 """
 
 from __future__ import annotations

@@ -20,7 +20,14 @@ TENANTS = (Tenant(name=TOP, rights=Rights(role="admin")), Tenant(name="lab", par
 
 
 def key(secret: str, **fields) -> ApiKey:
-    return ApiKey(**{"id": secret, "tenant": "lab", "digest": digest_of(secret.encode(), SERVER_SECRET), **fields})
+    return ApiKey(
+        **{
+            "id": secret.replace("pk-", "id-"),
+            "tenant": "lab",
+            "digest": digest_of(secret.encode(), SERVER_SECRET),
+            **fields,
+        }
+    )
 
 
 def access(*keys: ApiKey, version: int = 2) -> Access:
@@ -252,5 +259,5 @@ async def test_the_principal_is_on_the_call(guarded, monkeypatch):
 
     monkeypatch.setattr(Router, "find", noting)
     assert (await ask(guarded, "x-api-key: pk-good"))[0] == 200
-    assert [(who.tenant, who.key_id) for who in seen] == [("lab", "pk-good")]
+    assert [(who.tenant, who.key_id) for who in seen] == [("lab", "id-good")]
     assert b"pk-good" not in msgspec.json.encode(guarded.events)
