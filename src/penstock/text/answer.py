@@ -154,8 +154,9 @@ class AnswerParser:
         return self._splitter is not None and self._splitter.has_thought
 
     @property
-    def has_calls(self) -> bool:
-        return self._calls is not None and self._calls.num_calls > 0
+    def is_calls(self) -> bool:
+        """What came so far ends in a whole call, or in text behind one: somebody can act on it."""
+        return self._calls is not None and self._calls.num_calls > 0 and not self._calls.in_call
 
     @property
     def is_over(self) -> bool:

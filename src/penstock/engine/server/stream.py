@@ -117,7 +117,7 @@ class TextStream:
         before, last = self._answer.push(held), self._answer.flush()
         if self.is_over and reason == "length":
             reason = "stop"
-        if self._answer.has_calls and reason == "stop":
+        if self._answer.is_calls and reason == "stop":
             reason = "tool_calls"
         self._put(
             Finished(

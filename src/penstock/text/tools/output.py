@@ -10,10 +10,14 @@ from penstock.text.tools.style import CallPart
 
 
 class Output:
-    """``parallel`` false: with the first call complete, the output is over and nothing more is taken."""
+    """``parallel`` false: with the first call complete, the output is over and nothing more is taken.
+
+    ``in_call``: the call that was begun last is not complete.
+    """
 
     def __init__(self, *, parallel: bool) -> None:
         self.num_calls = 0
+        self.in_call = False
         self.is_over = False
         self._parallel = parallel
         self._text = ""
@@ -39,6 +43,7 @@ class Output:
         self._space = ""
         self._parts.append(CallPart(self.num_calls, name))
         self.num_calls += 1
+        self.in_call = True
 
     def argue(self, arguments: str) -> None:
         """More of the arguments of the call that was begun last."""
@@ -51,6 +56,7 @@ class Output:
             self._parts.append(CallPart(index, "", arguments))
 
     def end_call(self) -> None:
+        self.in_call = False
         self._after_call = True
         self.is_over = not self._parallel
 

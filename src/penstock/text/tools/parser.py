@@ -38,6 +38,10 @@ class StepParser:
         return self._out.num_calls
 
     @property
+    def in_call(self) -> bool:
+        return self._out.in_call
+
+    @property
     def is_over(self) -> bool:
         return self._out.is_over
 

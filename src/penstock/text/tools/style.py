@@ -41,6 +41,10 @@ class ToolParser(Protocol):
         """Calls begun so far."""
 
     @property
+    def in_call(self) -> bool:
+        """The call that was begun last is not complete."""
+
+    @property
     def is_over(self) -> bool:
         """No more of the output counts: one call was allowed, and it is complete."""
 

@@ -77,6 +77,14 @@ def end_of(events: list[Event]) -> Finished:
     return last
 
 
+@pytest.mark.parametrize(("stop", "reason"), [("é", "stop"), ('"x": ', "stop"), ("done", "tool_calls")])
+def test_a_call_that_a_stop_string_cuts_is_no_reason_to_act(tokenizer: Tokenizer, stop: str, reason: str) -> None:
+    """Only whole calls end an output with tool_calls: arguments that a stop string cut end it with stop."""
+    events = feed(stream_of(tokenizer, stop=[stop]), f"{CALL} done".encode())
+    assert end_of(events).reason == reason
+    assert end_of(events).stop == stop
+
+
 def test_thinking_text_and_calls_are_apart(tokenizer: Tokenizer) -> None:
     """One output, three parts, and calls that end it by its own will give the reason."""
     stream = stream_of(tokenizer)
