@@ -14,11 +14,41 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.cli import audit, bench, chat, children, doctor, explain, keys, mock_engine, ps, runs, serve, train, usage
+from penstock.cli import (
+    audit,
+    bench,
+    chat,
+    children,
+    conformance,
+    doctor,
+    explain,
+    keys,
+    mock_engine,
+    ps,
+    runs,
+    serve,
+    train,
+    usage,
+)
 from penstock.cli.console import print_problem
 from penstock.wire.errors import Problem
 
-_COMMANDS = (serve, chat, keys, usage, audit, train, runs, ps, explain, bench, mock_engine, doctor, children)
+_COMMANDS = (
+    serve,
+    chat,
+    keys,
+    usage,
+    audit,
+    train,
+    runs,
+    ps,
+    explain,
+    bench,
+    mock_engine,
+    conformance,
+    doctor,
+    children,
+)
 
 
 def build() -> typer.Typer:
