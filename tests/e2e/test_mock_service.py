@@ -40,4 +40,4 @@ def test_a_request_is_explained_by_a_command(serve, tmp_path) -> None:
     environment = os.environ | {"PENSTOCK_HOME": str(running.home)}
     command = [sys.executable, "-m", "penstock", "explain", id]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    assert "least predicted time" in said and said.count("s predicted") == 2 and "4 out" in said
+    assert "least predicted time" in said and "s predicted" in said and "4 out" in said
