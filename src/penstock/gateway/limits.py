@@ -23,7 +23,6 @@ from penstock.policy.limit import (
     reserve,
     rules_of,
     settle,
-    window_of,
 )
 from penstock.policy.limit import tightest as tightest_rule
 from penstock.ports import Clock
@@ -48,16 +47,15 @@ class Limits:
 
         In: scope, model and amounts.  Counted as if it had been granted here; once per window.
         """
-        number = window_of(window, self._wall_clock())
+        now = self._moment()
         found: dict[str, int] = {}
         for scope, model, amounts in spent:
             for unit, amount in amounts._asdict().items():
                 for key in (f"{scope}|{unit}|{window}|", f"{scope}|{unit}|{window}|{model}"):
                     found[key] = found.get(key, 0) + amount
         for key, amount in found.items():
-            account = self._accounts.get(key, Account(window=number))
-            if amount and account.window == number:
-                self._accounts[key] = carried(account, amount)
+            if amount:
+                self._accounts[key] = carried(window, self._accounts.get(key, Account()), amount, now)
 
     def rate(self, model: str) -> Rate:
         """What the model's tokens cost now."""

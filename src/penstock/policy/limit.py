@@ -136,7 +136,7 @@ def reserve(
     refused: Verdict | None = None
     after = []
     for rule, before in zip(rules, accounts, strict=True):
-        account = _rolled(rule, before, now)
+        account = _rolled(rule.window, before, now)
         after.append(account)
         wanted = want[rule.field]
         if wanted and account.granted + wanted > rule.amount:
@@ -182,10 +182,10 @@ def expire(rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[
     return settle(rules, accounts, grants, keep)[0]
 
 
-def carried(account: Account, amount: int) -> Account:
+def carried(window: Window, account: Account, amount: int, now: Moment) -> Account:
     """The account of a day or month with ``amount`` more in it, which nobody will give back."""
-    mark = account.slots[-1][0] if account.slots else 0
-    return _charged(account, mark, amount)
+    account = _rolled(window, account, now)
+    return _charged(account, account.slots[-1][0], amount)
 
 
 def total(grants: Iterable[Grant]) -> Amounts:
@@ -198,7 +198,7 @@ def tightest(rules: Sequence[Rule], accounts: Sequence[Account], unit: Unit, now
     best: Standing | None = None
     for rule, before in zip(rules, accounts, strict=True):
         if rule.unit == unit:
-            account = _rolled(rule, before, now)
+            account = _rolled(rule.window, before, now)
             left = max(0, rule.amount - account.granted)
             if best is None or left < best.left:
                 best = Standing(rule, left, _whole_after(rule, account, now))
@@ -235,17 +235,17 @@ def begin_of(window: Window, number: int) -> float:
     return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()
 
 
-def _rolled(rule: Rule, account: Account, now: Moment) -> Account:
+def _rolled(counted: Window | None, account: Account, now: Moment) -> Account:
     """The account without what counts no more."""
-    if rule.window is None:
+    if counted is None:
         return account
-    if rule.window == "minute":
+    if counted == "minute":
         oldest = int(now.steady) - _MINUTE_S
         if not account.slots or account.slots[0][0] >= oldest:
             return account
         live = tuple(slot for slot in account.slots if slot[0] >= oldest)
         return Account(sum(amount for _, amount in live), live)
-    window = window_of(rule.window, now.wall)
+    window = window_of(counted, now.wall)
     if window == account.window:
         return account
     if window < account.window:

@@ -206,4 +206,5 @@ async def test_a_gateway_that_begins_anew_recalls_what_was_used() -> None:
     with pytest.raises(Problem, match="100 tokens per day"):
         await house.ask(body_bytes=20)
     house.clock.pass_time(86_400)
-    await house.ask()
+    house.limits.recall("day", [("tenant:t", "m", Amounts(tokens=90))])
+    assert house.granted(0) == 90, "yesterday's account has to make room for what is known of today"
