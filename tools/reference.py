@@ -35,6 +35,7 @@ ROUTES = {
     "/detokenize": "Token ids to text.",
     "/health": "200 while the process answers.",
     "/ready": "200 once requests are served, 503 with the reason before that and while draining.",
+    "/openapi.json": "The data listener as an OpenAPI document.",
     "/version": "The version of Penstock.",
     "/metrics": "All metrics of all processes in Prometheus' text format.",
     "/admin/state": "The processes, their phases and the desired state, as JSON.",

@@ -123,7 +123,7 @@ class Endpoint:
     """Where to ask, as whom, for which model.
 
     ``base``: what its routes begin with, such as ``/v1``.  ``engine``: a mock engine behind it that shows its load.
-    ``silence_s``: how long an open answer may say nothing at all.
+    ``silence_s``: how long an open answer may say nothing at all; ``timeout_s``: how long a whole one takes.
     """
 
     host: str
@@ -151,9 +151,11 @@ class Endpoint:
             exchange.drop()
 
     async def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
-        """Send a request and read the whole answer.  A header with an empty value is left out."""
+        """Send a request and read the whole answer, for ``timeout_s`` at most; an empty header is left out."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + self.timeout_s
         async with self.exchange(method, path, body, headers) as exchange:
-            while await exchange.more(self.timeout_s):
+            while await exchange.more(max(deadline - now(), 0.0)):
                 pass
             return exchange.reply
 

@@ -12,7 +12,7 @@ from penstock.gateway.http.app import App
 from penstock.gateway.http.data import HttpRules
 from penstock.wire.errors import Problem
 
-OPEN_TO_ALL = {"/health", "/ready", "/version"}
+OPEN_TO_ALL = {"/health", "/ready", "/version", "/openapi.json"}
 
 
 class Closed:

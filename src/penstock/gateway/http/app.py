@@ -1,4 +1,4 @@
-"""The data listener: an ASGI application of nine routes.
+"""The data listener: an ASGI application of a dozen routes.
 
 In: HTTP; out: OpenAI's bodies, streams and errors.  Decides nothing: the pipeline does.
 Every data route goes through ``_data``, and that through ``Gateway.open``.
@@ -20,7 +20,7 @@ from penstock.asgi.respond import Header, retry_after, send_bytes, send_problem
 from penstock.asgi.server import Receive, Scope, Send
 from penstock.config.tenants import Role
 from penstock.gateway.call import ClientGone
-from penstock.gateway.http import data
+from penstock.gateway.http import data, openapi
 from penstock.gateway.http.body import header, read_data_body, refuse_unread
 from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
 from penstock.gateway.http.embeddings import embeddings
@@ -69,6 +69,7 @@ class App:
             Route("/health", None, plain=self._health),
             Route("/ready", None, plain=self._ready),
             Route("/version", None, plain=self._version),
+            Route("/openapi.json", None, plain=openapi.page),
         ]
         self.routes = {route.path: route for route in routes}
 
