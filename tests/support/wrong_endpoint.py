@@ -37,6 +37,7 @@ class WrongEndpoint:
         self.port = 0
         self._numbers = itertools.count()
         self._asked = 0
+        self._connections: set[asyncio.Task[Any]] = set()
         self._stopping: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -47,11 +48,20 @@ class WrongEndpoint:
             yield self
         finally:
             server.close()
+            tasks = [*self._connections, *filter(None, [self._stopping])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # what was closed is told so
 
     def has(self, *faults: str) -> bool:
         return self.fault in faults
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         try:
             await self._exchange(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, get_args
 
 import msgspec
@@ -139,17 +139,20 @@ async def test_an_answer_that_never_ends_is_given_up() -> None:
     """A server that trickles for ever is left after `timeout_s`: signs of life do not extend it."""
 
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
+        with suppress(ConnectionError), closing(writer):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             while not writer.is_closing():
                 writer.write(b"3\r\n:\n\n\r\n")
                 await writer.drain()
                 await asyncio.sleep(0.01)
+        left.set()
 
+    left = asyncio.Event()
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
     endpoint = Endpoint(host="127.0.0.1", port=server.sockets[0].getsockname()[1], timeout_s=0.3)
     async with asyncio.timeout(10):
         assert (await endpoint.chat(stream=True)).end == "silence"
+        await left.wait()
     server.close()
 
 
