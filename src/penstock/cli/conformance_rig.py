@@ -80,7 +80,8 @@ async def _gateway(name: str, program: str, behind: Behind, directory: Path) -> 
             return
         start = our_gateway(upstream, directory) if name == _OURS else PEERS[name](program, upstream, directory)
         async with start as door:
-            yield Endpoint(host=HOST, port=door.port, model=MODEL, engine=engine)
+            key = door.key if name == _OURS else None
+            yield Endpoint(host=HOST, port=door.port, model=MODEL, api_key=key, engine=engine)
 
 
 @asynccontextmanager
