@@ -16,7 +16,9 @@ python := .venv/bin/python
 pip := $(python) -m pip install --quiet
 # What each pytest marker means stands in pyproject.toml.
 beyond_test := slow or debian or soak or live
+# A file's tests share its services, so a file stays with one worker.
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
+workers := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: help serve test test-all check format surface docs lock clean install install-test install-test-all force
 
@@ -28,7 +30,7 @@ serve: .venv/.serve ## install once and serve: PORT=8000 ARGS="[MODEL] [flags]"
 	@exec $(python) -m penstock serve --port $(PORT) $(ARGS)
 
 test: .venv/.test ## the tests that need nothing but this machine; 5 minutes at most on 2 cores
-	@$(pytest) -m "not ($(beyond_test))" $(ARGS)
+	@$(pytest) $(workers) -m "not ($(beyond_test))" $(ARGS)
 
 test-all: .venv/.test-all ## also slow ones, Debian's packages, long kills and fuzz; QUICK=1: only what `make test` leaves out and is quick
 	@$(pytest) -m "$(if $(QUICK),(slow or debian) and not (soak or live),not live)" $(ARGS)

@@ -210,6 +210,7 @@ def test_clients_that_vanish_leave_nothing_running(service: Any) -> None:
     assert post(service, CHAT, good())[0] == 200
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_at_once(service: Any) -> None:
     """All of 1,000 simultaneous requests are answered, each time, and memory stays where the second time left it."""
 
@@ -235,6 +236,7 @@ def test_a_thousand_requests_at_once(service: Any) -> None:
     wait_idle(service)
 
 
+@pytest.mark.slow
 def test_terminating_lets_running_streams_finish(serve: Any) -> None:
     """SIGTERM during a stream: the stream ends as asked, new requests are refused, the exit code is 0."""
     running = serve()

@@ -57,7 +57,7 @@ def test_the_first_key_closes_an_open_service(guarded):
     service, made = guarded
     assert ask(service, made["secret"]) == 200 and ask(service, "pk-wrong") == 401
     service.until(lambda: "keys" in service.state()["access"], "the state tells that keys are asked for")
-    assert service.get(f"{service.admin_url}/admin/keys")[0] == 401
+    service.until(lambda: service.get(f"{service.admin_url}/admin/keys")[0] == 401, "the admin listener knows the key")
     assert service.get(f"{service.url}/ready")[0] == 200
 
 
@@ -168,7 +168,7 @@ def test_a_service_for_other_machines(serve, tmp_path):
     assert status(token, f"{admin}/admin/keys") == 403
     made = json.loads(penstock(service.home, "keys", "create", "--admin", "--json"))
     service.until(lambda: status(made["secret"], f"{api}/v1/models") == 200, "the key works")
-    assert status(made["secret"], f"{admin}/admin/keys") == 200
+    service.until(lambda: status(made["secret"], f"{admin}/admin/keys") == 200, "the admin listener knows it, too")
     [row] = json.loads(penstock(service.home, "ps", "--json"))
     assert row["phase"] == "ready" and row["admin_url"].startswith("https://")
     assert service.stop() == 0

@@ -117,6 +117,7 @@ async def kill_one(running, dice: random.Random) -> None:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_streams_survive_a_few_kills(serve) -> None:
     """Across ten kills on two replicas no stream loses or repeats a token, and each ends truthfully."""
     streams, equal, resumed = await kill_while_streaming(serve("--replicas", "2"), num_kills=10, seed=1)

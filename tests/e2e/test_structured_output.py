@@ -115,6 +115,7 @@ def test_what_cannot_be_enforced_is_refused_by_name(
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+@pytest.mark.slow
 async def test_answers_under_a_schema_survive_kills(serve) -> None:
     """Engines are killed while answers stream: each answer is still JSON of its schema, and none is lost."""
     running = serve("--replicas", "2")
