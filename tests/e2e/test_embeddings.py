@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import re
 import signal
 import socket
 import urllib.error
@@ -223,7 +224,7 @@ def test_a_decoder_embeds_by_its_last_token(serve, tmp_path: Path) -> None:
     assert 'penstock_cached_tokens_total{model="seeded-1",process="gateway-0"} 64.0' in service.metrics()
 
 
-LONG = ["a" * (CONTEXT - 2)] * 700
+LONG = ["a" * (CONTEXT - 2)] * 2000
 
 
 def engine_of(service) -> Any:
@@ -232,7 +233,7 @@ def engine_of(service) -> Any:
 
 def is_computing(service) -> bool:
     load = engine_of(service)["load"] or {}
-    return bool(load.get("waiting"))
+    return bool(load.get("waiting") or load.get("running"))
 
 
 def test_a_client_that_leaves_frees_the_engine(service, client: OpenAI) -> None:
@@ -243,7 +244,9 @@ def test_a_client_that_leaves_frees_the_engine(service, client: OpenAI) -> None:
         connection.sendall(head + body)
         service.until(lambda: is_computing(service), "texts in the engine's queue")
     service.until(lambda: not is_computing(service), "an empty queue")
-    assert 'penstock_engine_sequences_total{process="engine-0",reason="cancelled"} 64.0' in service.metrics()
+    # As many as a request has in the queues at a time, less those that were ready just then.
+    cancelled = re.search(r'sequences_total\{process="engine-0",reason="cancelled"\} (\d+)', service.metrics())
+    assert cancelled is not None and 1 <= int(cancelled[1]) <= 64
     assert len(embed(client, "abc")) == 1
 
 
