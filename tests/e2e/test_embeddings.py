@@ -236,6 +236,7 @@ def is_computing(service) -> bool:
     return bool(load.get("waiting") or load.get("running"))
 
 
+@pytest.mark.soak  # whether the moment is met depends on the machine's speed
 def test_a_client_that_leaves_frees_the_engine(service, client: OpenAI) -> None:
     """When its connection goes, the texts of a request leave the engine as cancelled, and others are served."""
     body = json.dumps({"model": MODEL, "input": LONG}).encode()
@@ -250,6 +251,7 @@ def test_a_client_that_leaves_frees_the_engine(service, client: OpenAI) -> None:
     assert len(embed(client, "abc")) == 1
 
 
+@pytest.mark.soak  # whether the moment is met depends on the machine's speed
 def test_a_killed_engine_costs_time_and_no_vector(service, client: OpenAI) -> None:
     """An engine that is killed in the middle of a request is started again, and the request gets all its vectors."""
     expected = embed(client, LONG[0])[0]

@@ -76,11 +76,12 @@ def train(
         _check_finite(step + 1, loss, norm, rate)
         done = step + 1
         last = done == recipe.steps
-        if done % recipe.checkpoint_steps == 0 or last:
-            checkpoints.save(done, decoder, optimizer)
         pace.add(loss)
         if done % recipe.log_steps == 0 or last:
             report(pace.report(done, rate, norm))
+        # Behind the report: a run that is killed between the two computes the step, and reports it, again.
+        if done % recipe.checkpoint_steps == 0 or last:
+            checkpoints.save(done, decoder, optimizer)
 
 
 def _accumulate(decoder: Decoder, rows: PackedRows, numbers: NDArray[np.int64], recipe: TrainingRecipe) -> float:
