@@ -74,7 +74,7 @@ async def _measure(sizes: Sizes, peers: list[str], folder: Path | None) -> dict[
 
     from penstock.cli.bench_peers import PEERS, program_of
     from penstock.cli.bench_rig import mock_engines, our_gateway
-    from penstock.cli.wiring import Monotonic
+    from penstock.cli.wiring.clock import Monotonic
     from penstock.loadgen.doorbench import measure
 
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:

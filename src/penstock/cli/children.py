@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def engine() -> None:
     """One replica: loads a checkpoint and serves the engine protocol on a Unix socket."""
-    from penstock.cli.wiring import engine_process
+    from penstock.cli.wiring.engine import engine_process
     from penstock.config.settings import EngineSettings
 
     _run(EngineSettings, engine_process)
@@ -43,7 +43,7 @@ def engine() -> None:
 
 def gateway() -> None:
     """One gateway: answers on the inherited data listener."""
-    from penstock.cli.wiring import gateway_process
+    from penstock.cli.wiring.gateway import gateway_process
     from penstock.config.settings import GatewaySettings
 
     _run(GatewaySettings, gateway_process)
@@ -51,7 +51,7 @@ def gateway() -> None:
 
 def mock() -> None:
     """One replica that pretends: answers the engine protocol on a Unix socket as its script says."""
-    from penstock.cli.wiring import mock_process
+    from penstock.cli.wiring.mock import mock_process
     from penstock.config.mock import MockSettings
 
     _run(MockSettings, mock_process)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ServeDisplay:
-    """Implements ``wiring.Display``."""
+    """Implements ``wiring.controller.Display``."""
 
     def __init__(self) -> None:
         self._status: Status | None = None

@@ -13,10 +13,7 @@ import typer
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
-    from penstock.config.mock import MockScript, MockSettings
-
-SCHEME = "mock://"
-"""``penstock serve mock://[SCRIPT]`` puts mock engines behind the real gateway."""
+    from penstock.config.mock import MockScript
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +44,7 @@ def mock_engine(
     ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; what runs then gets some seconds to finish."""
-    from penstock.cli.wiring import bind_mock, run_mock
+    from penstock.cli.wiring.mock import bind_mock, read_script, run_mock
     from penstock.config.mock import MockSettings
     from penstock.mock.script import checked, fault_of
 
@@ -73,31 +70,6 @@ def mock_engine(
         shown = place if isinstance(place, str) else "{} port {}".format(*place[:2])
         typer.echo(f"{name} answers the engine protocol on {shown}", err=True)
     run_mock(settings, listeners)
-
-
-def read_script(path: Path | None) -> MockScript:
-    """The script in a file, the default one without.  Raises ``Problem`` ``invalid_setting``."""
-    import msgspec
-
-    from penstock.config.mock import MockScript
-    from penstock.mock.script import checked
-
-    if path is None:
-        return MockScript()
-    try:
-        return checked(msgspec.convert(msgspec.yaml.decode(path.read_bytes()) or {}, MockScript, strict=False))
-    except (OSError, msgspec.MsgspecError) as error:
-        raise Problem("invalid_setting", f"script {path}: {error}", param="--script") from None
-
-
-def settings_of(source: str, served_name: str, socket: str) -> MockSettings:
-    """What ``mock://[SCRIPT]`` asks for."""
-    from penstock.config.mock import MockSettings
-
-    place = source.removeprefix(SCHEME)
-    return MockSettings(
-        served_name=served_name, socket=socket, script=read_script(Path(place).expanduser() if place else None)
-    )
 
 
 def _with(script: MockScript, given: dict[str, Any], faults: tuple[Any, ...]) -> MockScript:

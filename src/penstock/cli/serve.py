@@ -187,7 +187,7 @@ def serve(
     """Serve a model over the OpenAI API until SIGTERM or Ctrl-C; running requests then finish."""
     from penstock.cli.display import ServeDisplay
     from penstock.cli.home import penstock_home
-    from penstock.cli.wiring import controller_process
+    from penstock.cli.wiring.controller import controller_process
     from penstock.config.settings import ServeSettings
 
     if port == admin_port != 0:

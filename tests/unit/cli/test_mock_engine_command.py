@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli.mock_engine import read_script
+from penstock.cli.wiring.mock import read_script
 from penstock.config.mock import Fault, MockScript
 from penstock.wire.errors import Problem
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from penstock.cli import wiring
 from penstock.cli.main import build
+from penstock.cli.wiring import controller
 from penstock.config.settings import ServeSettings
 from penstock.wire.errors import Problem
 
@@ -24,7 +24,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     def record(settings: ServeSettings, home: Path, display: Any) -> None:
         seen.append(settings)
 
-    monkeypatch.setattr(wiring, "controller_process", record)
+    monkeypatch.setattr(controller, "controller_process", record)
     return seen
 
 
