@@ -27,6 +27,7 @@ from penstock.cli import (
     ps,
     runs,
     serve,
+    store,
     train,
     usage,
 )
@@ -39,6 +40,7 @@ _COMMANDS = (
     keys,
     usage,
     audit,
+    store,
     train,
     runs,
     ps,

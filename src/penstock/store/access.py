@@ -21,7 +21,7 @@ from penstock.config.tenants import TOP, Access, ApiKey, Rights, Tenant
 from penstock.store.audit import Act, Audit
 from penstock.store.snapshot import read_snapshot, write_snapshot
 from penstock.store.sql.database import Database
-from penstock.store.sql.migrations import migrate
+from penstock.store.sql.migrations import SCHEMA, Migrated, check_not_older, migrate, schema_of
 from penstock.store.sql.tables import API_KEYS, FACTS, TENANTS
 from penstock.wire.credentials import digest_of
 from penstock.wire.errors import Problem
@@ -65,25 +65,29 @@ class AccessStore:
         self._secret = secret
         self._snapshot = snapshot
 
-    def prepare(self) -> None:
-        """Make the store, or make it again from the snapshot when it was lost.  For those who keep it, not gateways.
+    def prepare(self) -> Migrated:
+        """Make the store, bring it to this release, or make it again from the snapshot when it was lost.
+
+        For those who keep it, not gateways.
 
         Raises ``Problem``: ``store_unavailable``, ``insufficient_disk``, or ``invalid_setting`` when the servers'
         secret is not the one that this store was written with.
         """
         self._database.create()
-        migrate(self._database)
-        check = digest_of(b"store", self._secret)
+        migrated = migrate(self._database)
         with self._database.write() as connection:
             found = _fact(connection, _SECRET)
             if found is None:
-                self._fill(connection, check)
-            elif not hmac.compare_digest(found, check):
-                message = (
-                    f"The store {self._database.name} was written with another secret; its keys cannot be checked."
-                )
-                raise Problem("invalid_setting", message)
+                self._fill(connection)
+            else:
+                self._check_secret(found)
         write_snapshot(self._snapshot, self.read(), self._secret)
+        return migrated
+
+    def check_secret(self) -> None:
+        """Raises ``Problem`` ``invalid_setting`` when the store was written with another secret than the servers'."""
+        with self._database.read() as connection:
+            self._check_secret(_fact(connection, _SECRET) or "")
 
     def read(self) -> Access:
         """Everything, as it is now."""
@@ -110,6 +114,30 @@ class AccessStore:
                 write_snapshot(self._snapshot, access, self._secret)
             except Problem as problem:
                 _log.warning("the snapshot of keys stays behind: %s", problem.message)
+
+    def known_within(self, connection: sa.Connection) -> Access | None:
+        """What is known of tenants and keys before they are replaced: in the store, or from its snapshot."""
+        try:
+            return _read(connection) if schema_of(connection) else self.last_known()
+        except Problem:
+            return self.last_known()
+
+    def take_over(self, connection: sa.Connection, known: Access | None) -> list[str]:
+        """A newer version of tenants and keys that were just put back; ids of keys that keep what is ``known`` of them.
+
+        A secret that was revoked or replaced since must not be taken again, whatever an older copy says.
+        """
+        found = _read(connection)
+        edit = Edit(connection, found)
+        newer = {key.id: key for key in known.keys} if known is not None else {}
+        kept = []
+        for key in found.keys:
+            as_known = _with_secrets_of(newer.get(key.id, key), key)
+            if as_known != key:
+                edit.put_key(as_known)
+                kept.append(key.id)
+        _set_fact(connection, _VERSION, str(max(found.version, known.version if known is not None else 0) + 1))
+        return kept
 
     async def watch(self, interval_s: float = 0.2) -> AsyncIterator[Access | Problem]:
         """The current state and every newer one; a ``Problem`` whenever the store is lost, until it is back."""
@@ -153,10 +181,18 @@ class AccessStore:
         with self._database.read() as connection:
             return _read(connection) if _stored_version(connection) != version else None
 
-    def _fill(self, connection: sa.Connection, check: str) -> None:
+    def _check_secret(self, found: str) -> None:
+        if not hmac.compare_digest(found, self._secret_check()):
+            message = f"The store {self._database.name} was written with another secret; its keys cannot be checked."
+            raise Problem("invalid_setting", message)
+
+    def _secret_check(self) -> str:
+        return digest_of(b"store", self._secret)
+
+    def _fill(self, connection: sa.Connection) -> None:
         known = self.last_known()
         access = known or Access(tenants=(Tenant(name=TOP, rights=Rights(role="admin")),))
-        _set_fact(connection, _SECRET, check)
+        _set_fact(connection, _SECRET, self._secret_check())
         _set_fact(connection, _VERSION, str(access.version + 1))
         _set_fact(connection, "audit", "")
         self.audit.resume(connection)
@@ -180,11 +216,22 @@ def _read(connection: sa.Connection) -> Access:
 
 
 def _stored_version(connection: sa.Connection) -> int:
-    version = _fact(connection, _VERSION)
-    if version is None:
+    facts = {fact.name: fact.value for fact in connection.execute(sa.select(FACTS))}
+    if _VERSION not in facts:
         # Tables without content are a store that is just being made, which must not be taken for one without keys.
         raise Problem("store_unavailable", "The store is being made.")
-    return int(version)
+    check_not_older(int(facts.get(SCHEMA, 0)))
+    return int(facts[_VERSION])
+
+
+def _with_secrets_of(newer: ApiKey, key: ApiKey) -> ApiKey:
+    return msgspec.structs.replace(
+        key,
+        digest=newer.digest,
+        old_digest=newer.old_digest,
+        old_until=newer.old_until,
+        revoked_at=newer.revoked_at if newer.revoked_at is not None else key.revoked_at,
+    )
 
 
 def _fields(row: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from penstock.config.tenants import TOP, ApiKey, Limit, Principal, Rights, Role, Tenant
 from penstock.policy import rights as policy
 from penstock.store.access import AccessStore, Edit
-from penstock.store.audit import Act, Entry
+from penstock.store.audit import OPERATOR, Act, Entry
 from penstock.wire.credentials import SECRET_BYTES, digest_of, new_secret
 from penstock.wire.errors import Problem
 
@@ -26,9 +26,6 @@ Models = Annotated[frozenset[Annotated[str, Meta(min_length=1, max_length=200)]]
 Limits = Annotated[tuple[Limit, ...], Meta(max_length=100)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
 Weight = Annotated[float, Meta(gt=0, le=1000)]
-
-OPERATOR = "operator"
-"""The actor at the command line: whoever can read the servers' secret needs no key."""
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,6 +20,9 @@ from penstock.store.sql.database import Database
 from penstock.store.sql.tables import AUDIT, FACTS
 from penstock.wire.errors import Problem
 
+OPERATOR = "operator"
+"""The actor at the command line: whoever can read the servers' secret needs no key."""
+
 _HEAD = "audit"
 _START = (0, "")
 
@@ -78,6 +81,10 @@ class Audit:
             with suppress(OSError):
                 self._anchor.write_text(f"{head[0]}:{head[1]}")
 
+    def forget(self) -> None:
+        """The chain is about to be replaced by an older one; until it is remembered, none is held against another."""
+        self._anchor.unlink(missing_ok=True)
+
     def resume(self, connection: sa.Connection) -> None:
         """Go on counting where a lost database was: what it held then shows as missing, and nothing as well-kept."""
         self._set_head(connection, self._anchored())
@@ -93,19 +100,23 @@ class Audit:
 
         Raises ``Problem`` ``audit_broken``, which names the first row that is missing or was changed.
         """
-        anchor_seq, anchor_hash = self._anchored()
+        with self._database.read() as connection:
+            return self.verify_within(connection, self._anchored())
+
+    def verify_within(self, connection: sa.Connection, anchor: tuple[int, str] = _START) -> int:
+        """The same in this transaction; ``anchor``: a row that has to be there, by its place and its hash."""
         seq, last = _START
-        with self._database.read() as connection, closing(self._rows(connection)) as rows:
+        with closing(self._rows(connection)) as rows:
             for row in rows:
                 if row["seq"] != seq + 1:
                     raise Problem("audit_broken", f"Row {seq + 1} is missing.")
                 if not hmac.compare_digest(row["hash"], self._hash(last, row)):
                     raise Problem("audit_broken", f"Row {row['seq']} was changed.")
                 seq, last = row["seq"], row["hash"]
-                if seq == anchor_seq and last != anchor_hash:
+                if seq == anchor[0] and last != anchor[1]:
                     raise Problem("audit_broken", f"Row {seq} is not the one that was written.")
-            if (seq, last) != self._head(connection) or seq < anchor_seq:
-                raise Problem("audit_broken", f"The rows after {seq} are missing.")
+        if (seq, last) != self._head(connection) or seq < anchor[0]:
+            raise Problem("audit_broken", f"The rows after {seq} are missing.")
         return seq
 
     def _rows(self, connection: sa.Connection) -> Generator[dict[str, Any], None, None]:

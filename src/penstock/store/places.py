@@ -19,9 +19,10 @@ from penstock.store.sql.database import Database
 
 
 class Opened(NamedTuple):
-    """The servers' secret, the store that is signed with it, and the ledger in the same database with its spill."""
+    """The servers' secret, and what is kept in one database: tenants and keys, and the ledger with its spill."""
 
     secret: bytes
+    database: Database
     store: AccessStore
     ledger: Ledger
     spill: Path
@@ -42,4 +43,6 @@ def open_access(home: Path, url: str) -> Opened:
     # By the database: services of other stores share PENSTOCK_HOME, and a password may change.
     spill = home / "usage" / hashlib.sha256(database.name.encode()).hexdigest()[:16]
     audit = Audit(database, secret, home / "audit.head")
-    return Opened(secret, AccessStore(database, audit, secret, home / "access.snapshot"), Ledger(database), spill)
+    return Opened(
+        secret, database, AccessStore(database, audit, secret, home / "access.snapshot"), Ledger(database), spill
+    )

@@ -6,14 +6,12 @@ In: an ``Access`` and the servers' secret; out: a file that is whole or absent. 
 from __future__ import annotations
 
 import hmac
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from penstock.config.tenants import Access
-from penstock.store.disk import writing
+from penstock.store.disk import replacing, writing
 
 _decode = msgspec.json.Decoder(Access).decode
 
@@ -21,17 +19,8 @@ _decode = msgspec.json.Decoder(Access).decode
 def write_snapshot(path: Path, access: Access, secret: bytes) -> None:
     """Replace the file.  Raises ``Problem`` when the disk is full."""
     body = msgspec.json.encode(access)
-    with writing(path):
-        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_sign(body, secret) + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+    with writing(path), replacing(path) as file:
+        file.write(_sign(body, secret) + b"\n" + body)
 
 
 def read_snapshot(path: Path, secret: bytes) -> Access | None:

@@ -89,6 +89,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "insufficient_disk": _caller(507, "Free some disk space or move HF_HOME / PENSTOCK_HOME."),
     "store_unavailable": _later(503, Fault.US, "Check the disk and the rights of PENSTOCK_HOME, then start again."),
     "audit_broken": _caller(422, "Compare with a backup: rows were changed or removed outside Penstock."),
+    "backup_invalid": _caller(422, "Give another backup; `penstock store verify FILE` tells whether one is whole."),
     "port_in_use": _caller(409, "Choose another port with --port or --admin-port."),
     "invalid_setting": _caller(400, "Correct the named setting."),
     # What `penstock train` and `penstock runs` can meet.

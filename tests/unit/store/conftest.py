@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from offices import Office
 
-from penstock.policy.keyring import Keyring
-from penstock.store.access import AccessStore
-from penstock.store.administer import Administration
-from penstock.store.places import Opened, default_url, open_access
-
-
-@dataclass
-class Office:
-    """An opened store, the acts on it, and ``clock[0]`` as the time."""
-
-    home: Path
-    opened: Opened
-    clock: list[float] = field(default_factory=lambda: [1000.0])
-    counter: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-
-    @property
-    def store(self) -> AccessStore:
-        return self.opened.store
-
-    @property
-    def acts(self) -> Administration:
-        return self.opened.administration(lambda: self.clock[0], self._entropy)
-
-    def keyring(self) -> Keyring:
-        return Keyring(self.store.read(), self.opened.secret)
-
-    def _entropy(self, num_bytes: int) -> bytes:
-        return next(self.counter).to_bytes(num_bytes, "big")
+from penstock.store.places import default_url, open_access
 
 
 @pytest.fixture

@@ -16,14 +16,20 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from stores import contents, earlier
 from usage import row
 
 from penstock.config.tenants import Access
 from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.audit import Act
-from penstock.store.places import Opened, open_access
+from penstock.store.backup import read_rows, write_backup
+from penstock.store.places import Opened, default_url, open_access
+from penstock.store.restore import restore
 from penstock.store.spill import Spill
 from penstock.store.sql.database import Database
+from penstock.store.sql.migrations import STEPS
+from penstock.store.sql.tables import METADATA
+from penstock.store.status import check
 from penstock.wire.errors import Problem
 
 pytestmark = pytest.mark.debian
@@ -223,3 +229,79 @@ def test_a_database_that_is_not_there_is_unavailable(server):
         pass
     assert refused.value.code == "store_unavailable"
     assert "nowhere" in refused.value.message and "pa55word" not in refused.value.message
+
+
+def test_a_store_moves_to_the_other_database_and_back(opened, tmp_path):
+    """Every row the same, keys and chain with it: from SQLite into PostgreSQL, from there into SQLite."""
+    lite = open_access(tmp_path, default_url(tmp_path))
+    lite.store.prepare()
+    office = acts(lite)
+    office.create_tenant(None, NewTenant(name="o'neill", weight=0.1))
+    issued = office.create_key(None, NewKey(tenant="o'neill", name="\u2603", expires_in_s=1e9))
+    lite.ledger.write([row(f"r{number}", at=number / 7, cost_nusd=2**53 + 1) for number in range(1_500)])
+    before = contents(lite)
+    write_backup(lite.database, lite.secret, tmp_path / "there", now=5.0)
+    restore(opened, tmp_path / "there", now=6.0, replace=True)
+    assert [finding for finding in check(opened) if finding.problem] == []
+    middle = contents(opened)
+    write_backup(opened.database, opened.secret, tmp_path / "back", now=7.0)
+    restore(lite, tmp_path / "back", now=8.0, replace=True)
+    assert [finding for finding in check(lite) if finding.problem] == []
+    after = contents(lite)
+    for name in ("tenants", "api_keys", "usage"):
+        assert before[name] == middle[name] == after[name]
+    assert set(before["audit"]) < set(middle["audit"]) < set(after["audit"])
+    assert opened.store.read().keys[0].id == lite.store.read().keys[0].id == issued.id
+    lite.store.close()
+
+
+def test_a_backup_is_one_moment_of_it(opened, tmp_path):
+    """What is written together while it runs is in it together or not at all."""
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            opened.ledger.write([row(f"a{number}")])
+            opened.ledger.write([row(f"b{number}")])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            write_backup(opened.database, opened.secret, tmp_path / "b", now=5.0)
+            ids = [values[0] for head, values in read_rows(tmp_path / "b", opened.secret) if head.name == "usage"]
+            # Rows come one by one, so that the second of each pair is there unless it is the newest.
+            assert 0 <= sum(id[0] == "a" for id in ids) - sum(id[0] == "b" for id in ids) <= 1
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_restore_that_fails_leaves_it_as_it_was(opened, tmp_path):
+    """Tables that were emptied and rows that were written are undone together."""
+    acts(opened).create_key(None, NewKey())
+    opened.ledger.write([row("r1")])
+    write_backup(opened.database, opened.secret, tmp_path / "b", now=5.0)
+    before = contents(opened)
+
+    def stop(done: int, total: int) -> None:
+        raise Problem("store_unavailable", "scripted")
+
+    with pytest.raises(Problem, match="scripted"):
+        restore(opened, tmp_path / "b", now=6.0, replace=True, progress=stop)
+    assert contents(opened) == before and opened.store.audit.verify() == 1
+
+
+@pytest.mark.parametrize("schema", range(1, len(STEPS)))
+def test_an_earlier_schema_comes_to_this_one(opened, schema):
+    """In one transaction, with what it held."""
+    with opened.database.write() as connection:
+        METADATA.drop_all(connection)
+    earlier(opened, schema)
+    before = contents(opened)
+    assert opened.store.prepare() == (schema, len(STEPS))
+    after = contents(opened)
+    assert all(after[name] == rows for name, rows in before.items() if name != "facts")
+    assert [finding for finding in check(opened) if finding.problem] == []

@@ -61,11 +61,13 @@ class Database:
         return True
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads."""
+    def read(self, *, frozen: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that only reads.  ``frozen``: all of it at one moment, whoever writes meanwhile."""
+        # SQLite's are always frozen, from their first question on.
+        options = {"isolation_level": "REPEATABLE READ"} if frozen and not self.is_sqlite else {}
         with self._problems():
             self._look_at_file()
-            with self._engine.begin() as connection:
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
 
     @contextmanager

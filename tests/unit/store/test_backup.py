@@ -1,0 +1,282 @@
+"""A store as one file and back: whole or not at all, whoever writes, kills or damages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed import killed
+from offices import Office
+from stores import contents
+from usage import row
+
+from penstock.config.tenants import Access
+from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
+from penstock.store.audit import Act
+from penstock.store.backup import read_rows, verify_backup, write_backup
+from penstock.store.places import Opened, default_url, open_access
+from penstock.store.restore import Restored, restore
+from penstock.store.status import check
+from penstock.wire.errors import Problem
+
+
+@pytest.fixture
+def filled(office: Office) -> Office:
+    """Tenants, keys in every state, usage, and the acts in the log."""
+    office.acts.create_tenant(None, NewTenant(name="lab", models=frozenset("ab"), weight=0.1))
+    issued = office.acts.create_key(None, NewKey(tenant="lab", expires_in_s=1e9))
+    office.acts.rotate_key(None, issued.id, Rotation(grace_s=5))
+    office.acts.revoke_key(None, office.acts.create_key(None, NewKey(name="o'neill \u2603")).id)
+    office.opened.ledger.write([row(f"r{number}", at=number / 7, cost_nusd=2**53 + 1) for number in range(2_500)])
+    return office
+
+
+@pytest.fixture
+def elsewhere(filled: Office, tmp_path: Path) -> Opened:
+    """An empty home with the same secret: a machine that takes over."""
+    home = tmp_path / "elsewhere"
+    home.mkdir(mode=0o700)
+    (home / "secret").write_bytes((filled.home / "secret").read_bytes())
+    (home / "secret").chmod(0o600)
+    return open_access(home, default_url(home))
+
+
+def backed_up(office: Office, name: str = "b") -> Path:
+    path = office.home / "backups" / name
+    path.parent.mkdir(exist_ok=True)
+    write_backup(office.opened.database, office.opened.secret, path, now=5.0)
+    return path
+
+
+def _rows_or_code(path: Path, secret: bytes) -> Any:
+    try:
+        return list(read_rows(path, secret))
+    except Problem as problem:
+        return problem.code
+
+
+def put_back(opened: Opened, path: Path, *, replace: bool = False) -> Restored:
+    return restore(opened, path, now=6.0, replace=replace)
+
+
+def test_what_comes_back_is_what_was_there(filled: Office, elsewhere: Opened) -> None:
+    """Every row of every table, floats and large numbers to the last bit; and then one act, that of the restore."""
+    before = contents(filled.opened)
+    done = put_back(elsewhere, backed_up(filled))
+    after = contents(elsewhere)
+    assert {name: after[name] for name in ("tenants", "api_keys", "usage")} == {
+        name: before[name] for name in ("tenants", "api_keys", "usage")
+    }
+    assert after["audit"][: len(before["audit"])] == before["audit"] and len(after["audit"]) == len(before["audit"]) + 1
+    assert (done.audit_rows, done.held.usage, done.held.keys) == (len(after["audit"]), 2_500, 2)
+    assert [finding for finding in check(elsewhere) if finding.problem] == []
+    elsewhere.store.close()
+
+
+def test_only_its_owner_reads_it_and_nothing_lies_beside_it(filled: Office) -> None:
+    """Mode 600, one file, and written again over itself."""
+    path = backed_up(filled)
+    backed_up(filled)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_backup_is_one_moment_whoever_writes_meanwhile(filled: Office, elsewhere: Opened) -> None:
+    """Rows of the log are whole and in place, and what is written together is there together or not at all."""
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            filled.opened.ledger.write([row(f"a{number}"), row(f"b{number}")])
+            filled.store.audit.append([Act(actor="w", action="x", subject=str(number))], 1.0)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for number in range(5):
+            path = backed_up(filled, str(number))
+            put_back(elsewhere, path, replace=True)
+            ids = {values[0] for head, values in read_rows(path, elsewhere.secret) if head.name == "usage"}
+            assert {id[1:] for id in ids if id[0] == "a"} == {id[1:] for id in ids if id[0] == "b"}
+    finally:
+        stop.set()
+        writer.join()
+    elsewhere.store.close()
+
+
+def test_a_full_disk_leaves_the_backup_before(filled: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the byte, and no draft stays behind."""
+    path = backed_up(filled)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Problem) as refused:
+        backed_up(filled)
+    assert refused.value.code == "insufficient_disk"
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_killed_backup_leaves_the_backup_before(filled: Office) -> None:
+    """SIGKILL while it reads."""
+    path = backed_up(filled)
+    before = path.read_bytes()
+    assert killed(filled.home, "backup", path, 12)
+    assert path.read_bytes() == before
+    verify_backup(path, filled.opened.secret)
+
+
+@pytest.mark.parametrize("after", [12, 25, 32])
+def test_a_killed_restore_leaves_the_store_before(filled: Office, after: int) -> None:
+    """SIGKILL between any two statements: every row is as it was, and the store is whole."""
+    path = backed_up(filled)
+    filled.acts.set_tenant(None, "lab", TenantChange(weight=3.0))
+    before = contents(filled.opened)
+    assert killed(filled.home, "restore", path, after)
+    assert contents(filled.opened) == before
+    assert [finding for finding in check(filled.opened) if finding.problem] == []
+
+
+def test_what_is_not_whole_is_refused_and_changes_nothing(filled: Office, elsewhere: Opened) -> None:
+    """Cut off anywhere, or with any byte turned over, it is refused, or its rows are the same all the same."""
+    elsewhere.store.prepare()
+    path = backed_up(filled)
+    whole, rows = path.read_bytes(), list(read_rows(path, elsewhere.secret))
+    for cut in (0, 1, 10, len(whole) // 2, len(whole) - 9, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(Problem) as refused:
+            put_back(elsewhere, path)
+        assert refused.value.code == "backup_invalid"
+    for place in range(0, len(whole), max(1, len(whole) // 120)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        assert _rows_or_code(path, elsewhere.secret) in (rows, "backup_invalid")
+    assert elsewhere.store.read().keys == ()
+    elsewhere.store.close()
+
+
+def test_a_row_that_nobody_signed_is_refused(filled: Office, tmp_path: Path) -> None:
+    """Whoever can write the file but not read the secret puts no key of theirs into it."""
+    import gzip
+
+    path = backed_up(filled)
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join([*lines[:-1], lines[1], lines[-1]])))
+    with pytest.raises(Problem, match="not as it was written"):
+        verify_backup(path, filled.opened.secret)
+
+
+@pytest.mark.parametrize("content", [b"", b"no backup", b"\x1f\x8b rest", None])
+def test_what_is_no_backup_is_neither_restored_nor_written_over(filled: Office, content: bytes | None) -> None:
+    """Another file, and the store itself."""
+    path = filled.home / ("penstock.sqlite" if content is None else "notes")
+    if content is not None:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    with pytest.raises(Problem) as refused:
+        put_back(filled.opened, path, replace=True)
+    assert refused.value.code == "backup_invalid"
+    with pytest.raises(Problem) as refused:
+        write_backup(filled.opened.database, filled.opened.secret, path, now=5.0)
+    assert refused.value.code == "conflict" and path.read_bytes() == before
+
+
+def test_another_secret_is_told_what_is_missing(filled: Office, tmp_path: Path) -> None:
+    """Keys cannot be checked with another one, so nothing is restored."""
+    home = tmp_path / "other"
+    other = open_access(home, default_url(home))
+    with pytest.raises(Problem, match="`secret`") as refused:
+        put_back(other, backed_up(filled))
+    assert refused.value.code == "backup_invalid" and not (home / "penstock.sqlite").exists()
+
+
+def test_a_newer_backup_is_refused(filled: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may hold is not known here."""
+    path = backed_up(filled)
+    monkeypatch.setattr("penstock.store.backup.STEPS", ())
+    with pytest.raises(Problem, match="newer release"):
+        put_back(filled.opened, path, replace=True)
+
+
+def test_a_store_that_holds_something_is_not_given_up_by_the_way(filled: Office) -> None:
+    """The refusal says what is there and which flag gives it up."""
+    path, before = backed_up(filled), contents(filled.opened)
+    with pytest.raises(Problem, match=r"2500 rows of usage.*--replace") as refused:
+        put_back(filled.opened, path)
+    assert refused.value.code == "conflict" and contents(filled.opened) == before
+
+
+def test_a_key_that_was_revoked_or_rotated_since_stays_so(filled: Office) -> None:
+    """Its old secret is refused after the restore as before it; what else was changed comes back."""
+    kept, rotated = (filled.acts.create_key(None, NewKey(name=name)) for name in ("kept", "rotated"))
+    path = backed_up(filled)
+    filled.acts.revoke_key(None, kept.id)
+    new = filled.acts.rotate_key(None, rotated.id, Rotation())
+    filled.acts.set_tenant(None, "lab", TenantChange(weight=9.0))
+    version = filled.store.read().version
+    done = put_back(filled.opened, path, replace=True)
+    assert sorted(done.kept_secrets) == sorted([kept.id, rotated.id])
+    keyring = filled.keyring()
+    with pytest.raises(Problem):
+        keyring.find(kept.secret.encode(), 1001.0)
+    assert keyring.find(new.secret.encode(), 1001.0) is not None
+    with pytest.raises(Problem):
+        keyring.find(rotated.secret.encode(), 1001.0)
+    access = filled.store.read()
+    assert next(tenant for tenant in access.tenants if tenant.name == "lab").weight == 0.1
+    assert access.version > version and filled.store.last_known() == access
+
+
+def test_a_lost_store_does_not_make_revoked_keys_good_again(filled: Office) -> None:
+    """The signed snapshot remembers what the deleted file knew."""
+    issued = filled.acts.create_key(None, NewKey())
+    path = backed_up(filled)
+    filled.acts.revoke_key(None, issued.id)
+    filled.store.close()
+    (filled.home / "penstock.sqlite").unlink()
+    late = open_access(filled.home, default_url(filled.home))
+    assert put_back(late, path).kept_secrets == [issued.id]
+    late.store.close()
+
+
+async def test_who_watches_takes_over_what_was_restored(filled: Office) -> None:
+    """Without being started again."""
+    path = backed_up(filled)
+    filled.acts.create_key(None, NewKey(name="since"))
+    watch = filled.store.watch(0.01)
+    before = await anext(watch)
+    put_back(filled.opened, path, replace=True)
+    after = await anext(watch)
+    assert isinstance(before, Access) and isinstance(after, Access)
+    assert len(after.keys) == len(before.keys) - 1
+
+
+def test_a_chain_that_was_not_whole_is_not_restored(filled: Office, elsewhere: Opened) -> None:
+    """A row that was changed in the database before the backup is found in it."""
+    with sqlite3.connect(filled.home / "penstock.sqlite") as db:
+        db.execute("UPDATE audit SET actor = 'x' WHERE seq = 2")
+    with pytest.raises(Problem, match="Row 2 was changed") as refused:
+        put_back(elsewhere, backed_up(filled))
+    assert refused.value.code == "audit_broken" and not contents(elsewhere)
+    elsewhere.store.close()
+
+
+def test_after_a_restore_the_log_says_so(filled: Office) -> None:
+    """The chain is whole, goes on from the backup, and its last row names what was given up."""
+    path = backed_up(filled)
+    for _ in range(3):
+        filled.acts.create_key(None, NewKey())
+    put_back(filled.opened, path, replace=True)
+    last = filled.store.audit.list(newest=1)[0]
+    assert (last.actor, last.action) == ("operator", "store.restore") and "rows of usage" in last.why
+    assert filled.store.audit.verify() == last.seq
+    filled.acts.create_key(None, NewKey())
+    assert filled.store.audit.verify() == last.seq + 1
