@@ -52,6 +52,7 @@ ROUTES = {
     "/engine/embed": "Vectors of all inputs of a request, as one JSON body.",
     "/engine/abort": "Ends a sequence by its id.",
     "/engine/load": "Phase, progress, queues and KV use; answers from the first moment on.",
+    "/engine/progress": "How far the named requests are, so that silence can be told from a stall.",
     "/engine/drain": "Takes nothing new, finishes what runs.",
     "/engine/tokenize": "Text or messages to token ids.",
     "/engine/detokenize": "Token ids to text.",

@@ -92,6 +92,9 @@ class Engines:
     async def load(self, socket: str) -> protocol.Load:
         return protocol.Load(phase="ready")
 
+    async def progress(self, socket: str, request: protocol.ProgressRequest) -> protocol.Progress:
+        return protocol.Progress(steps=0, step_limit_s=0.0)
+
     async def tokenize(self, socket: str, request: protocol.TokenizeRequest) -> protocol.Tokenized:
         return protocol.Tokenized(token_ids=[1], token_texts=["x"], context_tokens=100)
 

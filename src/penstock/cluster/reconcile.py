@@ -34,6 +34,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """How long a new process may take to answer at all: it imports, on a machine that may be busy."""
     silence_s: float = 30.0
     """How long a process that once answered may stay silent before it counts as hung."""
+    stuck_s: float = 30.0
+    """How much longer a step may go on than the engine itself allows before the engine counts as hung."""
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +90,9 @@ def decide(seen: Observed | None, rules: Rules, memory: Memory, now: float) -> t
     limit_s = rules.first_answer_s if seen.answered_at is None else rules.silence_s
     if now - silent_since > limit_s:
         why = f"hung: no answer for {now - silent_since:.0f} s, the limit is {limit_s:g} s"
+        return Verdict(do="kill", why=why), memory
+    if seen.load is not None and seen.load.step_age_s > seen.load.step_limit_s + rules.stuck_s:
+        why = f"hung: a step of {seen.load.step_age_s:.0f} s, where {seen.load.step_limit_s:.0f} s were the most"
         return Verdict(do="kill", why=why), memory
     if not seen.ready:
         return Verdict(do="keep", why="not ready yet"), msgspec.structs.replace(memory, ready_since=None)

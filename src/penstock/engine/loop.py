@@ -39,6 +39,13 @@ class Loop:
         scheduler = self.scheduler
         return sum(s.num_remaining for s in scheduler.running) + sum(s.num_remaining for s in scheduler.waiting)
 
+    def decoded(self, sequence_id: str) -> int | None:
+        """How many tokens of a sequence are computed, where it gets another in every step; else ``None``."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None or sequence.num_remaining != 1 or sequence not in self.scheduler.running:
+            return None
+        return sequence.num_computed
+
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence.  The caller made sure that it fits and that its id is not in flight."""
         assert sequence.id not in self._sequences

@@ -19,6 +19,7 @@ from penstock.events.list import StreamResumed
 from penstock.gateway.call import Trail
 from penstock.gateway.prefixes import NO_CHAIN, Chain, chain_of
 from penstock.gateway.replicas import Lease, ModelState, Replicas
+from penstock.gateway.stalls import Stalls
 from penstock.gateway.upstream import Upstream
 from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryMemory, RetryRules, RetryVerdict, decide
 from penstock.ports import Clock, Emit
@@ -54,6 +55,7 @@ class Forwarder:
         self._rules = rules
         self._clock = clock
         self._emit = emit
+        self.stalls = Stalls(upstream, clock)
 
     async def stream(
         self, model: str, request: GenerateRequest, prompt_tokens: int, trail: Trail
@@ -81,17 +83,20 @@ class Forwarder:
                 lease.end(self._clock.now(), len(progress.emitted) - begun_at)
             await self._pause(progress)
 
-    async def call(self, model: str, send: Callable[[str], Awaitable[T]], trail: Trail, prompt_tokens: int = 0) -> T:
+    async def call(
+        self, model: str, send: Callable[[str], Awaitable[T]], trail: Trail, prompt_tokens: int = 0, id: str = ""
+    ) -> T:
         """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost.
 
-        ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict.
+        ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict; ``id``: as in the request.
         """
         progress = Progress()
         while True:
             lease = await self._lease(model, (prompt_tokens, 0), progress)
             trail.append((lease.sent_at, lease.verdict))
             try:
-                answer = await send(lease.state.replica.socket)
+                with self.stalls.watching(id, lease.state.replica.socket):
+                    answer = await send(lease.state.replica.socket)
                 lease.succeeded()
                 return answer
             except Problem as problem:
@@ -110,16 +115,20 @@ class Forwarder:
             request = msgspec.structs.replace(
                 request, id=f"{request.id}.{progress.attempts}", emitted_token_ids=[*progress.emitted]
             )
-        async with aclosing(self._upstream.generate(lease.state.replica.socket, request)) as batches:
-            async for batch in batches:
-                events = self._take(batch, lease, request, progress, model)
-                last = events[-1] if events else None
-                if isinstance(last, Failed) or (isinstance(last, Finished) and last.reason == "cancelled"):
-                    if len(events) > 1:
-                        yield events[:-1]
-                    raise _problem_of_end(last)
-                if events:
-                    yield events
+        socket = lease.state.replica.socket
+        with self.stalls.watching(request.id, socket, progress.emitted) as attempt:
+            async with aclosing(self._upstream.generate(socket, request)) as batches:
+                async for batch in batches:
+                    attempt.reading, attempt.accepted = False, True
+                    events = self._take(batch, lease, request, progress, model)
+                    last = events[-1] if events else None
+                    if isinstance(last, Failed) or (isinstance(last, Finished) and last.reason == "cancelled"):
+                        if len(events) > 1:
+                            yield events[:-1]
+                        raise _problem_of_end(last)
+                    if events:
+                        yield events
+                    attempt.reading = not isinstance(last, Finished)
 
     def _take(
         self, batch: list[Event], lease: Lease, request: GenerateRequest, progress: Progress, model: str
@@ -142,6 +151,7 @@ class Forwarder:
         """A replica to send to, waited for within the bounds.  Raises ``Problem`` when there is none in time."""
         deadline = progress.verdict.deadline if progress.verdict else None
         avoid = progress.verdict.avoid if progress.verdict else frozenset()
+        gone_since: float | None = None
         while True:
             state = self._model(model, progress)
             if request is not None and progress.chain is None and state.model.balance != "least-tokens":
@@ -153,9 +163,12 @@ class Forwarder:
             if deadline is None:
                 # A new request waits for an engine that is being restarted, not for one that never was ready.
                 deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
-            if now >= deadline:
-                raise self._none_in_time(model, progress)
-            await self._replicas.changed(deadline - now)
+            # A replica that is listed lives, and may be loading; where none is, nobody may ever come.
+            gone_since = None if state.replicas else gone_since or now
+            until = deadline if gone_since is None else min(deadline, gone_since + self._rules.absent_s)
+            if now >= until:
+                raise self._none_in_time(model, progress, now)
+            await self._replicas.changed(until - now)
 
     def _model(self, model: str, progress: Progress) -> ModelState:
         try:
@@ -165,13 +178,12 @@ class Forwarder:
                 raise progress.problem from None
             raise
 
-    def _none_in_time(self, model: str, progress: Progress) -> Problem:
+    def _none_in_time(self, model: str, progress: Progress, now: float) -> Problem:
         if progress.problem is None:
             message = f"No replica of {model!r} is ready."
             return Problem("not_ready", message, param="model", retry_after_s=_RETRY_AFTER_S)
-        message = (
-            f"The engine was lost and no replica of {model!r} was ready again in {self._rules.resume_timeout_s:g} s."
-        )
+        waited_s = now - progress.memory.since
+        message = f"The engine was lost and no replica of {model!r} was ready again in {waited_s:.0f} s."
         return Problem("engine_lost", message, retry_after_s=_RETRY_AFTER_S)
 
     def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress, trail: Trail) -> None:

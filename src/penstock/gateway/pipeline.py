@@ -131,6 +131,7 @@ class Gateway:
             lambda socket: self.upstream.embed(socket, salted),
             call.trail,
             body_bytes // _BYTES_PER_TOKEN,
+            request.id,
         )
         self.stages.limit.cover_embedded(call, embedded)
         self.stages.meter.note_embedded(call, embedded)

@@ -22,6 +22,9 @@ class Upstream(Protocol):
 
     async def load(self, socket: str) -> engine.Load: ...
 
+    async def progress(self, socket: str, request: engine.ProgressRequest) -> engine.Progress:
+        """Answered, or failed, within some seconds."""
+
     async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized: ...
 
     async def detokenize(self, socket: str, request: engine.DetokenizeRequest) -> engine.Detokenized: ...

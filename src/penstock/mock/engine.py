@@ -17,8 +17,11 @@ from penstock.config.mock import Fault, MockScript
 from penstock.mock.answer import Answer
 from penstock.mock.words import mix, share
 from penstock.ports import Clock
-from penstock.wire.engine import GenerateRequest, Load
+from penstock.wire.engine import GenerateRequest, Load, Progress
 from penstock.wire.errors import Problem
+
+_PATIENCE = 10.0
+"""So many times as long as the script says a token may take, as far as this engine's own word goes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -133,12 +136,12 @@ class MockEngine:
         """Raises ``Problem`` while it loads or drains."""
         if self.draining:
             raise Problem("draining", "This engine takes no new requests.", retry_after_s=1.0)
-        if self._progress() < 1:
+        if self._loaded_share() < 1:
             raise Problem("not_ready", "This engine is loading.", retry_after_s=1.0)
 
     def load(self) -> Load:
         """How it is, in the protocol's words."""
-        progress = self._progress()
+        progress = self._loaded_share()
         phase = "draining" if self.draining else "ready"
         load = Load(
             phase="ready",
@@ -154,7 +157,22 @@ class MockEngine:
             return msgspec.structs.replace(load, phase="loading", progress=progress, detail="pretending to load")
         return msgspec.structs.replace(load, phase=phase)
 
-    def _progress(self) -> float:
+    def progress(self, request_ids: list[str]) -> Progress:
+        """How far these requests are; a drawn token counts as a step."""
+        open_attempts = {id: self._open[id][-1] for id in request_ids if id in self._open}
+        return Progress(
+            steps=self.num_tokens,
+            step_limit_s=_PATIENCE * max(map(self._next_delay_s, open_attempts.values()), default=0.0),
+            computed={
+                id: attempt.answer.position if attempt.num_sent and attempt.running else None
+                for id, attempt in open_attempts.items()
+            },
+        )
+
+    def _next_delay_s(self, attempt: Attempt) -> float:
+        return self.gap_s(attempt) if attempt.num_sent else self.first_delay_s(attempt)
+
+    def _loaded_share(self) -> float:
         if not self.script.load_s:
             return 1.0
         return min((self._clock.now() - self._born) / self.script.load_s, 1.0)

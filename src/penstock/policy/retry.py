@@ -19,11 +19,13 @@ class RetryRules(msgspec.Struct, frozen=True, kw_only=True):
     """``max_resumes`` bounds failed attempts within one gap: a request that kills every engine ends there.
 
     ``first_wait_s``: how long a new request waits for a replica where one had been ready before.
+    ``absent_s``: how long anybody waits while the desired state lists no replica at all, so that none is on its way.
     """
 
     max_resumes: int = 8
     resume_timeout_s: float = 60.0
     first_wait_s: float = 5.0
+    absent_s: float = 10.0
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):

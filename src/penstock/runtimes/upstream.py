@@ -41,6 +41,7 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 
 
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
+_decode_progress = msgspec.json.Decoder(engine.Progress).decode
 _decode_embedded = msgspec.json.Decoder(engine.Embedded).decode
 _decode_tokenized = msgspec.json.Decoder(engine.Tokenized).decode
 _decode_detokenized = msgspec.json.Decoder(engine.Detokenized).decode
@@ -100,6 +101,10 @@ class HttpUpstream:
             raise _problem_of(status, body)
         return self._decode(engine.decode_load, body)
 
+    async def progress(self, socket: str, request: engine.ProgressRequest) -> engine.Progress:
+        """Raises ``Problem``, ``engine_lost`` if nobody answers in time."""
+        return self._decode(_decode_progress, await self._call(socket, engine.PROGRESS, request, _LOAD_TIMEOUT))
+
     async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
         return self._decode(_decode_embedded, await self._call(socket, engine.EMBED, request))
 
@@ -153,8 +158,10 @@ class HttpUpstream:
             _raise_lost(error)
         raise _problem_of(response.status, error_body)
 
-    async def _call(self, socket: str, path: str, request: msgspec.Struct) -> bytes:
-        response = await self._post(socket, path, engine.encode(request), _STREAM_TIMEOUT)
+    async def _call(
+        self, socket: str, path: str, request: msgspec.Struct, timeout: aiohttp.ClientTimeout = _STREAM_TIMEOUT
+    ) -> bytes:
+        response = await self._post(socket, path, engine.encode(request), timeout)
         try:
             return await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

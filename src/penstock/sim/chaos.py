@@ -116,6 +116,7 @@ class _World:
         for replica in self.wanted:
             self.fleet.start(replica.socket, self.rules.script)
         following = asyncio.create_task(self.watcher.follow(self._states()))
+        watching = asyncio.create_task(self.gateway.stages.forward.stalls.watch())
         self._publish()
         await self._until(lambda: self.replicas.ready)
         breaking = asyncio.create_task(self._break())
@@ -128,8 +129,9 @@ class _World:
         await asyncio.gather(breaking, return_exceptions=True)
         self.report.seconds = asyncio.get_running_loop().time()
         self._audit()
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        for task in (following, watching):
+            task.cancel()
+        await asyncio.gather(following, watching, return_exceptions=True)
         await self.watcher.close()
         return self.report
 
@@ -174,12 +176,13 @@ class _World:
         faults: dict[str, Callable[[], object]] = {
             "kill": self._kill,
             "stall": self._stall,
+            "wedge": self._wedge,
             "restart": self._drain_and_restart,
             "upgrade": self._upgrade,
         }
         while True:
             await asyncio.sleep(self.random.expovariate(1.0 / self.rules.fault_every_s))
-            kind = self.random.choices(list(faults), weights=[6, 3, 2, 1])[0]
+            kind = self.random.choices(list(faults), weights=[6, 3, 1, 2, 1])[0]
             self.report.faults[kind] = self.report.faults.get(kind, 0) + 1
             waiting = faults[kind]()
             if asyncio.iscoroutine(waiting):
@@ -194,6 +197,20 @@ class _World:
         life = self.fleet.lives.get(self.random.choice(self.wanted).socket)
         if life is not None:
             life.stalled_until = asyncio.get_running_loop().time() + self.random.uniform(0.1, 2.0)
+
+    def _wedge(self) -> None:
+        """It says that it is ready and computes no more, until somebody puts an end to it."""
+        replica = self.random.choice(self.wanted)
+        life = self.fleet.lives.get(replica.socket)
+        if life is None or life.wedged:
+            return
+        life.wedged = True
+
+        def end() -> None:
+            if self.fleet.lives.get(replica.socket) is life:
+                self._restart(replica, 0.5)
+
+        asyncio.get_running_loop().call_later(self.random.uniform(1.0, 20.0), end)
 
     async def _drain_and_restart(self) -> None:
         """Wanted no more, acknowledged, given its time, ended, and started again."""

@@ -16,14 +16,20 @@ from penstock.sim.loop import LoopClock
 from penstock.wire import engine as protocol
 from penstock.wire.errors import Problem
 
+_QUESTION_S = 5.0
+
 
 class Life:
-    """One incarnation of an engine, until it is killed."""
+    """One incarnation of an engine, until it is killed.
+
+    ``stalled_until``: nothing happens here before.  ``wedged``: it says how it is, as before, and computes no more.
+    """
 
     def __init__(self, script: MockScript) -> None:
         self.mock = MockEngine("mock", script, LoopClock())
         self.alive = True
         self.stalled_until = 0.0
+        self.wedged = False
         self._waiting: dict[asyncio.Future[None], None] = {}
 
     def kill(self) -> None:
@@ -42,6 +48,12 @@ class Life:
         timer.cancel()
         if self.stalled_until > loop.time():
             await self.sleep(0)
+
+    async def compute(self, seconds: float) -> None:
+        """:meth:`sleep` until a token is there, which a wedged engine never comes to."""
+        await self.sleep(seconds)
+        if self.wedged:
+            await self._until(asyncio.get_running_loop().create_future())
 
     async def slot(self, attempt: Attempt) -> None:
         """Wait for its turn."""
@@ -92,10 +104,11 @@ class SimulatedFleet:
         try:
             yield [answer.accepted()]
             await life.slot(attempt)
-            await life.sleep(life.mock.first_delay_s(attempt))
+            await life.compute(life.mock.first_delay_s(attempt))
             while not answer.is_over:
+                life.mock.num_tokens += 1
                 yield [answer.delta([answer.next_token()])]
-                await life.sleep(life.mock.gap_s(attempt))
+                await life.compute(life.mock.gap_s(attempt))
             yield [answer.finished()]
         finally:
             life.mock.close(attempt)
@@ -106,7 +119,10 @@ class SimulatedFleet:
         return words.embedded(request)
 
     async def load(self, socket: str) -> protocol.Load:
-        return (await self._reach(socket)).mock.load()
+        return (await self._reach_soon(socket)).mock.load()
+
+    async def progress(self, socket: str, request: protocol.ProgressRequest) -> protocol.Progress:
+        return (await self._reach_soon(socket)).mock.progress(request.ids)
 
     async def tokenize(self, socket: str, request: protocol.TokenizeRequest) -> protocol.Tokenized:
         ids = list(words.prompt_bytes(request))
@@ -119,6 +135,14 @@ class SimulatedFleet:
 
     async def forget(self, socket: str) -> None:
         """There are no connections to close."""
+
+    async def _reach_soon(self, socket: str) -> Life:
+        """:meth:`_reach`, given up on as production gives up on a question about how an engine is."""
+        try:
+            async with asyncio.timeout(_QUESTION_S):
+                return await self._reach(socket)
+        except TimeoutError:
+            raise lost() from None
 
     async def _reach(self, socket: str) -> Life:
         await asyncio.sleep(self._latency_s)

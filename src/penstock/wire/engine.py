@@ -17,6 +17,7 @@ GENERATE = "/engine/generate"
 EMBED = "/engine/embed"
 ABORT = "/engine/abort"
 LOAD = "/engine/load"
+PROGRESS = "/engine/progress"
 DRAIN = "/engine/drain"
 TOKENIZE = "/engine/tokenize"
 DETOKENIZE = "/engine/detokenize"
@@ -204,6 +205,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``progress`` is 0..1 within ``phase``; ``detail`` says it in words.  Times in seconds, sizes in bytes or tokens.
     ``problem`` is set in phase ``failed``: loading ended there and will not be tried again in this process.
+    ``step_age_s``: how long the present step has been going, 0 between steps; ``step_limit_s``: the most that it should
+    take, by what this engine has measured of its own steps.
     ``generates`` is false for an encoder, which only embeds.  ``exact``: a resumed sequence gets the very tokens of an
     undisturbed one; otherwise what was emitted stays, and what follows may be another valid continuation.
     """
@@ -222,10 +225,32 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kv_blocks_used: int = 0
     kv_block_tokens: int = 0
     step_time_s: float = 0.0
+    step_age_s: float = 0.0
+    step_limit_s: float = 0.0
     weights_bytes: int = 0
     kv_bytes: int = 0
     generates: bool = True
     exact: bool = False
+
+
+class ProgressRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks how far these requests are; a gateway asks for those that have been silent for a while."""
+
+    ids: list[str]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an engine has done, so that silence can be told from a stall.
+
+    ``steps`` grows with every step of the engine.  ``computed``: by request, the tokens that are in its KV cache where
+    every step gives it one more; ``None`` while it waits or its prompt is computed, which may take many steps.
+    A request that is not in it is not here, or is still being rendered and tokenised.
+    ``step_limit_s``: as in :class:`Load`.
+    """
+
+    steps: int
+    step_limit_s: float
+    computed: dict[str, int | None] = {}
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

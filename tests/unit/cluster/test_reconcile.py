@@ -33,6 +33,14 @@ def crash(memory: Memory, now: float) -> Memory:
     return decide(ended(), RULES, memory, now)[1]
 
 
+def test_a_step_without_an_end_is_a_hang() -> None:
+    """An engine that answers, and whose step goes on for longer than it says any may, is killed; a slow one is not."""
+    for age_s, do in ((69.0, "keep"), (71.0, "kill")):
+        load = Load(phase="ready", step_age_s=age_s, step_limit_s=40.0)
+        verdict, _ = decide(Observed(pid=7, started_at=0.0, answered_at=0.0, load=load), RULES, Memory(), 1.0)
+        assert verdict.do == do, verdict.why
+
+
 def test_what_is_not_there_is_started_and_the_start_is_counted() -> None:
     """The first decision is to start."""
     verdict, memory = decide(None, RULES, Memory(), 0.0)

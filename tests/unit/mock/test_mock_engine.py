@@ -209,6 +209,21 @@ async def test_abort_cancels_by_id(start: Any) -> None:
     assert isinstance(end, protocol.Finished) and end.reason == "cancelled"
 
 
+async def test_it_says_how_far_its_requests_are(start: Any) -> None:
+    """One that is answered has a growing count, one that waits has none, and one that is not here is left out."""
+    mock = await start(gap_s=0.02, slots=1)
+    running = [asyncio.create_task(mock.events(request(id, max_tokens=25))) for id in ("a", "b")]
+    await until(mock, lambda load: (load.running, load.waiting) == (1, 1))
+    asked = protocol.ProgressRequest(ids=["a", "b", "c"])
+    seen = [await mock.upstream.progress(mock.socket, asked)]
+    while (said := await mock.upstream.progress(mock.socket, asked)).steps < 10:
+        seen.append(said)
+        await asyncio.sleep(0.01)
+    assert all(set(said.computed) == {"a", "b"} and said.computed["b"] is None for said in seen)
+    assert seen[0].steps < said.steps == said.computed["a"] and said.step_limit_s > 0
+    await asyncio.gather(*running)
+
+
 async def test_a_draining_engine_finishes_what_runs(start: Any) -> None:
     """After drain, running streams end as they would, new ones are refused, and the load says draining."""
     mock = await start(gap_s=0.005)

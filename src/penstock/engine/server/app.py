@@ -39,6 +39,7 @@ class EngineApp:
             ("POST", protocol.GENERATE): self._generate,
             ("POST", protocol.EMBED): self._embed,
             ("POST", protocol.ABORT): self._abort,
+            ("POST", protocol.PROGRESS): self._progress,
             ("POST", protocol.DRAIN): self._start_drain,
             ("POST", protocol.TOKENIZE): self._tokenize,
             ("POST", protocol.DETOKENIZE): self._detokenize,
@@ -100,6 +101,10 @@ class EngineApp:
         request = await _decoded(scope, receive, protocol.AbortRequest)
         self._ready().abort(request.id)
         await send_json(send, {})
+
+    async def _progress(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.ProgressRequest)
+        await send_json(send, self._ready().progress(request))
 
     async def _start_drain(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._drain()

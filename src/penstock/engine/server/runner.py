@@ -14,6 +14,11 @@ from penstock.engine.loop import Loop
 from penstock.engine.sequence import Executor, Sequence
 from penstock.wire.errors import Problem
 
+_PATIENCE = 10.0
+"""A step that takes so many times as long as the slowest ones did, token for token, is out of the ordinary."""
+_FORGET = 0.98
+"""What a step leaves of the slowest one before it: compiling and cold memory slow the first ones down."""
+_UNMEASURED_S = 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -24,8 +29,24 @@ class Runner:
         self.loop = loop
         self.step_time_s = 0.0
         """Exponentially smoothed seconds per step."""
+        self.num_steps = 0
+        self._slowest_s_per_token = 0.0
+        self._began: float | None = None
+        self._num_planned = 0
         self._executor = executor
         self._work = asyncio.Event()
+
+    @property
+    def step_age_s(self) -> float:
+        """How long the present step has been going; 0 between steps."""
+        return 0.0 if self._began is None else asyncio.get_running_loop().time() - self._began
+
+    @property
+    def step_limit_s(self) -> float:
+        """The most that the present step should take, or one of a single token; generous before any was measured."""
+        if not self.num_steps:
+            return _UNMEASURED_S
+        return _PATIENCE * self._slowest_s_per_token * max(self._num_planned, 1)
 
     def submit(self, sequence: Sequence) -> None:
         self.loop.submit(sequence)
@@ -47,13 +68,19 @@ class Runner:
         plan = self.loop.plan()
         if plan is None:
             return False
+        loop = asyncio.get_running_loop()
+        self._began, self._num_planned = loop.time(), plan.num_tokens
         try:
-            result = await asyncio.get_running_loop().run_in_executor(thread, self._executor.execute, plan)
+            result = await loop.run_in_executor(thread, self._executor.execute, plan)
         except Exception as error:
             _log.exception("step %d with %d sequences raised", plan.step, len(plan.sequences))
             message = f"The engine could not compute a step: {type(error).__name__}."
             self.loop.fail(plan, error if isinstance(error, Problem) else Problem("internal_error", message))
             return True
+        finally:
+            self._began, self._num_planned = None, 0
+        self.num_steps += 1
+        self._slowest_s_per_token = max(self._slowest_s_per_token * _FORGET, result.seconds / plan.num_tokens)
         self.step_time_s += 0.1 * (result.seconds - self.step_time_s) if self.step_time_s else result.seconds
         self.loop.commit(plan, result)
         return True

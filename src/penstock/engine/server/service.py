@@ -31,6 +31,8 @@ from penstock.wire.engine import (
     GenerateRequest,
     Load,
     Phase,
+    Progress,
+    ProgressRequest,
     Tokenized,
     TokenizeRequest,
 )
@@ -119,6 +121,14 @@ class Service:
             else:
                 self._runner.abort(attempt)
 
+    def progress(self, request: ProgressRequest) -> Progress:
+        computed = {
+            id: max((done for done in map(self._runner.loop.decoded, self._open[id]) if done is not None), default=None)
+            for id in request.ids
+            if id in self._open
+        }
+        return Progress(steps=self._runner.num_steps, step_limit_s=self._runner.step_limit_s, computed=computed)
+
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         return await self._beside(self._tokenized, request)
 
@@ -187,6 +197,8 @@ class Service:
             kv_blocks_used=pool.num_used,
             kv_block_tokens=scheduler.rules.block_tokens,
             step_time_s=self._runner.step_time_s,
+            step_age_s=self._runner.step_age_s,
+            step_limit_s=self._runner.step_limit_s,
             weights_bytes=self._booted.weights_bytes,
             kv_bytes=self._booted.kv_bytes,
             generates=self._booted.generates,

@@ -101,6 +101,7 @@ async def serve_gateway(
         heeding,
         recalling,
         asyncio.create_task(watcher.acknowledge_regularly()),
+        asyncio.create_task(stages.forward.stalls.watch()),
     ]
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait())
     try:

@@ -33,6 +33,7 @@ class Connection(asyncio.Protocol):
             (b"POST", protocol.GENERATE): self._generate,
             (b"POST", protocol.EMBED): self._embed,
             (b"POST", protocol.ABORT): self._abort,
+            (b"POST", protocol.PROGRESS): self._progress,
             (b"POST", protocol.DRAIN): self._drain,
             (b"POST", protocol.TOKENIZE): self._tokenize,
             (b"POST", protocol.DETOKENIZE): self._detokenize,
@@ -162,6 +163,10 @@ class Connection(asyncio.Protocol):
 
     def _load(self, _body: bytes) -> None:
         self._respond(protocol.encode(self._engine.load()))
+
+    def _progress(self, body: bytes) -> None:
+        request = msgspec.json.decode(body, type=protocol.ProgressRequest)
+        self._respond(protocol.encode(self._engine.progress(request.ids)))
 
     def _metrics(self, _body: bytes) -> None:
         self._respond(b"[]")

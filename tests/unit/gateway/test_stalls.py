@@ -1,0 +1,181 @@
+"""Engines that say they are ready and do nothing more: production's gateway over simulated engines, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from penstock.config.desired import DesiredState, Model, Replica
+from penstock.config.mock import MockScript
+from penstock.events.list import Event, StreamResumed
+from penstock.gateway.call import Trail
+from penstock.gateway.forward import Forwarder
+from penstock.gateway.replicas import Replicas
+from penstock.gateway.watch import Watcher
+from penstock.policy.retry import RetryRules
+from penstock.sim.client import Heard, differences
+from penstock.sim.fleet import SimulatedFleet
+from penstock.sim.loop import LoopClock, run
+from penstock.wire.engine import EmbedRequest, GenerateRequest, Sampling
+from penstock.wire.errors import Problem
+
+REQUEST = GenerateRequest(id="a", sampling=Sampling(seed=5), text="prompt", max_tokens=30)
+
+
+class World:
+    """A forwarder over so many simulated engines."""
+
+    def __init__(self, num_engines: int, script: MockScript) -> None:
+        self.script = script
+        self.fleet = SimulatedFleet()
+        self.replicas = Replicas()
+        self.events: list[Event] = []
+        self.forwarder = Forwarder(self.replicas, self.fleet, RetryRules(), LoopClock(), self.events.append)
+        self.names = [f"e{number}" for number in range(num_engines)]
+        for name in self.names:
+            self.fleet.start(name, script)
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[World]:
+        watcher = Watcher("g", self.replicas, self.fleet, lambda said: None, lambda: 0, LoopClock().now)
+        watching = [
+            asyncio.create_task(watcher.follow(self._states())),
+            asyncio.create_task(self.forwarder.stalls.watch()),
+        ]
+        while not self.replicas.ready:
+            await asyncio.sleep(0.01)
+        yield self
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+        await watcher.close()
+
+    async def _states(self) -> AsyncIterator[DesiredState]:
+        replicas = [Replica(id=name, socket=name) for name in self.names]
+        yield DesiredState(version=1, models=[Model(name="m", replicas=replicas)])
+
+    async def listen(self, heard: Heard, pace_s: float = 0.0) -> None:
+        trail: Trail = []
+        async with aclosing(self.forwarder.stream("m", REQUEST, 3, trail)) as batches:
+            async for events in batches:
+                for event in events:
+                    heard.take(event)
+                await asyncio.sleep(pace_s)
+
+    def wedge_the_one_that_runs(self) -> None:
+        [life] = [life for life in self.fleet.lives.values() if life.mock.num_open]
+        life.wedged = True
+
+
+def in_world(num_engines: int, script: MockScript, act: Callable[[World], Awaitable[None]]) -> World:
+    async def live() -> World:
+        async with World(num_engines, script).watched() as world:
+            await act(world)
+        return world
+
+    return run(live())
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.35])
+def test_a_stalled_stream_goes_on_elsewhere(after_s: float) -> None:
+    """Before its first token or in the middle: within 12 s another engine goes on, and the text has no seam."""
+
+    async def act(world: World) -> None:
+        heard = Heard()
+        listening = asyncio.create_task(world.listen(heard))
+        await asyncio.sleep(after_s)
+        world.wedge_the_one_that_runs()
+        began = asyncio.get_running_loop().time()
+        await listening
+        assert asyncio.get_running_loop().time() - began < 12
+        assert differences(REQUEST, heard, world.script, left=False) == []
+
+    world = in_world(2, MockScript(ttft_s=0.1, gap_s=0.05), act)
+    assert [event.gap_s < 1 for event in world.events if isinstance(event, StreamResumed)] == [True]
+    assert [life.mock.num_open for life in world.fleet.lives.values()] == [0, 0]
+
+
+def test_a_long_prefill_is_waited_for() -> None:
+    """A prompt that takes two minutes, as its engine says, is computed once and nowhere else."""
+
+    async def act(world: World) -> None:
+        heard = Heard()
+        await world.listen(heard)
+        assert differences(REQUEST, heard, world.script, left=False) == []
+
+    world = in_world(2, MockScript(ttft_s=120.0, gap_s=0.05), act)
+    assert sum(life.mock.num_attempts for life in world.fleet.lives.values()) == 1
+
+
+def test_a_client_that_reads_slowly_is_no_stall() -> None:
+    """Half a minute between two reads is the client's silence, and its engine is left alone."""
+
+    async def act(world: World) -> None:
+        await world.listen(Heard(), pace_s=30.0)
+
+    world = in_world(2, MockScript(gap_s=0.05), act)
+    assert sum(life.mock.num_attempts for life in world.fleet.lives.values()) == 1
+
+
+def test_engines_that_all_stall_end_the_stream_with_an_error() -> None:
+    """Where no engine gets any further, the stream ends within its time as lost, and the reason is told."""
+
+    async def act(world: World) -> None:
+        for life in world.fleet.lives.values():
+            life.wedged = True
+        with pytest.raises(Problem, match="no progress") as raised:
+            await world.listen(Heard())
+        assert raised.value.code == "engine_lost"
+        assert asyncio.get_running_loop().time() < 75
+
+    in_world(2, MockScript(gap_s=0.05), act)
+
+
+def test_a_client_that_leaves_a_stalled_stream_is_gone() -> None:
+    """Its task is cancelled by the client and by nobody else: no attempt is begun for it."""
+
+    async def act(world: World) -> None:
+        for life in world.fleet.lives.values():
+            life.wedged = True
+        listening = asyncio.create_task(world.listen(Heard()))
+        await asyncio.sleep(3)
+        listening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await listening
+        assert world.fleet.num_open == 0
+
+    in_world(1, MockScript(gap_s=0.05), act)
+
+
+def test_a_call_without_a_stream_is_watched_too() -> None:
+    """Vectors that an engine never comes to are asked for elsewhere in bounded time."""
+
+    async def act(world: World) -> None:
+        frozen = world.fleet.lives["e0"]
+        frozen.stalled_until = 1e6
+        request = EmbedRequest(id="a", texts=["x"])
+        trail: Trail = []
+        found = await world.forwarder.call("m", lambda socket: world.fleet.embed(socket, request), trail, 1, "a")
+        assert len(found.vectors) == 1
+        assert asyncio.get_running_loop().time() < 30
+
+    in_world(2, MockScript(), act)
+
+
+def test_nobody_waits_long_for_engines_that_are_gone() -> None:
+    """A call whose only engine is neither running nor being started gets its error in 10 s, not in 60."""
+
+    async def act(world: World) -> None:
+        listening = asyncio.create_task(world.listen(Heard()))
+        await asyncio.sleep(0.3)
+        world.replicas.adopt(DesiredState(version=2, models=[Model(name="m", replicas=[])]))
+        world.fleet.kill("e0")
+        with pytest.raises(Problem) as raised:
+            await listening
+        assert raised.value.code == "engine_lost" and raised.value.retry_after_s is not None
+        assert asyncio.get_running_loop().time() < 11
+
+    in_world(1, MockScript(gap_s=0.1), act)
