@@ -17,8 +17,10 @@ from penstock.text.schema import check_schema, subschemas
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
 
-# A model that is unsure may otherwise write white space until max_tokens.  64 characters indent 16 levels by four.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,64}", "json_allowed_escapes": JSON_ALLOWED_ESCAPES}
+# A model that is unsure may otherwise write white space until max_tokens.  Two spaces, or a line's end and what indents
+# the next one: 8 levels by four, or 16 by two.
+_WHITE_SPACE = r" {1,2}|\r?\n( {0,32}|\t{0,16})"
+_JSON_OPTIONS = {"whitespace_pattern": _WHITE_SPACE, "json_allowed_escapes": JSON_ALLOWED_ESCAPES}
 # Large regular expressions are not run over the whole vocabulary beforehand: that is what makes a first mask slow.
 # Other bounds are the library's own.  The texts of its errors would otherwise repeat the whole grammar.
 _LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)

@@ -134,10 +134,14 @@ def test_no_name_is_spelled_with_escapes(follow) -> None:
 
 
 def test_white_space_is_bounded(follow) -> None:
-    """Behind 64 spaces something else has to come."""
-    text = follow("json_schema", '{"type": "array"}').write("[" + " " * 63)
-    assert b" " in text.bytes
+    """Two spaces in a line, or one end of a line and its indentation; then something else has to come."""
+    text = follow("json_schema", '{"type": "array"}').write("[ ")
+    assert {b" ", b"1"} <= text.bytes and not {b"\n", b"\t", b"\r"} & text.bytes
+    assert not {b" ", b"\n"} & text.write(" ").bytes
+    text = follow("json_schema", '{"type": "array"}').write("[\n" + " " * 31)
+    assert b" " in text.bytes and not {b"\n", b"\t"} & text.bytes
     assert b" " not in text.write(" ").bytes
+    assert b"1" in follow("json_schema", '{"type": "array"}').write("[\r\n" + "\t" * 16).bytes
 
 
 def test_an_answer_says_what_thinking_a_grammar_lets_pass(tokenizer: Tokenizer) -> None:
