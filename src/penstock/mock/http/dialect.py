@@ -85,7 +85,7 @@ class OpenAiStream:
 
     def end(self, event: protocol.Finished | protocol.Failed | None) -> bytes:
         if not isinstance(event, protocol.Finished):
-            return _END if event is None else chunk(sse.error_frame(protocol.problem_of(event)))
+            return _END if event is None else chunk(sse.error_frame(protocol.problem_of(event))) + _END
         text = self.delta(protocol.Delta(token_ids=[], text=event.text)) if event.text else b""
         reason = b',"choices":[{"index":0,"delta":{},"finish_reason":"%b"}]}\n\n' % event.reason.encode()
         usage = b""
