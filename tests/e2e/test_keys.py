@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -15,19 +13,12 @@ import urllib.request
 import jwt
 import pytest
 from certificates import write_certificate
+from commands import penstock
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from penstock.asgi.tls import client_context
 
 BODY = {"model": "seeded-1", "prompt": "a", "max_tokens": 1}
-
-
-def penstock(home, *args: str) -> str:
-    environment = os.environ | {"PENSTOCK_HOME": str(home)}
-    command = [sys.executable, "-m", "penstock", *args]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def ask(service, key: str | None, path: str = "/v1/completions", body=BODY) -> int:

@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from commands import penstock
+
 PRICES = "- {model: mock, since: 2026-01-01, input: 0.15, output: 0.6}\n"
-
-
-def penstock(home: Path, *words: str) -> str:
-    """What a command prints."""
-    environment = os.environ | {"PENSTOCK_HOME": str(home)}
-    return subprocess.run(
-        [sys.executable, "-m", "penstock", *words], env=environment, check=True, capture_output=True, text=True
-    ).stdout
 
 
 def ask(url: str, key: str) -> tuple[int, dict[str, Any], Any]:

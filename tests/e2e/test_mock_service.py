@@ -8,6 +8,8 @@ import subprocess
 import sys
 import urllib.request
 
+from mocked import answer_of
+
 from penstock.mock import words
 from penstock.wire.engine import GenerateRequest, Sampling
 
@@ -23,7 +25,7 @@ def test_a_script_is_served_without_any_model(serve, tmp_path) -> None:
         with urllib.request.urlopen(asked, timeout=60) as answer:
             said = json.load(answer)
         request = GenerateRequest(id="", sampling=Sampling(seed=seed, temperature=1), text="once")
-        assert said["choices"][0]["text"] == words.answer_of(words.key_of(request, b"once"), 12)
+        assert said["choices"][0]["text"] == answer_of(words.key_of(request, b"once"), 12)
         assert said["usage"]["prompt_tokens"] == 4
     assert running.stop() == 0
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
+from mocked import answer_of
 
 from penstock.mock import words
 from penstock.wire.engine import GenerateRequest, Sampling
@@ -36,7 +37,7 @@ class Tally:
 def expected(number: int, num_tokens: int) -> str:
     prompt = f"user\nprompt {number}\n".encode()
     request = GenerateRequest(id="", sampling=Sampling(seed=number, temperature=1.0), messages=[])
-    return words.answer_of(words.key_of(request, prompt), num_tokens)
+    return answer_of(words.key_of(request, prompt), num_tokens)
 
 
 async def listen(session: aiohttp.ClientSession, url: str, number: int, dice: random.Random, tally: Tally) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from penstock.cli.console import print_json
 from penstock.cli.keys import AsJson, Store, opened_store
 
 
@@ -31,7 +32,7 @@ def list_command(
     with opened_store(store) as opened:
         rows = opened.store.audit.list(newest=newest)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(rows)).decode())
+        print_json(rows)
         return
     for row in rows:
         at = datetime.fromtimestamp(row.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

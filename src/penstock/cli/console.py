@@ -1,6 +1,7 @@
 """Words for the person at the terminal: plain lines, red for a problem, nothing on standard output but data.
 
-In: text and problems; out: lines on standard error.  Colour only where a terminal shows it and NO_COLOR is unset.
+In: text and problems, or data; out: lines on standard error, and data as JSON or columns.
+Colour only where a terminal shows it and NO_COLOR is unset.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from penstock.wire.errors import Problem
 
@@ -30,6 +32,19 @@ def say(line: str, file: TextIO | None = None) -> None:
     """
     with suppress(OSError):
         print(line, file=file or sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """The one answer of a command with ``--json``: indented, on standard output."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are as wide as what they hold; the first row is its head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def program() -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from penstock.cli.console import columns, print_json, say
 from penstock.cli.limit_option import Limits, limit_text
 
 if TYPE_CHECKING:
@@ -52,15 +53,16 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def opened_store(url: str | None) -> Iterator[Opened]:
-    """The store of this machine's services, made if it is not there yet."""
+def opened_store(url: str | None, *, as_it_is: bool = False) -> Iterator[Opened]:
+    """The store of this machine's services, made and migrated if it has to be, unless it is wanted ``as_it_is``."""
     from penstock.cli.home import penstock_home
     from penstock.store.places import default_url, open_access
 
     home = penstock_home()
     opened = open_access(home, url or default_url(home))
     with closing(opened.store):
-        opened.store.prepare()
+        if not as_it_is:
+            opened.store.prepare()
         yield opened
 
 
@@ -103,11 +105,9 @@ def list_keys(as_json: AsJson = False, store: Store = None) -> None:
     with _administration(store) as acts:
         keys = acts.keys(None)
     if as_json:
-        _print_json(keys)
+        print_json(keys)
     elif keys:
-        typer.echo(
-            _table(("KEY", "TENANT", "NAME", "ROLE", "MODELS", "LIMITS", "STATE"), [_key_row(key) for key in keys])
-        )
+        typer.echo(columns([("KEY", "TENANT", "NAME", "ROLE", "MODELS", "LIMITS", "STATE"), *map(_key_row, keys)]))
     else:
         typer.echo("no keys yet; make one with: penstock keys create")
 
@@ -164,11 +164,9 @@ def list_tenants(as_json: AsJson = False, store: Store = None) -> None:
     with _administration(store) as acts:
         tenants = acts.tenants(None)
     if as_json:
-        _print_json(tenants)
+        print_json(tenants)
     else:
-        typer.echo(
-            _table(("TENANT", "PARENT", "ROLE", "MODELS", "LIMITS", "WEIGHT"), [_tenant_row(one) for one in tenants])
-        )
+        typer.echo(columns([("TENANT", "PARENT", "ROLE", "MODELS", "LIMITS", "WEIGHT"), *map(_tenant_row, tenants)]))
 
 
 def set_tenant(
@@ -222,23 +220,17 @@ def _checked(kind: type[msgspec.Struct], **fields: Any) -> Any:
 
 def _show_issued(key: IssuedKey, as_json: bool) -> None:
     if as_json:
-        _print_json(key)
+        print_json(key)
         return
-    from penstock.cli.console import say
-
     say(f"{key.id} of tenant {key.tenant}; this is the only time that its secret is shown:")
     typer.echo(key.secret)
 
 
 def _say(value: Any, words: str, as_json: bool) -> None:
     if as_json:
-        _print_json(value)
+        print_json(value)
     else:
         typer.echo(words)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
 def _key_row(key: KeyView) -> tuple[str, ...]:
@@ -262,9 +254,3 @@ def _models(models: frozenset[str] | None) -> str:
 
 def _limits(limits: tuple[Limit, ...]) -> str:
     return ",".join(map(limit_text, limits)) or "none"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    cells = [head, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)

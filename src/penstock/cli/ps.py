@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from penstock.cli.console import program
+from penstock.cli.console import columns, print_json, program
 
 if TYPE_CHECKING:
     from penstock.cluster.controller import ServiceState
@@ -50,7 +50,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     now = time.time()
     rows = [row(service, _ask(service), now) for service in running(penstock_home())]
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(rows)).decode())
+        print_json(rows)
     elif rows:
         typer.echo(table(rows))
     else:
@@ -94,8 +94,7 @@ def table(rows: list[Row]) -> str:
                 "?" if r.restarts is None else str(r.restarts),
             )
         )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return columns(cells)
 
 
 def _phase(state: ServiceState | None) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from penstock.cli.console import columns, print_json
+
 if TYPE_CHECKING:
     from penstock.store.runs import Run, RunRecord
 
@@ -32,7 +34,7 @@ def list_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
 
     records = [run.record() for run in list_runs(_root())]
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(records)).decode())
+        print_json(records)
     elif records:
         typer.echo(table(records, time.time()))
     else:
@@ -69,8 +71,7 @@ def table(records: list[RunRecord], now: float) -> str:
     """Columns wide enough for what they hold."""
     cells = [("RUN", "STATE", "STAGE", "UPDATED")]
     cells += [(r.name, r.state, r.stage or "-", f"{_ago(now - r.updated_at)} ago") for r in records]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return columns(cells)
 
 
 def _page(run: Run, record: RunRecord, metrics: list[dict[str, Any]]) -> list[str]:

@@ -7,20 +7,14 @@ A backup goes into either kind of database; the servers' secret is not in it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from penstock.cli.console import say
-from penstock.cli.keys import AsJson, Store
-
-if TYPE_CHECKING:
-    from penstock.store.places import Opened
+from penstock.cli.console import print_json, say
+from penstock.cli.keys import AsJson, Store, opened_store
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")]
 
@@ -39,23 +33,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(store, name="store")
 
 
-@contextmanager
-def _opened(url: str | None) -> Iterator[Opened]:
-    """The store as it is: neither made nor migrated."""
-    from penstock.cli.home import penstock_home
-    from penstock.store.places import default_url, open_access
-
-    home = penstock_home()
-    opened = open_access(home, url or default_url(home))
-    with closing(opened.store):
-        yield opened
-
-
 def status(as_json: AsJson = False, store: Store = None) -> None:
     """Show what the store holds, and of which release its tables are."""
     from penstock.store.status import status
 
-    with _opened(store) as opened:
+    with opened_store(store, as_it_is=True) as opened:
         found = status(opened)
     words = f"{found.store}: schema {found.schema} of {found.newest_schema}; {found.held.words()}"
     if found.waiting_bytes:
@@ -67,7 +49,7 @@ def check(as_json: AsJson = False, store: Store = None) -> None:
     """Read all of the store and compute its chain again; ends with 1 when something is wrong."""
     from penstock.store.status import check
 
-    with _opened(store) as opened:
+    with opened_store(store, as_it_is=True) as opened:
         findings = list(check(opened))
     words = "\n".join(f"{finding.what}: {finding.problem or 'whole'}" for finding in findings)
     _show(findings, words, as_json)
@@ -81,7 +63,7 @@ def backup(file: File, as_json: AsJson = False, store: Store = None) -> None:
     from penstock.store.audit import OPERATOR, Act
     from penstock.store.backup import write_backup
 
-    with _opened(store) as opened:
+    with opened_store(store, as_it_is=True) as opened:
         with progress_bar("backing up") as progress:
             made = write_backup(opened.database, opened.secret, file, now=time.time(), progress=progress)
         opened.store.audit.append([Act(actor=OPERATOR, action="store.backup", subject=file.name)], made.made_at)
@@ -94,7 +76,7 @@ def verify(file: File, as_json: AsJson = False, store: Store = None) -> None:
     """Read a backup to its end: whether it is whole, and for this installation and release."""
     from penstock.store.backup import verify_backup
 
-    with _opened(store) as opened:
+    with opened_store(store, as_it_is=True) as opened:
         made = verify_backup(file, opened.secret)
     at = datetime.fromtimestamp(made.made_at, UTC)
     words = f"{file} is whole: {made.num_rows} rows of schema {made.schema}, made at {at:%Y-%m-%dT%H:%M:%SZ}"
@@ -111,7 +93,7 @@ def restore(
     from penstock.cli.progress import progress_bar
     from penstock.store.restore import restore
 
-    with _opened(store) as opened, progress_bar("restoring") as progress:
+    with opened_store(store, as_it_is=True) as opened, progress_bar("restoring") as progress:
         done = restore(opened, file, now=time.time(), replace=replace, progress=progress)
     words = f"restored {done.held.words()}; the audit log is whole"
     if done.kept_secrets:
@@ -123,7 +105,7 @@ def migrate(as_json: AsJson = False, store: Store = None) -> None:
     """Bring the tables to this release, which a service that starts does by itself."""
     from penstock.store.audit import OPERATOR, Act
 
-    with _opened(store) as opened:
+    with opened_store(store, as_it_is=True) as opened:
         done = opened.store.prepare()
         if done.after > done.before:
             act = Act(actor=OPERATOR, action="store.migrate", subject=f"schema {done.before} to {done.after}")
@@ -133,4 +115,7 @@ def migrate(as_json: AsJson = False, store: Store = None) -> None:
 
 
 def _show(value: Any, words: str, as_json: bool) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value)).decode() if as_json else words)
+    if as_json:
+        print_json(value)
+    else:
+        typer.echo(words)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
+from penstock.cli.console import columns, print_json
 from penstock.cli.keys import AsJson, Store, opened_store
 from penstock.wire.errors import Problem
 
@@ -39,7 +39,7 @@ def usage(
     with opened_store(store) as opened:
         totals = opened.ledger.totals(tenant=tenant, key_id=key, model=model, since=begin)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(totals)).decode())
+        print_json(totals)
     elif totals:
         typer.echo(table(totals))
     else:
@@ -60,8 +60,7 @@ def table(totals: list[UsageTotal]) -> str:
             total.reasoning_tokens,
         )
         cells.append((total.tenant, total.key_id or "-", total.model, *map(str, counts), f"{total.cost_usd:.6f}"))
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return columns(cells)
 
 
 def _time(text: str) -> float:

@@ -46,11 +46,6 @@ class Answer:
     def is_over(self) -> bool:
         return self.position >= self._limit or self._stopped_by is not None
 
-    @property
-    def num_left(self) -> int:
-        """Tokens that it may still come to."""
-        return self._limit - self.position
-
     def accepted(self) -> Accepted:
         """The first event; the prompt with it where ``echo`` asks for it."""
         if not self.request.echo:

@@ -91,11 +91,6 @@ def text_of(token_ids: list[int]) -> str:
     return b"".join(map(token_bytes, token_ids)).decode("utf-8", "replace")
 
 
-def answer_of(key: int, num_tokens: int) -> str:
-    """The text of an undisturbed answer of so many tokens."""
-    return text_of([token_of(key, position) for position in range(num_tokens)])
-
-
 def embedded(request: EmbedRequest) -> Embedded:
     """One vector per input, a function of the input alone."""
     texts = request.texts if request.texts is not None else list(map(text_of, request.token_ids or []))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,15 @@ from penstock.config.tenants import TOP, ApiKey, Limit, Principal, Rights, Role,
 from penstock.policy import rights as policy
 from penstock.store.access import AccessStore, Edit
 from penstock.store.audit import OPERATOR, Act, Entry
+from penstock.store.reach import (
+    administers,
+    check_actor,
+    check_reach,
+    check_rights,
+    find_key,
+    missing,
+    tenants_of,
+)
 from penstock.wire.credentials import SECRET_BYTES, digest_of, new_secret
 from penstock.wire.errors import Problem
 
@@ -115,10 +124,10 @@ class Administration:
         """All keys of the tenants that the actor administers."""
         access = self._store.read()
         tenants = {tenant.name: tenant for tenant in access.tenants}
-        return [_key_view(key) for key in access.keys if _administers(actor, key.tenant, tenants)]
+        return [_key_view(key) for key in access.keys if administers(actor, key.tenant, tenants)]
 
     def key(self, actor: Principal | None, id: str) -> KeyView:
-        return next((key for key in self.keys(actor) if key.id == id), None) or _missing("key", id)
+        return next((key for key in self.keys(actor) if key.id == id), None) or missing("key", id)
 
     def create_key(self, actor: Principal | None, asked: NewKey) -> IssuedKey:
         """A new key and its secret."""
@@ -126,9 +135,9 @@ class Administration:
         secret = new_secret(self._entropy(SECRET_BYTES))
         rights = Rights(role=asked.role, models=asked.models, limits=asked.limits)
         with self._change(actor, "keys.create", f"{id} of {asked.tenant}", now) as edit:
-            tenants = _tenants(edit)
-            _check_reach(actor, asked.tenant, tenants)
-            _check_rights(actor, rights, asked.tenant, tenants)
+            tenants = tenants_of(edit)
+            check_reach(actor, asked.tenant, tenants)
+            check_rights(actor, rights, asked.tenant, tenants)
             key = ApiKey(
                 id=id,
                 tenant=asked.tenant,
@@ -145,9 +154,9 @@ class Administration:
         """A new secret for a key; the old one is taken for ``grace_s`` more."""
         now, secret = self._now(), new_secret(self._entropy(SECRET_BYTES))
         with self._change(actor, "keys.rotate", id, now) as edit:
-            key = _find_key(actor, id, edit)
+            key = find_key(actor, id, edit)
             # A key with more rights than one's own would be in one's hands with its new secret.
-            _check_actor(actor, policy.meet(key.rights, policy.effective(key.tenant, _tenants(edit))))
+            check_actor(actor, policy.meet(key.rights, policy.effective(key.tenant, tenants_of(edit))))
             if key.revoked_at is not None:
                 raise Problem("conflict", f"The key {id} is revoked; create another one.")
             key = msgspec.structs.replace(
@@ -163,7 +172,7 @@ class Administration:
         """The key is refused from now on; revoking it again changes nothing."""
         now = self._now()
         with self._change(actor, "keys.revoke", id, now) as edit:
-            key = _find_key(actor, id, edit)
+            key = find_key(actor, id, edit)
             if key.revoked_at is None:
                 key = msgspec.structs.replace(key, revoked_at=now, old_digest="", old_until=0.0)
                 edit.put_key(key)
@@ -172,20 +181,20 @@ class Administration:
     def tenants(self, actor: Principal | None) -> list[TenantView]:
         """All tenants that the actor administers."""
         tenants = {tenant.name: tenant for tenant in self._store.read().tenants}
-        return [_tenant_view(tenant) for tenant in tenants.values() if _administers(actor, tenant.name, tenants)]
+        return [_tenant_view(tenant) for tenant in tenants.values() if administers(actor, tenant.name, tenants)]
 
     def tenant(self, actor: Principal | None, name: str) -> TenantView:
-        return next((one for one in self.tenants(actor) if one.name == name), None) or _missing("tenant", name)
+        return next((one for one in self.tenants(actor) if one.name == name), None) or missing("tenant", name)
 
     def create_tenant(self, actor: Principal | None, asked: NewTenant) -> TenantView:
         """A new tenant below its parent."""
         rights = Rights(role=asked.role, models=asked.models, limits=asked.limits)
         with self._change(actor, "tenants.create", f"{asked.name} below {asked.parent}", self._now()) as edit:
-            tenants = _tenants(edit)
-            _check_reach(actor, asked.parent, tenants)
+            tenants = tenants_of(edit)
+            check_reach(actor, asked.parent, tenants)
             if asked.name in tenants:
                 raise Problem("conflict", f"There already is a tenant {asked.name!r}.", param="name")
-            _check_rights(actor, rights, asked.parent, tenants)
+            check_rights(actor, rights, asked.parent, tenants)
             tenant = Tenant(name=asked.name, parent=asked.parent, rights=rights, weight=asked.weight)
             edit.put_tenant(tenant)
         return _tenant_view(tenant)
@@ -193,13 +202,13 @@ class Administration:
     def set_tenant(self, actor: Principal | None, name: str, asked: TenantChange) -> TenantView:
         """Change a tenant.  Nobody changes the tenant of their own key: its limits are there to bind them."""
         with self._change(actor, "tenants.set", name, self._now()) as edit:
-            tenants = _tenants(edit)
-            _check_reach(actor, name, tenants)
+            tenants = tenants_of(edit)
+            check_reach(actor, name, tenants)
             if actor is not None and actor.tenant == name and name != TOP:
                 raise Problem("permission_denied", "A key cannot change the tenant that it belongs to.")
             tenant = _changed(tenants[name], asked)
             if tenant.parent is not None:
-                _check_rights(actor, tenant.rights, tenant.parent, tenants)
+                check_rights(actor, tenant.rights, tenant.parent, tenants)
             edit.put_tenant(tenant)
         return _tenant_view(tenant)
 
@@ -207,8 +216,8 @@ class Administration:
         """Remove a tenant that has no tenants below it and no key that still works."""
         now = self._now()
         with self._change(actor, "tenants.delete", name, now) as edit:
-            tenants = _tenants(edit)
-            _check_reach(actor, name, tenants)
+            tenants = tenants_of(edit)
+            check_reach(actor, name, tenants)
             if name == TOP or (actor is not None and actor.tenant == name):
                 raise Problem("permission_denied", f"The tenant {name!r} cannot be deleted with this key.")
             if any(tenant.parent == name for tenant in tenants.values()):
@@ -236,56 +245,6 @@ class Administration:
                 denied = msgspec.structs.replace(act, verdict="denied", why=problem.code)
                 self._store.audit.append([denied], now)
             raise
-
-
-def _tenants(edit: Edit) -> dict[str, Tenant]:
-    return {tenant.name: tenant for tenant in edit.access.tenants}
-
-
-def _administers(actor: Principal | None, tenant: str, tenants: dict[str, Tenant]) -> bool:
-    if actor is None:
-        return True
-    return actor.role == "admin" and any(above.name == actor.tenant for above in policy.line(tenant, tenants))
-
-
-def _check_reach(actor: Principal | None, tenant: str, tenants: dict[str, Tenant]) -> None:
-    """What one does not administer looks as if it did not exist."""
-    if actor is not None and actor.role != "admin":
-        raise Problem("permission_denied", "This key is not an administrator's.")
-    if tenant not in tenants or not _administers(actor, tenant, tenants):
-        _missing("tenant", tenant)
-
-
-def _check_rights(actor: Principal | None, asked: Rights, tenant: str, tenants: dict[str, Tenant]) -> None:
-    """``asked`` within what the tenant may and what the actor may; all models means all of the tenant's."""
-    allowed = policy.effective(tenant, tenants)
-    asked = Rights(role=asked.role, models=allowed.models if asked.models is None else asked.models)
-    _check_within(asked, allowed, f"tenant {tenant!r}")
-    _check_actor(actor, asked)
-
-
-def _check_actor(actor: Principal | None, asked: Rights) -> None:
-    if actor is not None:
-        _check_within(asked, Rights(role=actor.role, models=actor.models), "this key")
-
-
-def _check_within(asked: Rights, allowed: Rights, holder: str) -> None:
-    more = policy.excess(asked, allowed)
-    if more is not None:
-        raise Problem("permission_denied", f"That asks for {more}, which is more than {holder} may.", param="models")
-
-
-def _find_key(actor: Principal | None, id: str, edit: Edit) -> ApiKey:
-    if actor is not None and actor.role != "admin":
-        raise Problem("permission_denied", "This key is not an administrator's.")
-    for key in edit.access.keys:
-        if key.id == id and _administers(actor, key.tenant, _tenants(edit)):
-            return key
-    return _missing("key", id)
-
-
-def _missing(kind: str, name: str) -> NoReturn:
-    raise Problem("not_found", f"There is no {kind} {name[:100]!r}.")
 
 
 def _changed(tenant: Tenant, asked: TenantChange) -> Tenant:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from penstock.text.reasoning import MARKS, Phase, Thinking, ThinkingMarks, ThinkingSplitter, find_marks, phase_after
+from penstock.text.reasoning import MARKS, Passage, Thinking, ThinkingMarks, ThinkingSplitter, find_marks, passage_after
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tools.grammar import json_value
 from penstock.text.tools.registry import LISTED, STYLES, find_style
@@ -62,7 +62,7 @@ class AnswerFormat:
         splitter = calls = None
         marks: list[str] = []
         if self.thinking is not None:
-            splitter = ThinkingSplitter(self.thinking, phase_after(prompt, self.thinking, continued))
+            splitter = ThinkingSplitter(self.thinking, passage_after(prompt, self.thinking, continued))
             marks += (self.thinking.open, self.thinking.close)
         if use is not None and (style := self._style_for(use)) is not None:
             names = frozenset(function.name for function in functions_of(use))
@@ -147,7 +147,7 @@ class AnswerParser:
     @property
     def may_think(self) -> bool:
         """What comes next may be thinking, or the mark that opens or closes it."""
-        return self._splitter is not None and self._splitter.phase is not Phase.ANSWER
+        return self._splitter is not None and self._splitter.passage is not Passage.ANSWER
 
     @property
     def has_thought(self) -> bool:

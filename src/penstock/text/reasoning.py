@@ -41,7 +41,7 @@ class Thinking:
     is_open: bool = False
 
 
-class Phase(enum.Enum):
+class Passage(enum.Enum):
     """Where an answer is: it may still open its thinking, is in it, or is past it."""
 
     UNDECIDED = "undecided"
@@ -57,7 +57,7 @@ def find_marks(template: str, has_token: Callable[[str], bool]) -> ThinkingMarks
     return None
 
 
-def phase_after(prompt: str, marks: ThinkingMarks, continued: str | None = None) -> Phase:
+def passage_after(prompt: str, marks: ThinkingMarks, continued: str | None = None) -> Passage:
     """Where the answer to a rendered prompt begins.
 
     ``continued`` is the text of the final message when the model is to go on with it.  Only the prompt's end counts:
@@ -65,11 +65,11 @@ def phase_after(prompt: str, marks: ThinkingMarks, continued: str | None = None)
     """
     if continued is not None and (own := continued.strip()):
         inside = own.startswith(marks.open) and marks.close not in own
-        return Phase.THINKING if inside else Phase.ANSWER
+        return Passage.THINKING if inside else Passage.ANSWER
     end = prompt.rstrip()
     if end.endswith(marks.open):
-        return Phase.THINKING
-    return Phase.ANSWER if end.endswith(marks.close) else Phase.UNDECIDED
+        return Passage.THINKING
+    return Passage.ANSWER if end.endswith(marks.close) else Passage.UNDECIDED
 
 
 class ThinkingSplitter:
@@ -78,55 +78,55 @@ class ThinkingSplitter:
     Marks anywhere else are text of the answer.  The line breaks next to the marks belong to neither side.
     """
 
-    def __init__(self, marks: ThinkingMarks, phase: Phase) -> None:
+    def __init__(self, marks: ThinkingMarks, passage: Passage) -> None:
         self._marks = marks
         self._held = ""
-        self._trim = phase is Phase.THINKING
-        self.phase = phase
-        self.has_thought = phase is Phase.THINKING
+        self._trim = passage is Passage.THINKING
+        self.passage = passage
+        self.has_thought = passage is Passage.THINKING
 
     @property
     def thinking(self) -> Thinking | None:
         """Thinking that is open now or may be opened next; ``None`` behind it."""
-        if self.phase is Phase.ANSWER:
+        if self.passage is Passage.ANSWER:
             return None
-        is_open = self.phase is Phase.THINKING
+        is_open = self.passage is Passage.THINKING
         return Thinking(closes=self._marks.close, opens=None if is_open else self._marks.open, is_open=is_open)
 
     def push(self, text: str) -> tuple[str, str]:
         """Take more text: what of it is reasoning and what is answer, as far as that is certain."""
         text, self._held = self._held + text, ""
         reasoning = ""
-        if self.phase is Phase.UNDECIDED:
+        if self.passage is Passage.UNDECIDED:
             text = self._decide(text)
-        if self.phase is Phase.THINKING:
+        if self.passage is Passage.THINKING:
             reasoning, text = self._think(text)
-        if self.phase is Phase.ANSWER:
+        if self.passage is Passage.ANSWER:
             return reasoning, self._trimmed(text)
         return reasoning, ""
 
     def flush(self) -> tuple[str, str]:
         """The output ended: what was held back, as what it then is."""
         held, self._held = self._held, ""
-        return (held, "") if self.phase is Phase.THINKING else ("", held)
+        return (held, "") if self.passage is Passage.THINKING else ("", held)
 
     def _decide(self, text: str) -> str:
         """Open the thinking, or the answer, or hold ``text`` until that is known; what is to be read on."""
         begin = text.lstrip()
         if begin.startswith(self._marks.open):
-            self.phase, self.has_thought, self._trim = Phase.THINKING, True, True
+            self.passage, self.has_thought, self._trim = Passage.THINKING, True, True
             return begin[len(self._marks.open) :]
         if self._marks.open.startswith(begin):
             self._held = text
             return ""
-        self.phase = Phase.ANSWER
+        self.passage = Passage.ANSWER
         return text
 
     def _think(self, text: str) -> tuple[str, str]:
         text = self._trimmed(text)
         end = text.find(self._marks.close)
         if end >= 0:
-            self.phase, self._trim = Phase.ANSWER, True
+            self.passage, self._trim = Passage.ANSWER, True
             return text[:end].rstrip("\n"), text[end + len(self._marks.close) :]
         certain = text[: len(text) - num_held(text, (self._marks.close,))].rstrip("\n")
         self._held = text[len(certain) :]

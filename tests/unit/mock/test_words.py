@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 
+from mocked import answer_of
+
 from penstock.mock import words
 from penstock.wire.engine import GenerateRequest, Sampling
 
@@ -34,7 +36,7 @@ def test_pieces_add_up_to_the_text() -> None:
             piece = words.piece(token_id)
             assert decoder.decode(words.token_bytes(token_id)) == piece
             split += piece == ""
-        assert "".join(map(words.piece, ids)) == words.answer_of(this, 120)
+        assert "".join(map(words.piece, ids)) == answer_of(this, 120)
     assert split > 100
 
 
