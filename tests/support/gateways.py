@@ -22,7 +22,7 @@ from penstock.gateway.forward import Forwarder
 from penstock.gateway.identify import Credentials, Identify
 from penstock.gateway.limit import Limit as LimitStage
 from penstock.gateway.limits import Limits
-from penstock.gateway.meter import Meter
+from penstock.gateway.meter import Meter, Running
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
@@ -125,6 +125,7 @@ class House:
         engines: Engines | None = None,
         kv_tokens: int = 0,
         admit: AdmitRules | None = None,
+        running: Running | None = None,
     ) -> None:
         self.engines = engines or Engines()
         self.clock = HandClock()
@@ -144,7 +145,7 @@ class House:
             limit=LimitStage(replicas, self.limits, self.clock, admit or AdmitRules()),
             route=Router(replicas),
             forward=Forwarder(replicas, self.engines, rules, self.clock, self.events.append),
-            meter=Meter(self.clock, self.events.append, lambda: uuid.uuid4().hex),
+            meter=Meter(self.clock, self.events.append, lambda: uuid.uuid4().hex, running),
         )
         self.gateway = Gateway(replicas, self.engines, stages)
 

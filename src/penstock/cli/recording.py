@@ -1,6 +1,7 @@
 """What a gateway process does with its events, and what it knows of the usage before it.
 
-In: events; out: samples in the folds, and a row of usage for every request that an engine worked for.
+In: events; out: samples in the folds, and a row of usage for every request that an engine worked for, also for those
+that were running when a gateway was killed.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import asyncio
 import time
 
 from penstock.config.tenants import Window
+from penstock.cost.money import Rate
 from penstock.events.list import Event, RequestEnded
 from penstock.gateway.limits import Limits
 from penstock.observe.folds import Folds
 from penstock.policy.limit import Amounts, begin_of, window_of
 from penstock.store.ledger import Ledger, row_of
+from penstock.store.running import Running, recover
 from penstock.store.spill import Spill
 from penstock.wire.errors import Problem
 
@@ -22,12 +25,16 @@ _WINDOWS: tuple[Window, ...] = ("day", "month")
 
 
 class Recording:
-    """Callable as ``ports.Emit``."""
+    """Callable as ``ports.Emit``; implements ``gateway.meter.Running``."""
 
-    def __init__(self, gateway: str, folds: Folds, spill: Spill, ledger: Ledger) -> None:
+    def __init__(self, gateway: str, folds: Folds, spill: Spill, running: Running, ledger: Ledger) -> None:
         self._gateway = gateway
         self._folds = folds
         self._spill = spill
+        self._running = running
+        self.count = running.count
+        self.count_output = running.count_output
+        self.end = running.end
         self._ledger = ledger
 
     def __call__(self, event: Event, /) -> None:
@@ -37,12 +44,17 @@ class Recording:
             if row is not None:
                 self._spill.add(row)
 
+    def begin(self, so_far: RequestEnded, rate: Rate) -> int | None:
+        row = row_of(so_far, self._gateway, time.time())
+        return None if row is None else self._running.begin(row, rate)
+
     async def recall(self, limits: Limits) -> None:
         """Tell the limits what the ledger knows of today and this month, as soon as it can be read."""
         while True:
             try:
                 # What a killed gateway left behind is in the ledger before it is asked, whoever is moving it.
                 await asyncio.to_thread(self._spill.move, wait=True)
+                await asyncio.to_thread(recover, self._spill.directory, self._ledger)
                 for window in _WINDOWS:
                     limits.recall(window, await asyncio.to_thread(self._spent, window))
                 return

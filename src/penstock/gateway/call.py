@@ -39,7 +39,8 @@ class Call:
 
     ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first;
     ``trail``: what was decided on the way, and when; ``refusal``: the words of what ended it; ``request_id``: the
-    ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs.
+    ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs;
+    ``running_slot``: where what it has used is kept for the case of a kill, if ``is_kept``.
     """
 
     id: str
@@ -67,6 +68,8 @@ class Call:
     refusal: str = ""
     ended_as: RequestEnded | None = None
     rate: Rate = FREE
+    is_kept: bool = False
+    running_slot: int | None = None
 
     @property
     def served_by(self) -> list[str]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import msgspec
 
 from penstock.config.mock import Fault, MockScript
+from penstock.events.list import SequenceEnded
 from penstock.mock.answer import Answer
 from penstock.mock.words import mix, share
-from penstock.ports import Clock
+from penstock.ports import Clock, Emit
 from penstock.wire.engine import GenerateRequest, Load, Progress
 from penstock.wire.errors import Problem
 
@@ -34,6 +35,8 @@ class Attempt:
     first_position: int
     running: bool = False
     cancelled: bool = False
+    reason: str = "cancelled"
+    """What it ended with; nobody has to say so when its connection is gone."""
     closed: bool = False
     begin: Callable[[], None] = lambda: None
     """Called when it gets a slot."""
@@ -44,15 +47,19 @@ class Attempt:
 
 
 class MockEngine:
-    """``num_attempts`` counts the generate requests that were ever taken; ``num_tokens`` those that were drawn."""
+    """``num_attempts`` counts the generate requests that were ever taken; ``num_tokens`` those that were drawn.
 
-    def __init__(self, model: str, script: MockScript, clock: Clock) -> None:
+    ``emit`` hears of every attempt that ends, with the tokens that this attempt drew.
+    """
+
+    def __init__(self, model: str, script: MockScript, clock: Clock, emit: Emit = lambda event: None) -> None:
         self.model = model
         self.script = script
         self.draining = False
         self.num_attempts = 0
         self.num_tokens = 0
         self._clock = clock
+        self._emit = emit
         self._born = clock.now()
         self._struck = [0] * len(script.faults)
         self._open: dict[str, list[Attempt]] = {}
@@ -103,6 +110,14 @@ class MockEngine:
         if attempt.closed:
             return
         attempt.closed = True
+        self._emit(
+            SequenceEnded(
+                reason=attempt.reason,
+                prompt_tokens=attempt.answer.num_prompt,
+                cached_tokens=0,
+                output_tokens=attempt.num_sent,
+            )
+        )
         attempts = self._open[attempt.id]
         attempts.remove(attempt)
         if not attempts:

@@ -30,7 +30,7 @@ class Spill:
     """One process's segments in ``directory``, which processes share.  A segment is locked while it is written to."""
 
     def __init__(self, directory: Path, name: str, ledger: Ledger) -> None:
-        self._directory = directory
+        self.directory = directory
         self._name = name
         self._ledger = ledger
         self._number = 0
@@ -54,7 +54,7 @@ class Spill:
             self._write_held()
             self._close_segment()
         moved = 0
-        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+        for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
             moved += self._move_segment(path, wait and not path.name.startswith(f"{self._name}-"))
         return moved
 
@@ -67,7 +67,7 @@ class Spill:
                 away = False
             except Problem as problem:
                 if not away:
-                    _log.warning("usage stays in %s: %s", self._directory, problem.message)
+                    _log.warning("usage stays in %s: %s", self.directory, problem.message)
                 away = True
             await asyncio.sleep(interval_s)
 
@@ -76,7 +76,7 @@ class Spill:
         try:
             self.move()
         except Problem as problem:
-            _log.warning("usage stays in %s: %s", self._directory, problem.message)
+            _log.warning("usage stays in %s: %s", self.directory, problem.message)
 
     def _write_held(self) -> None:
         if not self._held:
@@ -90,15 +90,15 @@ class Spill:
                 os.ftruncate(self._file, before)
                 return
         except OSError:
-            _log.exception("usage is kept in memory: %s cannot be written", self._directory)
+            _log.exception("usage is kept in memory: %s cannot be written", self.directory)
             return
         self._held.clear()
 
     def _open_segment(self) -> int:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             self._number += 1
-            path = self._directory / f"{self._name}-{self._number:08d}{_SUFFIX}"
+            path = self.directory / f"{self._name}-{self._number:08d}{_SUFFIX}"
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file).st_nlink:

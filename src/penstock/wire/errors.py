@@ -69,6 +69,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "request_timeout": _later(408, Fault.CALLER, "The body did not arrive in time."),
     "issuer_unavailable": _later(503, Fault.UPSTREAM, "The keys of the token's issuer could not be fetched yet."),
     "engine_lost": _later(502, Fault.UPSTREAM, "The engine ended during the request and no other could continue it."),
+    "gateway_lost": _later(502, Fault.US, "The gateway that served it was killed; only the ledger says so."),
     "engine_protocol": _later(502, Fault.UPSTREAM, "The engine answered something that is not the engine protocol."),
     "not_finite": ErrorSpec(
         status=500,

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
+from mocked import answer_of
 
 from penstock.asgi.server import bind_unix
 from penstock.config.mock import Fault, MockScript
 from penstock.mock import words
 from penstock.mock.http.serve import serve_mock
 from penstock.mock.script import checked, fault_of
+from penstock.observe import samples
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire import engine as protocol
 from penstock.wire.errors import Problem
@@ -88,7 +90,7 @@ async def test_an_answer_is_accepted_streamed_and_finished_with_its_usage(start:
     end = events[-1]
     assert isinstance(end, protocol.Finished)
     assert (end.reason, end.usage) == ("length", protocol.Usage(prompt=5, output=20))
-    assert said(events) == words.answer_of(words.key_of(request(), b"hello"), 20)
+    assert said(events) == answer_of(words.key_of(request(), b"hello"), 20)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 7, 19, 20])
@@ -334,8 +336,43 @@ async def test_it_speaks_openai_s_chat_too(start: Any) -> None:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         async with session.post("/v1/chat/completions", json=asked | options) as answer:
             lines = [line[6:].strip() async for line in answer.content if line.startswith(b"data: ")]
-    assert whole["choices"][0]["message"]["content"] == words.answer_of(key, 9)
+    assert whole["choices"][0]["message"]["content"] == answer_of(key, 9)
     *chunks, done = lines
     events = [msgspec.json.decode(line) for line in chunks]
     assert done == b"[DONE]" and events[-1]["usage"] == whole["usage"]
-    assert "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1]) == words.answer_of(key, 9)
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1]) == answer_of(key, 9)
+
+
+async def test_a_failure_in_openais_dialect_ends_the_body(start: Any) -> None:
+    """The error is the last frame, and the connection is free for the next request."""
+    mock = await start(faults=(Fault(kind="fail", after=2, code="overloaded", times=1),))
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}
+    connector = aiohttp.UnixConnector(path=mock.socket)
+    async with (
+        aiohttp.ClientSession(connector=connector, base_url="http://mock") as session,
+        asyncio.timeout(5),
+    ):
+        async with session.post("/v1/chat/completions", json=asked) as answer:
+            body = await answer.read()
+        async with session.post("/v1/chat/completions", json=asked) as answer:
+            assert (await answer.read()).endswith(b"[DONE]\n\n")
+    assert b'"overloaded"' in body.split(b"\n\n")[-2] and b"[DONE]" not in body
+
+
+async def test_it_counts_what_it_has_drawn(start: Any) -> None:
+    """Per attempt that ended, whoever ended it: the other side of any ledger."""
+    mock = await start(gap_s=0.001)
+    await mock.events(request(max_tokens=20))
+    async with aclosing(mock.upstream.generate(mock.socket, request("r2"))) as batches:
+        async for _ in batches:
+            break
+    connector = aiohttp.UnixConnector(path=mock.socket)
+    async with aiohttp.ClientSession(connector=connector, base_url="http://mock") as session, asyncio.timeout(5):
+        counts: dict[str, float] = {}
+        while counts.get("penstock_engine_sequences_total cancelled") != 1:
+            async with session.get(protocol.METRICS) as answer:
+                found = samples.decode(await answer.read())
+            counts = {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in found}
+    assert counts["penstock_engine_sequences_total length"] == 1
+    assert counts["penstock_engine_sequence_tokens_total prompt"] == 10
+    assert 20 <= counts["penstock_engine_sequence_tokens_total output"] <= 40

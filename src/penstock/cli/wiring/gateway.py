@@ -19,6 +19,7 @@ from penstock.observe.folds import Folds
 from penstock.store.denials import Denials
 from penstock.store.desired import DesiredStore
 from penstock.store.places import open_access
+from penstock.store.running import Running
 from penstock.store.spill import Spill
 
 
@@ -34,7 +35,8 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     identify = Identify(opened.secret, time.time, denials, open_without_keys=settings.open_without_keys, tokens=tokens)
     writer = f"{settings.gateway}-{secrets.token_hex(4)}"  # of this start: a later one recalls what this has written
     spill = Spill(opened.spill, writer, opened.ledger)
-    recording = Recording(writer, folds, spill, opened.ledger)
+    running = Running(opened.spill, writer)
+    recording = Recording(writer, folds, spill, running, opened.ledger)
     with closing(opened.store), closing(DesiredStore(settings.store_path)) as store:
         try:
             async with beside(denials.write_regularly(), spill.move_regularly(), *fetching):
@@ -46,6 +48,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
                     acknowledge=store.acknowledge,
                     emit=recording,
                     samples=folds.samples,
+                    running=recording,
                     recall=recording.recall,
                     stop=stop,
                 )
@@ -53,3 +56,4 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
         finally:
             await asyncio.to_thread(denials.write)
             await asyncio.to_thread(spill.close)
+            running.close()

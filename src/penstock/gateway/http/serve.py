@@ -31,7 +31,7 @@ from penstock.gateway.http.server import HttpServer
 from penstock.gateway.identify import Identify
 from penstock.gateway.limit import Limit
 from penstock.gateway.limits import Limits
-from penstock.gateway.meter import Meter
+from penstock.gateway.meter import Meter, Running
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
@@ -60,6 +60,7 @@ async def serve_gateway(
     acknowledge: Callable[[Acknowledgement], None],
     emit: Emit,
     samples: Callable[[], Sequence[Any]],
+    running: Running | None = None,
     recall: Callable[[Limits], Coroutine[Any, Any, None]],
     stop: asyncio.Event,
 ) -> None:
@@ -79,7 +80,7 @@ async def serve_gateway(
         limit=Limit(replicas, limits, clock, AdmitRules()),
         route=Router(replicas),
         forward=Forwarder(replicas, upstream, rules, clock, emit),
-        meter=Meter(clock, emit, lambda: uuid.uuid4().hex),
+        meter=Meter(clock, emit, lambda: uuid.uuid4().hex, running),
     )
     gateway = Gateway(replicas, upstream, stages)
     http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)

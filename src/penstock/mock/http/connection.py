@@ -17,6 +17,8 @@ from penstock.mock import words
 from penstock.mock.engine import MockEngine
 from penstock.mock.http.dialect import ENGINE_LINES, Dialect, head, openai_request
 from penstock.mock.http.stream import Stream
+from penstock.observe import samples
+from penstock.observe.folds import Folds
 from penstock.wire import engine as protocol
 from penstock.wire.errors import Problem
 
@@ -26,8 +28,9 @@ _MAX_BODY_BYTES = 64 * 1024 * 1024
 class Connection(asyncio.Protocol):
     """``open_connections`` is the listener's own set, so that it can end what is left."""
 
-    def __init__(self, engine: MockEngine, open_connections: set[Connection]) -> None:
+    def __init__(self, engine: MockEngine, open_connections: set[Connection], folds: Folds) -> None:
         self._engine = engine
+        self._folds = folds
         self._connections = open_connections
         self._routes: dict[tuple[bytes, str], Callable[[bytes], None]] = {
             (b"POST", protocol.GENERATE): self._generate,
@@ -41,7 +44,7 @@ class Connection(asyncio.Protocol):
             (b"GET", protocol.METRICS): self._metrics,
             (b"POST", "/v1/chat/completions"): self._chat,
             (b"GET", "/v1/models"): self._models,
-            (b"GET", "/health"): self._metrics,
+            (b"GET", "/health"): self._health,
         }
         self.stream: Stream | None = None
         self._busy = False
@@ -169,7 +172,10 @@ class Connection(asyncio.Protocol):
         self._respond(protocol.encode(self._engine.progress(request.ids)))
 
     def _metrics(self, _body: bytes) -> None:
-        self._respond(b"[]")
+        self._respond(samples.encode(self._folds.samples()))
+
+    def _health(self, _body: bytes) -> None:
+        self._respond(b"{}")
 
     def _tokenize(self, body: bytes) -> None:
         request = msgspec.json.decode(body, type=protocol.TokenizeRequest)

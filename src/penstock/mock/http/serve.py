@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from penstock.config.mock import MockScript
 from penstock.mock.engine import MockEngine
 from penstock.mock.http.connection import Connection
+from penstock.observe.folds import Folds
 
 _BACKLOG = 4096
 _DRAIN_POLL_S = 0.02
@@ -26,9 +27,10 @@ async def serve_mock(
     listeners: Sequence[socket.socket], *, model: str, script: MockScript, stop: asyncio.Event
 ) -> None:
     """Serve until ``stop`` is set and what was running has ended, at most the script's ``drain_s`` later."""
-    engine = MockEngine(model, script, _LoopClock())
+    folds = Folds()
+    engine = MockEngine(model, script, _LoopClock(), folds)
     connections: set[Connection] = set()
-    servers = [await _listen(listener, lambda: Connection(engine, connections)) for listener in listeners]
+    servers = [await _listen(listener, lambda: Connection(engine, connections, folds)) for listener in listeners]
     await stop.wait()
     engine.draining = True
     try:

@@ -112,6 +112,7 @@ class Stream:
         return True
 
     def _end(self, event: protocol.Finished | protocol.Failed | None, before: bytes = b"") -> None:
+        self.attempt.reason = event.reason if isinstance(event, protocol.Finished) else "failed"
         self.close()
         self._transport.write(before + self._dialect.end(event))
         self._done()
