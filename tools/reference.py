@@ -44,6 +44,7 @@ ROUTES = {
     "/admin/keys/{name}/rotate": "A new secret for a key; the old one is taken for `grace_s` more.",
     "/admin/tenants": "GET: the tenants. POST: a new one.",
     "/admin/tenants/{name}": "GET: one tenant. PATCH: changes it. DELETE: removes one without keys.",
+    "/admin/names": "GET: the public names and what they lead to. PATCH: adds, replaces and removes some.",
     "/admin/audit": "The newest rows of the audit log.",
     "/admin/openapi.json": "The admin listener as an OpenAPI document.",
     "/gateway/load": "Control socket: the version routed by, and the requests in flight.",

@@ -19,6 +19,12 @@ class Ids(Protocol):
     def __call__(self) -> str: ...
 
 
+class Chance(Protocol):
+    """A number from 0 to 1, drawn anew each time."""
+
+    def __call__(self) -> float: ...
+
+
 class Emit(Protocol):
     """Where events go: the folds behind /metrics, the log, or a test's list.  Never blocks, never raises."""
 

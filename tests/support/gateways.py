@@ -143,7 +143,7 @@ class House:
         stages = Stages(
             identify=Known({b"k": self.principal, **{name.encode(): self.tenant(name) for name in "ab"}}),
             limit=LimitStage(replicas, self.limits, self.clock, admit or AdmitRules()),
-            route=Router(replicas),
+            route=Router(replicas, self.clock),
             forward=Forwarder(replicas, self.engines, rules, self.clock, self.events.append),
             meter=Meter(self.clock, self.events.append, lambda: uuid.uuid4().hex, running),
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import msgspec
 import typer
 
 from penstock.cli.sizes import parse_size
@@ -20,6 +21,7 @@ from penstock.wire.errors import Problem
 if TYPE_CHECKING:
     from penstock.config.issuers import Issuer
     from penstock.config.prices import Price
+    from penstock.config.settings import ServeSettings
 
 T = TypeVar("T")
 
@@ -70,6 +72,10 @@ def serve(
             "Without one: pydoc, the bundled demonstration model. mock://[SCRIPT] pretends, without any model.",
             show_default=False,
         ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _option("--config", help="File of further models and of names; without MODEL its first model is the first."),
     ] = None,
     served_name: Annotated[
         str | None, _option("--served-name", help="Name that requests use; by default the directory's or org/name.")
@@ -195,39 +201,64 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise Problem("invalid_setting", "--tls-cert and --tls-key go together.", param="--tls-cert")
     _check_networks(trusted_proxy or [])
-    settings = ServeSettings(
-        source=model,
-        served_name=served_name,
-        host=host,
-        port=port,
-        admin_host=admin_host,
-        admin_port=admin_port,
-        replicas=replicas,
-        balance=balance,
-        drain_timeout_s=drain_timeout,
-        store=store,
-        issuers=_read_issuers(issuers) if issuers is not None else (),
-        tls_cert=str(tls_cert.absolute()) if tls_cert is not None else "",
-        tls_key=str(tls_key.absolute()) if tls_key is not None else "",
-        trusted_proxies=tuple(trusted_proxy or ()),
-        insecure_no_auth=insecure_no_auth,
-        dtype=dtype,
-        exact=exact,
-        max_model_len=max_model_len,
-        kv_memory_bytes=kv_memory,
-        max_step_tokens=max_step_tokens,
-        max_num_seqs=max_num_seqs,
-        prefix_caching=prefix_caching,
-        threads=threads,
-        reasoning_parser=reasoning_parser,
-        tool_parser=tool_parser,
-        prices=_read_prices(prices) if prices is not None else (),
+    settings = _with_file(
+        config,
+        ServeSettings(
+            source=model,
+            served_name=served_name,
+            host=host,
+            port=port,
+            admin_host=admin_host,
+            admin_port=admin_port,
+            replicas=replicas,
+            balance=balance,
+            drain_timeout_s=drain_timeout,
+            store=store,
+            issuers=_read_issuers(issuers) if issuers is not None else (),
+            tls_cert=str(tls_cert.absolute()) if tls_cert is not None else "",
+            tls_key=str(tls_key.absolute()) if tls_key is not None else "",
+            trusted_proxies=tuple(trusted_proxy or ()),
+            insecure_no_auth=insecure_no_auth,
+            dtype=dtype,
+            exact=exact,
+            max_model_len=max_model_len,
+            kv_memory_bytes=kv_memory,
+            max_step_tokens=max_step_tokens,
+            max_num_seqs=max_num_seqs,
+            prefix_caching=prefix_caching,
+            threads=threads,
+            reasoning_parser=reasoning_parser,
+            tool_parser=tool_parser,
+            prices=_read_prices(prices) if prices is not None else (),
+        ),
     )
     display = ServeDisplay()
     try:
         controller_process(settings, penstock_home(), display)
     finally:
         display.close()
+
+
+def _with_file(path: Path | None, settings: ServeSettings) -> ServeSettings:
+    """The models and names of the service's file on top of what flags say."""
+    from penstock.config.service import read_service
+
+    if path is None:
+        return settings
+    file = _read(path, read_service, "--config")
+    models = dict(file.models)
+    if settings.source is None and models:
+        name = next(iter(models))
+        first = models.pop(name)
+        settings = msgspec.structs.replace(
+            settings,
+            source=first.source,
+            served_name=name,
+            replicas=first.replicas,
+            balance=first.balance,
+            max_concurrent=first.max_concurrent,
+        )
+    return msgspec.structs.replace(settings, also=models, names=file.names)
 
 
 def _read_prices(path: Path) -> tuple[Price, ...]:

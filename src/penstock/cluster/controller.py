@@ -15,7 +15,9 @@ import msgspec
 
 from penstock.cluster.reconcile import Memory, Observed, Rules, decide
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
+from penstock.config.names import Name
 from penstock.events.list import ReplicaChanged
+from penstock.policy.names import check
 from penstock.ports import Emit
 from penstock.wire.engine import Load
 from penstock.wire.errors import Problem
@@ -24,11 +26,15 @@ Stage = Literal["serving", "draining", "stopping", "stopped"]
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One process that should run.  ``socket``: where an engine speaks its protocol, a gateway its control routes."""
+    """One process that should run.  ``socket``: where an engine speaks its protocol, a gateway its control routes.
+
+    ``model``: which one an engine serves; empty: the service's first.
+    """
 
     id: str
     kind: Literal["engine", "gateway"]
     socket: str
+    model: str = ""
 
 
 class EndRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +75,7 @@ class Publish(msgspec.Struct, frozen=True):
 
     models: list[Model]
     admitting: bool
+    names: dict[str, Name] = {}
 
 
 class Tell(msgspec.Struct, frozen=True):
@@ -126,10 +133,17 @@ class Controller:
         end: EndRules,
         emit: Emit,
         balance: Balance = "least-tokens",
+        max_concurrent: int = 0,
+        also: Sequence[Model] = (),
+        names: Mapping[str, Name] | None = None,
     ) -> None:
+        """``also``: further models, without their replicas.  Raises ``Problem`` where the names do not fit them."""
+        self._also = list(also)
+        self._names: dict[str, Name] = {}
         self._model = model
         self._created = created
         self._balance = balance
+        self._max_concurrent = max_concurrent
         self._members = list(members)
         self._rules = rules
         self._end = end
@@ -144,6 +158,24 @@ class Controller:
         self._phase = {member.id: "" for member in members}
         self._seen: dict[str, Observed] = {}
         self._asked: set[tuple[str, int, str]] = set()  # (id, pid, verb): a signal is sent once
+        self.rename(names or {})
+
+    @property
+    def models(self) -> list[str]:
+        """Served names, the first one first."""
+        return [self._model, *(model.name for model in self._also)]
+
+    @property
+    def names(self) -> Mapping[str, Name]:
+        return self._names
+
+    def rename(self, names: Mapping[str, Name]) -> None:
+        """These are the names from the next step on.  Raises ``Problem`` ``invalid_value``, and changes none then."""
+        try:
+            check(names, self.models)
+        except ValueError as error:
+            raise Problem("invalid_value", f"{str(error)[:1].upper()}{str(error)[1:]}.", param="names") from None
+        self._names = dict(names)
 
     def request_stop(self) -> None:
         """Drain and end; asked for again: hurry.  Takes effect with the next step."""
@@ -207,16 +239,26 @@ class Controller:
         )
 
     def _publish(self) -> list[Action]:
-        living = [
+        first = Model(
+            name=self._model,
+            replicas=[],
+            created=self._created,
+            balance=self._balance,
+            max_concurrent=self._max_concurrent,
+        )
+        models = [msgspec.structs.replace(model, replicas=self._living(model.name)) for model in (first, *self._also)]
+        admitting = self._stage == "serving" and self._stop_requests == 0
+        wanted = (models, self._names, admitting)
+        if wanted == (self._desired.models, self._desired.names, self._desired.admitting):
+            return []
+        return [Publish(models, admitting, self._names)]
+
+    def _living(self, model: str) -> list[Replica]:
+        return [
             Replica(id=member.id, socket=member.socket)
             for member in self._members
-            if member.kind == "engine" and member.id in self._seen
+            if member.kind == "engine" and member.id in self._seen and (member.model or self._model) == model
         ]
-        models = [Model(name=self._model, replicas=living, created=self._created, balance=self._balance)]
-        admitting = self._stage == "serving" and self._stop_requests == 0
-        if models == self._desired.models and admitting == self._desired.admitting:
-            return []
-        return [Publish(models, admitting)]
 
     def _advance(self, acknowledgements: Sequence[Acknowledgement], now: float) -> None:
         if self._problem is not None:

@@ -95,8 +95,8 @@ def _act(
             driver.kill(id)
         case Forget(id):
             driver.forget(id)
-        case Publish(models, admitting):
-            controller.published(store.publish(models, admitting))
+        case Publish(models, admitting, names):
+            controller.published(store.publish(models, admitting, names))
         case Tell():
             tell(action)
 

@@ -1,4 +1,5 @@
-"""The one versioned desired state: which replicas serve which model, and whether new requests are admitted.
+"""The one versioned desired state: which replicas serve which model, under which names, and whether new requests are
+admitted.
 
 The controller writes it, gateways watch it and acknowledge versions.
 A replica is stopped only after every gateway acknowledged a version that drains it.
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+
+from penstock.config.names import Name
 
 Balance = Literal["least-tokens", "prefix-hash", "marginal-time"]
 """How a model's sequences are spread over its replicas: ``policy/route.py``."""
@@ -23,19 +26,27 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A served name and the replicas behind it.  ``created`` in seconds since the epoch, for /v1/models."""
+    """A served name and the replicas behind it.  ``created`` in seconds since the epoch, for /v1/models.
+
+    ``max_concurrent``: sequences that a gateway has at one replica at a time; 0: as many as come.
+    """
 
     name: str
     replicas: list[Replica]
     created: int = 0
     balance: Balance = "least-tokens"
+    max_concurrent: int = 0
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Version 0 is the empty state.  ``admitting`` is false while the whole service drains."""
+    """Version 0 is the empty state.  ``names`` stand in front of models.
+
+    ``admitting`` is false while the whole service drains.
+    """
 
     version: int = 0
     models: list[Model] = []
+    names: dict[str, Name] = {}
     admitting: bool = True
 
 

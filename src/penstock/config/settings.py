@@ -12,7 +12,9 @@ import msgspec
 
 from penstock.config.desired import Balance
 from penstock.config.issuers import Issuer
+from penstock.config.names import Name
 from penstock.config.prices import Price
+from penstock.config.service import ServedModel
 
 DType = Literal["auto", "bfloat16", "float32"]
 ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
@@ -86,6 +88,11 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_port: int = 8001
     replicas: int = 1
     balance: Balance = "least-tokens"
+    max_concurrent: int = 0
+    """Sequences that a gateway has at one replica at a time; 0: as many as come."""
+    also: dict[str, ServedModel] = {}
+    """Further models by served name; all other settings are theirs, too."""
+    names: dict[str, Name] = {}
     drain_timeout_s: float = 30.0
     store: str | None = None
     """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""

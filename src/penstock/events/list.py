@@ -58,6 +58,21 @@ class StreamResumed(msgspec.Struct, frozen=True, kw_only=True):
     gap_s: float
 
 
+class ShadowEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway: the copy of a request at ``model`` ended, whose answer nobody got; counted here and nowhere else.
+
+    ``ttft_s`` is ``None`` where there was no first token.
+    """
+
+    model: str
+    outcome: Outcome
+    code: str = ""
+    ttft_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
 class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
     """Engine: a sequence left the engine."""
 
@@ -89,4 +104,4 @@ class ReplicaChanged(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
 
 
-Event = RequestReceived | RequestEnded | StreamResumed | SequenceEnded | StepDone | ReplicaChanged
+Event = RequestReceived | RequestEnded | StreamResumed | ShadowEnded | SequenceEnded | StepDone | ReplicaChanged

@@ -14,7 +14,15 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from penstock.events.list import ReplicaChanged, RequestEnded, RequestReceived, SequenceEnded, StepDone, StreamResumed
+from penstock.events.list import (
+    ReplicaChanged,
+    RequestEnded,
+    RequestReceived,
+    SequenceEnded,
+    ShadowEnded,
+    StepDone,
+    StreamResumed,
+)
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -169,6 +177,28 @@ RESUME_GAP = _metric(
     ("model",),
     GAP_BUCKETS,
 )
+SHADOWS = _metric(
+    "penstock_shadow_requests_total",
+    "counter",
+    "shadow_requests",
+    "Copies of requests whose answers were discarded, by outcome and error code; in no other metric of requests.",
+    ("model", "outcome", "code"),
+)
+SHADOW_TOKENS = _metric(
+    "penstock_shadow_tokens_total",
+    "counter",
+    "shadow_tokens",
+    "Tokens of such copies: prompt, cached (a part of prompt) and output.  No tenant pays for them.",
+    ("model", "kind"),
+)
+SHADOW_TTFT = _metric(
+    "penstock_shadow_time_to_first_token_seconds",
+    "histogram",
+    "seconds",
+    "Time from sending a copy to its first token.",
+    ("model",),
+    TTFT_BUCKETS,
+)
 
 # One engine: why the gateway's numbers are what they are.
 STEP = _metric(
@@ -242,6 +272,12 @@ _feed(RequestEnded, OUTPUT_TOKENS, lambda e: e.output_tokens or None, lambda e: 
 
 _feed(StreamResumed, RESUMES, lambda e: 1, lambda e: (e.model,))
 _feed(StreamResumed, RESUME_GAP, lambda e: e.gap_s, lambda e: (e.model,))
+
+_feed(ShadowEnded, SHADOWS, lambda e: 1, lambda e: (e.model, e.outcome, e.code))
+_feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.prompt_tokens or None, lambda e: (e.model, "prompt"))
+_feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.cached_tokens or None, lambda e: (e.model, "cached"))
+_feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.output_tokens or None, lambda e: (e.model, "output"))
+_feed(ShadowEnded, SHADOW_TTFT, lambda e: e.ttft_s, lambda e: (e.model,))
 
 _feed(SequenceEnded, SEQUENCES, lambda e: 1, lambda e: (e.reason,))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("prompt",))

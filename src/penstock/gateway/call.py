@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 from penstock.config.tenants import ANONYMOUS, Principal
 from penstock.cost.money import FREE, Rate, cost_nusd
 from penstock.events.list import Outcome, RequestEnded
+from penstock.policy.budget import BudgetVerdict
+from penstock.policy.fallback import FallbackVerdict
+from penstock.policy.names import NameVerdict
 from penstock.policy.retry import RetryVerdict
 from penstock.policy.route import RouteVerdict
+from penstock.policy.shadow import ShadowVerdict
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
+    from penstock.config.names import Shadow
     from penstock.gateway.limits import Hold
     from penstock.gateway.queue import Queue
     from penstock.policy.limit import Standing
@@ -25,8 +30,9 @@ if TYPE_CHECKING:
 _CLIENT_GONE_STATUS = 499
 _REFUSALS = frozenset({"draining", "not_ready", "overloaded"})
 
-Trail = list[tuple[float, RouteVerdict | RetryVerdict]]
-"""What was decided about a call's sequences, and when by the clock."""
+Verdict = NameVerdict | FallbackVerdict | ShadowVerdict | RouteVerdict | RetryVerdict | BudgetVerdict
+Trail = list[tuple[float, Verdict]]
+"""What was decided about a call and its sequences, and when by the clock."""
 
 
 class ClientGone(Exception):
@@ -41,6 +47,8 @@ class Call:
     ``trail``: what was decided on the way, and when; ``refusal``: the words of what ended it; ``request_id``: the
     ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs;
     ``running_slot``: where what it has used is kept for the case of a kill, if ``is_kept``.
+    ``session``: as the caller names it; ``chain``: the models to ask, of which ``model`` is the one that answers, or
+    the first; ``shadow``: who gets a copy.
     """
 
     id: str
@@ -48,6 +56,9 @@ class Call:
     started: float
     principal: Principal = ANONYMOUS
     model: str = ""
+    session: str = ""
+    chain: tuple[str, ...] = ()
+    shadow: Shadow | None = None
     streamed: bool = False
     choices_per_prompt: int = 1
     num_choices: int = 1

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from penstock.gateway.call import Call
+from penstock.policy.budget import BudgetVerdict
+from penstock.policy.fallback import FallbackVerdict
 from penstock.policy.limit import amount_text, describe
+from penstock.policy.names import NameVerdict
 from penstock.policy.route import RouteVerdict
+from penstock.policy.shadow import ShadowVerdict
 from penstock.wire.errors import Problem
 from penstock.wire.gateway import ExplainedStep, Explanation
 
@@ -52,7 +56,18 @@ def explain(call: Call) -> Explanation:
         steps.append(ExplainedStep(at_s=0.0, stage="limit", why=f"tightest limits: {held}"))
     for at, verdict in call.trail:
         since = at - call.started
-        if isinstance(verdict, RouteVerdict):
+        if isinstance(verdict, NameVerdict):
+            steps.append(ExplainedStep(at_s=since, stage="name", why=verdict.why or f"{verdict.asked} leads nowhere"))
+        elif isinstance(verdict, FallbackVerdict):
+            why = f"{f'to {verdict.model}' if verdict.model else 'no fallback'}: {verdict.why}"
+            steps.append(ExplainedStep(at_s=since, stage="fallback", why=why))
+        elif isinstance(verdict, BudgetVerdict):
+            why = f"{'within' if verdict.granted else 'over'} the budget: {verdict.why}"
+            steps.append(ExplainedStep(at_s=since, stage="retry", why=why))
+        elif isinstance(verdict, ShadowVerdict):
+            why = f"{'a copy' if verdict.copied else 'no copy'} to {verdict.model}: {verdict.why}"
+            steps.append(ExplainedStep(at_s=since, stage="shadow", why=why))
+        elif isinstance(verdict, RouteVerdict):
             why, scores = f"to {verdict.replica}: {verdict.why}", dict(verdict.scores)
             steps.append(ExplainedStep(at_s=since, stage="route", why=why, scores=scores))
         else:

@@ -16,13 +16,23 @@ from typing import TypeVar
 import msgspec
 
 from penstock.events.list import StreamResumed
+from penstock.gateway.budget import RetryBudget
 from penstock.gateway.call import Trail
 from penstock.gateway.prefixes import NO_CHAIN, Chain, chain_of
 from penstock.gateway.replicas import Lease, ModelState, Replicas
 from penstock.gateway.stalls import Stalls
 from penstock.gateway.upstream import Upstream
-from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryMemory, RetryRules, RetryVerdict, decide
-from penstock.ports import Clock, Emit
+from penstock.policy.budget import BudgetRules
+from penstock.policy.retry import (
+    RESUMABLE,
+    FailedAttempt,
+    RetryMemory,
+    RetryRules,
+    RetryVerdict,
+    decide,
+    longer_pause,
+)
+from penstock.ports import Chance, Clock, Emit
 from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, problem_of
 from penstock.wire.errors import Problem
 
@@ -34,7 +44,11 @@ _RETRY_AFTER_S = 2.0
 
 @dataclass(slots=True)
 class Progress:
-    """What one sequence has behind it.  ``lost_at``: the gap it is in began then."""
+    """What one sequence has behind it.  ``lost_at``: the gap it is in began then.
+
+    ``fruitful``: the last attempt's replica was at work, on this sequence or on others, when it failed.
+    Not ``patient``: until an engine has taken it up, it waits for no replica; another model would have it.
+    """
 
     emitted: list[int] = field(default_factory=list)
     accepted: bool = False
@@ -43,13 +57,27 @@ class Progress:
     memory: RetryMemory = field(default_factory=RetryMemory)
     verdict: RetryVerdict | None = None
     problem: Problem | None = None
+    patient: bool = True
+    fruitful: bool = False
     chain: Chain | None = None
 
 
 class Forwarder:
-    """Sends sequences to replicas.  Shared by all requests of a gateway; keeps nothing of any."""
+    """Sends sequences to replicas.  Shared by all requests of a gateway; keeps nothing of any but their number."""
 
-    def __init__(self, replicas: Replicas, upstream: Upstream, rules: RetryRules, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self,
+        replicas: Replicas,
+        upstream: Upstream,
+        rules: RetryRules,
+        clock: Clock,
+        emit: Emit,
+        chance: Chance = lambda: 1.0,
+        budget: BudgetRules = BudgetRules(),  # noqa: B008 - frozen
+    ) -> None:
+        self._chance = chance
+        self._budget_rules = budget
+        self._budgets: dict[str, RetryBudget] = {}
         self._replicas = replicas
         self._upstream = upstream
         self._rules = rules
@@ -58,15 +86,17 @@ class Forwarder:
         self.stalls = Stalls(upstream, clock)
 
     async def stream(
-        self, model: str, request: GenerateRequest, prompt_tokens: int, trail: Trail
+        self, model: str, request: GenerateRequest, prompt_tokens: int, trail: Trail, *, patient: bool = True
     ) -> AsyncGenerator[list[Event], None]:
         """Events of one sequence: one ``Accepted``, deltas, one ``Finished``.  Raises ``Problem``, also midway.
 
         ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict.
+        ``patient``: it waits for a replica where none is ready, also before anybody has taken it up.
         Closing the generator aborts the sequence at its engine.
         """
-        progress = Progress()
+        progress = Progress(patient=patient)
         size = (prompt_tokens, expected_output_tokens(request))
+        self._budget(model).note_request()
         while True:
             lease = await self._lease(model, size, progress, request)
             trail.append((lease.sent_at, lease.verdict))
@@ -80,8 +110,9 @@ class Forwarder:
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress, trail)
             finally:
-                lease.end(self._clock.now(), len(progress.emitted) - begun_at)
+                self._end(lease, len(progress.emitted) - begun_at)
             await self._pause(progress)
+            await self._afford(model, progress, trail)
 
     async def call(
         self, model: str, send: Callable[[str], Awaitable[T]], trail: Trail, prompt_tokens: int = 0, id: str = ""
@@ -91,6 +122,7 @@ class Forwarder:
         ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict; ``id``: as in the request.
         """
         progress = Progress()
+        self._budget(model).note_request()
         while True:
             lease = await self._lease(model, (prompt_tokens, 0), progress)
             trail.append((lease.sent_at, lease.verdict))
@@ -102,8 +134,9 @@ class Forwarder:
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress, trail)
             finally:
-                lease.end(self._clock.now())
+                self._end(lease)
             await self._pause(progress)
+            await self._afford(model, progress, trail)
 
     async def _attempt(
         self, lease: Lease, request: GenerateRequest, progress: Progress, model: str
@@ -160,7 +193,9 @@ class Forwarder:
             lease = self._replicas.lease(state, size, now, avoid=avoid, chain=progress.chain or NO_CHAIN)
             if lease is not None:
                 return lease
-            if deadline is None:
+            if not progress.patient and not progress.accepted:
+                deadline = now
+            elif deadline is None:
                 # A new request waits for an engine that is being restarted, not for one that never was ready.
                 deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
             # A replica that is listed lives, and may be loading; where none is, nobody may ever come.
@@ -179,6 +214,12 @@ class Forwarder:
             raise
 
     def _none_in_time(self, model: str, progress: Progress, now: float) -> Problem:
+        state = self._model(model, progress)
+        if any(replica.routable for replica in state.replicas):
+            message = (
+                f"Every ready replica of {model!r} has the {state.model.max_concurrent} requests that it may have."
+            )
+            return Problem("overloaded", message, param="model", retry_after_s=_RETRY_AFTER_S)
         if progress.problem is None:
             message = f"No replica of {model!r} is ready."
             return Problem("not_ready", message, param="model", retry_after_s=_RETRY_AFTER_S)
@@ -189,6 +230,7 @@ class Forwarder:
     def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress, trail: Trail) -> None:
         """Ask the policy; raise the problem if it gives up, else leave its verdict in ``progress``."""
         now = self._clock.now()
+        progress.fruitful = lease.fruitful
         lease.failed(problem.code, now)
         if problem.code in RESUMABLE:
             self._replicas.lost(lease.state)
@@ -199,6 +241,7 @@ class Forwarder:
             replica=lease.state.id,
             emitted_tokens=len(progress.emitted),
             accepted=progress.accepted,
+            chance=self._chance(),
             others=sum(state.routable and state.id not in failed for state in self._model(model, progress).replicas),
         )
         progress.verdict, progress.memory = decide(view, self._rules, progress.memory, now)
@@ -224,6 +267,41 @@ class Forwarder:
                 )
             )
         progress.lost_at = None
+
+    async def _afford(self, model: str, progress: Progress, trail: Trail) -> None:
+        """Wait for room in the model's retry budget.  What a replica that was at work has lost needs none.
+
+        Raises the attempt's problem: at once where another model would have the sequence, for others in the time that
+        they would wait for a replica.
+        """
+        assert progress.verdict is not None
+        if progress.fruitful:
+            return
+        patience_s = self._rules.first_wait_s if progress.patient else 0.0
+        deadline = progress.verdict.deadline if progress.accepted else progress.memory.since + patience_s
+        pause_s = 0.0
+        while True:
+            verdict = self._budget(model).ask()
+            if verdict.granted or not pause_s:
+                trail.append((self._clock.now(), verdict))
+            if verdict.granted:
+                return
+            pause_s = longer_pause(pause_s, self._chance())
+            if self._clock.now() + pause_s > deadline:
+                assert progress.problem is not None
+                progress.problem.retry_after_s = progress.problem.retry_after_s or _RETRY_AFTER_S
+                raise progress.problem
+            await asyncio.sleep(pause_s)
+
+    def _budget(self, model: str) -> RetryBudget:
+        budget = self._budgets.get(model)
+        if budget is None:
+            budget = self._budgets[model] = RetryBudget(self._budget_rules, self._clock)
+        return budget
+
+    def _end(self, lease: Lease, num_tokens: int = 0) -> None:
+        lease.end(self._clock.now(), num_tokens)
+        self._replicas.freed(lease.state)
 
     async def _pause(self, progress: Progress) -> None:
         if progress.verdict is not None and progress.verdict.pause_s > 0:

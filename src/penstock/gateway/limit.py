@@ -6,7 +6,7 @@ In: a call whose principal is known, and the events on their way to it; out: the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.events.list import RequestEnded
 from penstock.gateway.call import Call
@@ -29,11 +29,21 @@ class Limit:
         self._clock = clock
         self._admit = admit
         self._queues: dict[str, Queue] = {}
+        self._one_waits: Callable[[], None] = lambda: None
 
     @property
     def draining(self) -> bool:
         """The desired state admits no new requests."""
         return self._replicas.version > 0 and not self._replicas.admitting
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn at any model."""
+        return sum(queue.num_waiting for queue in self._queues.values())
+
+    def when_one_waits(self, call: Callable[[], None]) -> None:
+        """Call this whenever a request has to wait."""
+        self._one_waits = call
 
     def arrive(self, call: Call) -> None:
         """The head is read, the body is not."""
@@ -58,6 +68,15 @@ class Limit:
             raise _refusal(verdict)
         call.hold = hold
 
+    def withdraw(self, call: Call) -> None:
+        """The model that this was reserved for does not answer: nothing of it is held any more."""
+        if call.queue is not None:
+            call.queue.leave(call.id)
+            call.queue = None
+        if call.hold is not None:
+            call.hold.end(requests=0, prompt=0, cached=0, output=0)
+            call.hold = None
+
     async def enter(self, call: Call, tokens: int) -> None:
         """Wait for the call's turn at the engines, which ``tokens`` are estimated to be for.
 
@@ -68,7 +87,9 @@ class Limit:
             return
         queue = self._queues.get(model)
         if queue is None:
-            queue = Queue(lambda: capacity_of(self._replicas, model), self._clock, self._admit)
+            queue = Queue(
+                lambda: capacity_of(self._replicas, model), self._clock, self._admit, lambda: self._one_waits()
+            )
             self._queues[model] = queue
         call.queue = queue
         await queue.enter(call.id, call.principal, tokens)

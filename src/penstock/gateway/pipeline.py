@@ -19,9 +19,11 @@ from penstock.gateway.limit import Limit
 from penstock.gateway.merge import merge
 from penstock.gateway.meter import Meter
 from penstock.gateway.replicas import ModelState, Replicas
-from penstock.gateway.route import Router
+from penstock.gateway.route import Offer, Router
+from penstock.gateway.shadow import Shadows
 from penstock.gateway.upstream import Upstream
 from penstock.wire.engine import Embedded, EmbedRequest, Event, Finished, GenerateRequest
+from penstock.wire.errors import Problem
 
 T = TypeVar("T")
 
@@ -39,9 +41,10 @@ class Stages(NamedTuple):
 
 
 class Gateway:
-    """Takes every data request through the stages."""
+    """Takes every data request through the stages.  ``shadows`` gets the copies; ``None``: there are none."""
 
-    def __init__(self, replicas: Replicas, upstream: Upstream, stages: Stages) -> None:
+    def __init__(self, replicas: Replicas, upstream: Upstream, stages: Stages, shadows: Shadows | None = None) -> None:
+        self.shadows = shadows
         self.replicas = replicas
         self.upstream = upstream
         self.stages = stages
@@ -76,13 +79,16 @@ class Gateway:
         finally:
             self.stages.limit.end(call, self.stages.meter.end(call, error))
 
-    def visible(self, credentials: Credentials) -> list[ModelState]:
-        """The models that the caller may see, for the listings: identified as for a data request, and not counted."""
+    def visible(self, credentials: Credentials) -> list[Offer]:
+        """The models and names that the caller may see, for the listings: identified as ever, and not counted."""
         return self.stages.route.visible(self.stages.identify.arrive(credentials))
 
-    def find(self, call: Call, model: str | None) -> ModelState:
-        """The model that is asked for; ``None``: the only one there is.  Raises ``Problem`` ``model_not_found``."""
-        return self.stages.route.find(call, model)
+    def find(self, call: Call, model: str | None, user: str = "", beginning: Callable[[], bytes] = bytes) -> ModelState:
+        """The model that is asked for; ``None``: the only one there is.  Raises ``Problem`` ``model_not_found``.
+
+        ``user``, or the ``beginning`` of the conversation, keeps to one side of a name that is split.
+        """
+        return self.stages.route.find(call, model, user, beginning)
 
     def generate(
         self, call: Call, choices: list[GenerateRequest], body_bytes: int
@@ -93,7 +99,44 @@ class Gateway:
         """
         call.num_choices = len(choices)
         self.stages.limit.reserve(call, body_bytes, choices)
+        if len(call.chain) > 1:
+            return self._falling_back(call, choices, body_bytes)
         return self._generate(call, choices, body_bytes)
+
+    async def _falling_back(
+        self, call: Call, choices: list[GenerateRequest], body_bytes: int
+    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
+        """As :meth:`_generate`, by the first model of the chain whose engine takes a choice up.
+
+        Where none does, the first one's ``Problem`` stands.
+        """
+        first: Problem | None = None
+        while True:
+            settled = False
+            try:
+                async with aclosing(self._generate(call, choices, body_bytes)) as batches:
+                    async for batch in batches:
+                        settled = True
+                        yield batch
+                return
+            except Problem as problem:
+                if settled:
+                    raise
+                first = first or problem
+                if not self._next_model(call, problem, choices, body_bytes):
+                    call.model = call.chain[0]
+                    raise first from None
+
+    def _next_model(self, call: Call, problem: Problem, choices: list[GenerateRequest], body_bytes: int) -> bool:
+        """Move the call to the next model of its chain, with what it holds of its limits."""
+        while self.stages.route.fall_back(call, problem):
+            self.stages.limit.withdraw(call)
+            try:
+                self.stages.limit.reserve(call, body_bytes, choices)
+                return True
+            except Problem:
+                continue  # that model has limits of its own, and how they stand is not what is told
+        return False
 
     async def _generate(
         self, call: Call, choices: list[GenerateRequest], body_bytes: int
@@ -102,7 +145,12 @@ class Gateway:
         choices = stages.identify.salted(call.principal, choices)
         prompt_tokens = body_bytes // _BYTES_PER_TOKEN // max(len(choices) // call.choices_per_prompt, 1)
         await stages.limit.enter(call, sum(expected_tokens(choice, prompt_tokens) for choice in choices))
-        sources = [stages.forward.stream(call.model, choice, prompt_tokens, call.trail) for choice in choices]
+        if call.shadow is not None and self.shadows is not None:
+            self.shadows.copy(call, choices, prompt_tokens)
+        patient = len(call.chain) < 2 or not stages.route.others_ready(call)
+        sources = [
+            stages.forward.stream(call.model, choice, prompt_tokens, call.trail, patient=patient) for choice in choices
+        ]
         async with aclosing(merge(sources)) as merged:
             running = set(range(len(choices)))
             async for index, events in merged:

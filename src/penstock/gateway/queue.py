@@ -23,9 +23,19 @@ _RATE_WINDOW_S = 5.0
 
 
 class Queue:
-    """One model's door.  ``enter`` and ``leave`` come in pairs, whatever happens between them."""
+    """One model's door.  ``enter`` and ``leave`` come in pairs, whatever happens between them.
 
-    def __init__(self, capacity: Callable[[], int | None], clock: Clock, rules: AdmitRules) -> None:
+    ``one_waits()`` is called whenever a request has to.
+    """
+
+    def __init__(
+        self,
+        capacity: Callable[[], int | None],
+        clock: Clock,
+        rules: AdmitRules,
+        one_waits: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._one_waits = one_waits
         self._capacity = capacity
         self._clock = clock
         self._rules = rules
@@ -59,6 +69,7 @@ class Queue:
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting[id] = verdict.entry, turn
+        self._one_waits()
         try:
             async with asyncio.timeout(self._rules.max_wait_s):
                 await turn

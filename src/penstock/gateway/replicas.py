@@ -7,11 +7,13 @@ No I/O: watching is ``watch``'s, speaking is the upstream's.  Waiters are woken 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.config.desired import DesiredState, Model, Replica
+from penstock.config.names import Name
 from penstock.gateway.prefixes import NO_CHAIN, Chain, PrefixIndex
-from penstock.policy.eject import HEALTHY, Health, after_failure, ejected
+from penstock.policy.eject import HEALTHY, Health, after_failure, ejected, on_trial
 from penstock.policy.rates import Rates, after_first_token, after_stream
 from penstock.policy.route import Asked, RouteVerdict, choose
 from penstock.wire.engine import Load
@@ -23,7 +25,11 @@ _TELLING_TOKENS = 8
 
 @dataclass(slots=True, eq=False)
 class ReplicaState:
-    """One replica as this gateway sees it.  ``losses`` counts broken attempts: an older observation is void."""
+    """One replica as this gateway sees it.  ``losses`` counts broken attempts: an older observation is void.
+
+    ``worked_at``: a sequence had its first token then, or ended with some; ``probe``: the attempt that tries whether
+    it is well again.
+    """
 
     replica: Replica
     load: Load | None = None
@@ -34,8 +40,10 @@ class ReplicaState:
     outstanding_prefill: int = 0
     decoding: int = 0
     last_routed: int = 0
+    worked_at: float = float("-inf")
     rates: Rates = Rates()
     health: Health = HEALTHY
+    probe: Lease | None = None
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
 
     @property
@@ -94,7 +102,14 @@ class Lease:
         self.first_at, self.rows = now, state.decoding
         state.outstanding_prefill -= self.prefill
         state.decoding += 1
+        state.worked_at = now
+        self._tried()
         state.rates = after_first_token(state.rates, self.work, now - self.sent_at)
+
+    @property
+    def fruitful(self) -> bool:
+        """Its replica was at work meanwhile, be it on other sequences."""
+        return self.state.decoding > 0 or self.state.worked_at >= self.sent_at
 
     def failed(self, code: str, now: float) -> None:
         """Its engine, or its connection, answered with this."""
@@ -107,14 +122,20 @@ class Lease:
     def end(self, now: float, num_tokens: int = 0) -> None:
         """It ended after so many tokens."""
         state = self.state
+        self._tried()
         state.outstanding_requests -= 1
         state.outstanding_tokens -= self.tokens
         if self.first_at is None:
             state.outstanding_prefill -= self.prefill
             return
         state.decoding -= 1
+        state.worked_at = now
         if num_tokens >= _TELLING_TOKENS:
             state.rates = after_stream(state.rates, self.rows, (now - self.first_at) / (num_tokens - 1))
+
+    def _tried(self) -> None:
+        if self.state.probe is self:
+            self.state.probe = None
 
 
 class Replicas:
@@ -123,9 +144,11 @@ class Replicas:
     def __init__(self) -> None:
         self.version = 0
         self.admitting = False
+        self.names: Mapping[str, Name] = {}
         self._models: dict[str, ModelState] = {}
         self._changed = asyncio.Event()
         self._routed = 0
+        self._full: set[str] = set()
 
     @property
     def models(self) -> list[ModelState]:
@@ -150,6 +173,7 @@ class Replicas:
             before = self._models.get(model.name)
             models[model.name] = ModelState(model, states, was_ready=before is not None and before.was_ready)
         self._models = models
+        self.names = desired.names
         self.version, self.admitting = desired.version, desired.admitting
         self.wake()
 
@@ -159,6 +183,14 @@ class Replicas:
         if state is None:
             raise not_served(name)
         return state
+
+    def get(self, name: str) -> ModelState | None:
+        return self._models.get(name)
+
+    def is_exact(self, name: str) -> bool:
+        """Whether a resumed sequence of this model gets the tokens of an undisturbed run."""
+        state = self._models.get(name)
+        return state is not None and state.exact
 
     def observe(self, state: ReplicaState, load: Load | None, losses: int) -> None:
         """Take an observation that was begun when ``state.losses`` was ``losses``; ``None``: nobody answered."""
@@ -194,9 +226,11 @@ class Replicas:
         states = {state.id: state for state in model.replicas}
         prompt_tokens, output_tokens = size
         asked = Asked(*size, chain.prefix, lambda id: states[id].prefixes.overlap_tokens(chain))
-        if any(state.health.incidents for state in model.replicas):
-            avoid |= ejected({state.id: state.health for state in model.replicas}, now)
-        verdict = choose(model.replicas, avoid, model.model.balance, asked)
+        ailing = any(state.health.incidents for state in model.replicas)
+        if ailing:
+            probed = frozenset(state.id for state in model.replicas if state.probe is not None)
+            avoid |= ejected({state.id: state.health for state in model.replicas}, now, probed)
+        verdict = choose(self._with_room(model), avoid, model.model.balance, asked)
         if verdict.replica is None:
             return None
         state = states[verdict.replica]
@@ -207,7 +241,16 @@ class Replicas:
         prefill = max(prompt_tokens - asked.overlap(state.id), 0)
         state.outstanding_prefill += prefill
         state.prefixes.note(chain)
-        return Lease(state, verdict, prompt_tokens + output_tokens, prefill, state.outstanding_prefill, now)
+        lease = Lease(state, verdict, prompt_tokens + output_tokens, prefill, state.outstanding_prefill, now)
+        if ailing and on_trial(state.health, now):
+            state.probe = state.probe or lease
+        return lease
+
+    def freed(self, state: ReplicaState) -> None:
+        """A lease there has ended: whoever waits for room looks again."""
+        if state.id in self._full:
+            self._full.discard(state.id)
+            self.wake()
 
     def wake(self) -> None:
         self._changed.set()
@@ -221,6 +264,15 @@ class Replicas:
                 await event.wait()
         except TimeoutError:
             return
+
+    def _with_room(self, model: ModelState) -> Sequence[ReplicaState]:
+        """Where another sequence may go; of a model whose ready replicas are all full, nowhere."""
+        most = model.model.max_concurrent
+        if not most:
+            return model.replicas
+        full = [state for state in model.replicas if state.outstanding_requests >= most]
+        self._full.update(state.id for state in full)
+        return [state for state in model.replicas if state.outstanding_requests < most]
 
     def _note_ready(self, state: ReplicaState) -> None:
         for model in self._models.values():

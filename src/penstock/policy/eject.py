@@ -1,7 +1,9 @@
-"""Whether a replica is left out for a while because what it takes up keeps failing: outlier ejection.
+"""Whether a replica is left out for a while because what it takes up keeps failing: a circuit breaker per replica.
 
 In: a failed or finished attempt, what is remembered of the replica, now; out: what to remember.  Pure.
 Many sequences lost at one moment are one incident: only an attempt that began after the last failure is news.
+When its time is over, one sequence tries it; the others keep away until that one has its first token, and until one
+came to its own end a failure leaves the replica out again, for longer.
 """
 
 from __future__ import annotations
@@ -38,7 +40,15 @@ def after_failure(health: Health, code: str, began_at: float, now: float) -> Hea
     return Health(incidents, now, until)
 
 
-def ejected(health: dict[str, Health], now: float) -> frozenset[str]:
-    """The replicas that are left out now; nobody, where that would be more than half of them."""
-    out = frozenset(id for id, one in health.items() if one.until > now)
+def on_trial(health: Health, now: float) -> bool:
+    """Its time is over, and nothing has come to its own end there since."""
+    return health.incidents >= _INCIDENTS and health.until <= now
+
+
+def ejected(health: dict[str, Health], now: float, probed: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The replicas that are left out now; nobody, where that would be more than half of them.
+
+    ``probed``: a sequence that tries them has no first token yet.
+    """
+    out = frozenset(id for id, one in health.items() if one.until > now or (id in probed and on_trial(one, now)))
     return out if 2 * len(out) <= len(health) else frozenset()

@@ -31,7 +31,7 @@ class RetryRules(msgspec.Struct, frozen=True, kw_only=True):
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """``emitted_tokens``: how many the sequence has over all attempts.  ``accepted``: an engine had taken it up.
 
-    ``others``: ready replicas that have not failed in this gap.
+    ``others``: ready replicas that have not failed in this gap.  ``chance``: a number from 0 to 1 that was drawn.
     """
 
     code: str
@@ -39,15 +39,17 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     emitted_tokens: int
     accepted: bool
     others: int
+    chance: float = 1.0
 
 
 class RetryMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The gap so far."""
+    """The gap so far.  ``pause_s``: the last pause in it."""
 
     failures: int = 0
     emitted_tokens: int = 0
     since: float = 0.0
     avoid: frozenset[str] = frozenset()
+    pause_s: float = 0.0
 
 
 class RetryVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,8 @@ def decide(view: FailedAttempt, rules: RetryRules, memory: RetryMemory, now: flo
 
     A sequence that an engine had accepted is never given up for overload before the gap's bounds:
     after a loss, the surviving replicas are crowded for a moment.
+    Pauses are decorrelated (Brooker 2015): each is drawn from between the first and thrice the one before, so that
+    those who failed together do not come back together.
     """
     new_gap = memory.failures == 0 or view.emitted_tokens > memory.emitted_tokens
     memory = RetryMemory(
@@ -72,6 +76,7 @@ def decide(view: FailedAttempt, rules: RetryRules, memory: RetryMemory, now: flo
         emitted_tokens=view.emitted_tokens,
         since=now if new_gap else memory.since,
         avoid=(frozenset() if new_gap else memory.avoid) | {view.replica},
+        pause_s=0.0 if new_gap else memory.pause_s,
     )
     deadline = memory.since + rules.resume_timeout_s
     why = _reason_to_give_up(view, rules, memory, deadline, now)
@@ -80,7 +85,8 @@ def decide(view: FailedAttempt, rules: RetryRules, memory: RetryMemory, now: flo
     free_elsewhere = view.others > 0
     pause_s = 0.0
     if memory.failures > 1 or (view.code == "overloaded" and not free_elsewhere):
-        pause_s = min(_FIRST_PAUSE_S * 2.0 ** (memory.failures - 1), _LONGEST_PAUSE_S)
+        pause_s = longer_pause(memory.pause_s, view.chance)
+        memory = msgspec.structs.replace(memory, pause_s=pause_s)
     verdict = RetryVerdict(
         resume=True,
         why=f"{view.code} at {view.replica} after {view.emitted_tokens} tokens: attempt {memory.failures} of "
@@ -90,6 +96,12 @@ def decide(view: FailedAttempt, rules: RetryRules, memory: RetryMemory, now: flo
         avoid=memory.avoid,
     )
     return verdict, memory
+
+
+def longer_pause(last_s: float, chance: float) -> float:
+    """The next pause after one of ``last_s`` seconds; 0: there was none."""
+    most_s = min(max(3.0 * last_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+    return _FIRST_PAUSE_S + chance * (most_s - _FIRST_PAUSE_S)
 
 
 def _reason_to_give_up(

@@ -103,8 +103,8 @@ class _World:
             Stages(
                 identify=_everybody(),
                 limit=Limit(self.replicas, Limits(clock, clock.now, Tariff()), clock, AdmitRules()),
-                route=Router(self.replicas),
-                forward=Forwarder(self.replicas, self.fleet, retry, clock, self.events.append),
+                route=Router(self.replicas, clock),
+                forward=Forwarder(self.replicas, self.fleet, retry, clock, self.events.append, Random(seed).random),
                 meter=Meter(clock, self.events.append, lambda: f"call-{next(ids)}"),
             ),
         )

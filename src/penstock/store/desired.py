@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from penstock.config.desired import Acknowledgement, DesiredState, Model
+from penstock.config.names import Name
 from penstock.wire.errors import Problem
 
 _SCHEMA = """
@@ -45,10 +46,13 @@ class DesiredStore:
         with self._problems():
             return _read(self._db)
 
-    def publish(self, models: Sequence[Model], admitting: bool = True) -> DesiredState:
+    def publish(
+        self, models: Sequence[Model], admitting: bool = True, names: Mapping[str, Name] | None = None
+    ) -> DesiredState:
         """Replace the state by the next version, atomically: of two writers each gets a version of its own."""
         with self._problems(), self._transaction():
-            state = DesiredState(version=_read(self._db).version + 1, models=list(models), admitting=admitting)
+            version = _read(self._db).version + 1
+            state = DesiredState(version=version, models=list(models), names=dict(names or {}), admitting=admitting)
             self._db.execute("INSERT OR REPLACE INTO desired VALUES (1, ?)", (msgspec.json.encode(state),))
         return state
 

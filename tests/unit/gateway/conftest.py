@@ -66,6 +66,8 @@ class ScriptedEngine:
     behave_embed: Callable[[protocol.EmbedRequest], Behaviour] = lambda request: Behaviour()
     phase: protocol.Phase = "ready"
     exact: bool = False
+    context_tokens: int = 4096
+    waiting: int = 0
     requests: list[protocol.GenerateRequest] = field(default_factory=list)
     embedded: list[protocol.EmbedRequest] = field(default_factory=list)
     sent_tokens: int = 0
@@ -96,7 +98,9 @@ class ScriptedEngine:
         Path(self.socket).unlink(missing_ok=True)
 
     async def _load(self, request: web.Request) -> web.Response:
-        load = protocol.Load(phase=self.phase, model="m", context_tokens=4096, exact=self.exact)
+        load = protocol.Load(
+            phase=self.phase, model="m", context_tokens=self.context_tokens, exact=self.exact, waiting=self.waiting
+        )
         return web.Response(body=protocol.encode(load))
 
     async def _tokenize(self, request: web.Request) -> web.Response:

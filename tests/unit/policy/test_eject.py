@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.policy.eject import HEALTHY, Health, after_failure, ejected
+from penstock.policy.eject import HEALTHY, Health, after_failure, ejected, on_trial
 
 
 def failing(incidents: int, code: str = "engine_lost") -> Health:
@@ -38,3 +38,14 @@ def test_more_than_half_are_never_ejected() -> None:
     assert ejected({"a": bad, "b": HEALTHY}, 105.0) == {"a"}
     assert ejected({"a": bad, "b": HEALTHY}, 110.0) == frozenset()
     assert ejected({"a": bad, "b": bad, "c": HEALTHY}, 105.0) == frozenset()
+
+
+def test_one_at_a_time_tries_whether_it_is_well() -> None:
+    """When its time is over, a replica that is being tried is left to who tries it; a failure ejects for longer."""
+    bad = failing(3)
+    fleet = {"a": bad, "b": HEALTHY}
+    assert not on_trial(bad, bad.until - 0.1) and on_trial(bad, bad.until) and not on_trial(failing(2), 1e9)
+    assert ejected(fleet, bad.until) == frozenset()
+    assert ejected(fleet, bad.until, frozenset("ab")) == {"a"}
+    again = after_failure(bad, "engine_lost", began_at=bad.until, now=bad.until + 1)
+    assert again.until - again.failed_at == 2.0 and not on_trial(again, again.failed_at)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from penstock.policy.retry import FailedAttempt, RetryMemory, RetryRules, decide
+from penstock.policy.retry import FailedAttempt, RetryMemory, RetryRules, decide, longer_pause
 
 RULES = RetryRules(max_resumes=3, resume_timeout_s=10.0)
 
@@ -54,3 +56,14 @@ def test_overload() -> None:
     assert not decide(failed("overloaded", accepted=False, others=0), RULES, RetryMemory(), 0.0)[0].resume
     verdict, _ = decide(failed("overloaded", accepted=True, others=0), RULES, RetryMemory(), 0.0)
     assert verdict.resume and verdict.pause_s > 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_pauses_are_drawn_and_bounded(chances: list[float]) -> None:
+    """Every pause lies between the first and a second, and never above thrice the one before."""
+    last = 0.0
+    for chance in chances:
+        pause = longer_pause(last, chance)
+        assert 0.05 <= pause <= max(0.05, min(3 * last, 1.0))
+        last = pause
+    assert longer_pause(0.2, 0.1) < longer_pause(0.2, 0.9)

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -19,7 +19,7 @@ from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.server import serve_app
 from penstock.cli.wiring.answered import access_of, is_open_without_keys, tls_of, tokens_of
 from penstock.cli.wiring.lifetime import beside
-from penstock.cluster.admin.app import AdminApp
+from penstock.cluster.admin.app import AdminApp, AdminRoute
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.guard import Guard
 from penstock.cluster.controller import ServiceState
@@ -31,7 +31,12 @@ from penstock.store.places import Opened
 
 @asynccontextmanager
 async def admin_listener(
-    settings: ServeSettings, listener: socket.socket, access: Opened, state: Callable[[], ServiceState], page: Gather
+    settings: ServeSettings,
+    listener: socket.socket,
+    access: Opened,
+    state: Callable[[], ServiceState],
+    page: Gather,
+    more: Mapping[tuple[str, str], AdminRoute],
 ) -> AsyncIterator[Guard]:
     """Answer until the block ends, follow the keys, and keep the store.  Gives who guards the listener."""
     tokens, fetching = tokens_of(settings.issuers)
@@ -51,7 +56,7 @@ async def admin_listener(
         return msgspec.structs.replace(state(), access=access_of(settings, guard.has_keys))
 
     proxies = TrustedProxies(settings.trusted_proxies)
-    app = AdminApp(__version__, picture, page, guard, administration, denials, proxies)
+    app = AdminApp(__version__, picture, page, guard, administration, denials, proxies, more)
     ended = asyncio.Event()
     works = (access.store.keep(), guard.follow(access.store.watch()), denials.write_regularly(), *fetching)
     try:

@@ -15,6 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from penstock import __version__
 from penstock.cli.wiring.admin import admin_listener
 from penstock.cli.wiring.answered import access_of, tls_of, url_of
@@ -22,12 +24,15 @@ from penstock.cli.wiring.clock import Monotonic
 from penstock.cli.wiring.launches import fleet_of, name_of, store_path
 from penstock.cli.wiring.mock import is_mock, mock_settings_of
 from penstock.cluster.admin.gather import Gather
+from penstock.cluster.admin.naming import names_routes
 from penstock.cluster.controller import Controller, EndRules, ServiceState, Tell
 from penstock.cluster.drivers.local import LocalDriver
 from penstock.cluster.listen import listen
+from penstock.cluster.naming import Naming
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
+from penstock.config.desired import Model
 from penstock.config.settings import ServeSettings
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
@@ -66,6 +71,13 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
     ):
         resolved = _resolved(settings)
+        if name_of(settings, resolved) in settings.also:
+            message = f"{name_of(settings, resolved)!r} is served twice: as MODEL and by --config."
+            raise Problem("invalid_setting", message, param="--config")
+        also = {
+            name: _resolved(msgspec.structs.replace(settings, source=model.source))
+            for name, model in settings.also.items()
+        }
         tls_of(settings)  # a wrong certificate is told before anything starts
         if settings.source is None:
             display.note(NO_MODEL_GIVEN)
@@ -73,7 +85,7 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         _prepare(access, display)
         run = RunDir.create(home, os.getpid())
         try:
-            asyncio.run(_control(settings, resolved, home, run, access, data, admin, display))
+            asyncio.run(_control(settings, resolved, also, home, run, access, data, admin, display))
         finally:
             run.remove()
 
@@ -91,6 +103,7 @@ def _prepare(access: Opened, display: Display) -> None:
 async def _control(
     settings: ServeSettings,
     resolved: Resolved,
+    also: dict[str, Resolved],
     home: Path,
     run: RunDir,
     access: Opened,
@@ -99,21 +112,30 @@ async def _control(
     display: Display,
 ) -> None:
     clock, folds = Monotonic(), Folds()
-    fleet = fleet_of(settings, resolved, home, run, data)
+    fleet = fleet_of(settings, resolved, also, home, run, data)
+    created = int(time.time())
     controller = Controller(
         name_of(settings, resolved),
-        int(time.time()),
+        created,
         fleet.members,
         rules=Rules(),
         end=EndRules(drain_timeout_s=settings.drain_timeout_s),
         balance=settings.balance,
+        max_concurrent=settings.max_concurrent,
+        also=[
+            Model(name=name, replicas=[], created=created, balance=model.balance, max_concurrent=model.max_concurrent)
+            for name, model in settings.also.items()
+        ],
+        names=settings.names,
         emit=folds,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
     page = Gather(fleet.scrapes, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     with closing(access.store), closing(DesiredStore(store_path(run))) as store:
-        async with admin_listener(settings, admin, access, controller.state, page) as guard:
+        naming = Naming(controller, lambda act: access.store.audit.append([act], time.time()))
+        routes = names_routes(naming)
+        async with admin_listener(settings, admin, access, controller.state, page, routes) as guard:
             is_tls = bool(settings.tls_cert)
             service = Service(
                 pid=os.getpid(),

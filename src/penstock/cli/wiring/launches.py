@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,15 +34,28 @@ class Fleet(NamedTuple):
     scrapes: dict[str, tuple[str, str]]
 
 
-def fleet_of(settings: ServeSettings, resolved: Resolved, home: Path, run: RunDir, data: socket.socket) -> Fleet:
-    """One gateway on the listener ``data``, and the replicas."""
+def fleet_of(
+    settings: ServeSettings,
+    resolved: Resolved,
+    also: Mapping[str, Resolved],
+    home: Path,
+    run: RunDir,
+    data: socket.socket,
+) -> Fleet:
+    """One gateway on the listener ``data``, and the replicas of all models."""
     gateway = Member(id="gateway-0", kind="gateway", socket=str(run.sockets / "gateway-0.sock"))
+    count = settings.replicas + sum(model.replicas for model in settings.also.values())
+    served = [("", settings, resolved)] * settings.replicas
+    for name, model in settings.also.items():
+        own = msgspec.structs.replace(settings, source=model.source, served_name=name)
+        served += [(name, own, also[name])] * model.replicas
     engines = [
-        Member(id=f"engine-{n}", kind="engine", socket=str(run.sockets / f"engine-{n}.sock"))
-        for n in range(settings.replicas)
+        Member(id=f"engine-{n}", kind="engine", socket=str(run.sockets / f"engine-{n}.sock"), model=name)
+        for n, (name, _, _) in enumerate(served)
     ]
     launches = {gateway.id: _gateway_launch(gateway, settings, home, store_path(run), data)}
-    launches |= {engine.id: _engine_launch(engine, settings, resolved) for engine in engines}
+    for engine, (_, own, where) in zip(engines, served, strict=True):
+        launches[engine.id] = _engine_launch(engine, own, where, count)
     scrapes = {gateway.id: (gateway.socket, gateway_wire.METRICS)}
     scrapes |= {engine.id: (engine.socket, METRICS) for engine in engines}
     return Fleet([gateway, *engines], launches, scrapes)
@@ -90,7 +104,8 @@ def _gateway_launch(member: Member, serve: ServeSettings, home: Path, store_path
     )
 
 
-def _engine_launch(member: Member, serve: ServeSettings, resolved: Resolved) -> Launch:
+def _engine_launch(member: Member, serve: ServeSettings, resolved: Resolved, count: int) -> Launch:
+    """One of ``count`` engines on this machine."""
     name = name_of(serve, resolved)
     if serve.source is not None and is_mock(serve.source):
         pretended = msgspec.json.encode(mock_settings_of(serve.source, name, member.socket))
@@ -104,11 +119,11 @@ def _engine_launch(member: Member, serve: ServeSettings, resolved: Resolved) -> 
         exact=serve.exact,
         max_model_len=serve.max_model_len,
         kv_memory_bytes=serve.kv_memory_bytes,
-        kv_share=1.0 / serve.replicas,
+        kv_share=1.0 / count,
         max_step_tokens=serve.max_step_tokens,
         max_num_seqs=serve.max_num_seqs,
         prefix_caching=serve.prefix_caching,
-        threads=serve.threads or _threads_each(serve.replicas),
+        threads=serve.threads or _threads_each(count),
         reasoning_parser=serve.reasoning_parser,
         tool_parser=serve.tool_parser,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -75,7 +75,10 @@ class AdminRoute(NamedTuple):
 
 
 class AdminApp:
-    """The ASGI application.  ``metrics()`` gives that page; ``denied(address, why)`` hears who was turned away."""
+    """The ASGI application.  ``metrics()`` gives that page; ``denied(address, why)`` hears who was turned away.
+
+    ``more``: routes of acts that are not about tenants and keys.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class AdminApp:
         administration: Administration,
         denied: Callable[[str, str], None],
         proxies: TrustedProxies | None = None,
+        more: Mapping[tuple[str, str], AdminRoute] | None = None,
     ) -> None:
         self._version = version
         self._state = state
@@ -93,7 +97,7 @@ class AdminApp:
         self._guard = guard
         self._denied = denied
         self._proxies = proxies or TrustedProxies()
-        self.routes = self._probes() | _tenancy(administration)
+        self.routes = {**self._probes(), **_tenancy(administration), **(more or {})}
         self._document = msgspec.json.encode(openapi.document(version, self.routes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

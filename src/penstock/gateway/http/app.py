@@ -26,7 +26,8 @@ from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_conne
 from penstock.gateway.http.embeddings import embeddings
 from penstock.gateway.identify import REFUSALS, Credentials
 from penstock.gateway.pipeline import Gateway
-from penstock.gateway.replicas import ModelState, not_served
+from penstock.gateway.replicas import not_served
+from penstock.gateway.route import Offer
 from penstock.wire.errors import Problem
 from penstock.wire.openai import listing
 
@@ -112,6 +113,7 @@ class App:
         try:
             with self._gateway.open(path, self._credentials(scope)) as call:
                 call.request_id = headers[0][1].decode("ascii")  # it is the first that every response has
+                call.session = (header(scope, b"x-session-id") or b"").decode("latin-1")
                 exchange = Exchange(self._gateway, call, self._rules, send, headers)
                 body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
                 await while_connected(exchange, receive, handle, body)
@@ -127,6 +129,7 @@ class App:
             if exchange is not None and exchange.stream is not None:
                 exchange.stream.stop()
         if exchange is None or exchange.stream is None or not exchange.stream.begun:
+            headers += exchange.limits() if exchange is not None else []
             raise problem
         await exchange.stream.fail(problem)
 
@@ -160,13 +163,13 @@ class App:
         )
 
     def _models(self, _path: str, credentials: Credentials) -> bytes:
-        return listing.encode_models([_card(state) for state in self._gateway.visible(credentials)])
+        return listing.encode_models([_card(offer) for offer in self._gateway.visible(credentials)])
 
     def _model(self, path: str, credentials: Credentials) -> bytes:
         name = path.removeprefix(_MODEL_PREFIX)
-        for state in self._gateway.visible(credentials):
-            if state.model.name == name:
-                return listing.encode_model(_card(state))
+        for offer in self._gateway.visible(credentials):
+            if offer.name == name:
+                return listing.encode_model(_card(offer))
         raise not_served(name)
 
     def _health(self, _path: str, _credentials: Credentials) -> bytes:
@@ -182,5 +185,6 @@ class App:
         return msgspec.json.encode({"version": __version__})
 
 
-def _card(state: ModelState) -> listing.ModelCard:
-    return listing.ModelCard(id=state.model.name, created=state.model.created, max_model_len=state.context_tokens)
+def _card(offer: Offer) -> listing.ModelCard:
+    state = offer.state
+    return listing.ModelCard(id=offer.name, created=state.model.created, max_model_len=state.context_tokens)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -27,8 +27,6 @@ from penstock.wire.errors import Problem
 from penstock.wire.openai import chat, completions, listing
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
 from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
-
-T = TypeVar("T")
 
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", sse.CONTENT_TYPE),
@@ -80,41 +78,44 @@ class Exchange:
         if self.watcher is not None:
             self.watcher.cancel()
 
-    def generate(
-        self, choices: list[GenerateRequest], body_bytes: int
-    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
-        """What the gateway generates; whatever is answered from here on says how the limits stand.
+    def find(self, model: str | None, user: str | None = None, beginning: Callable[[], bytes] = bytes) -> None:
+        """Which model is meant.  ``user`` and ``beginning`` (of a conversation) keep to one side of a split name."""
+        self.gateway.find(self.call, model, user or "", beginning)
 
-        And what a caller may expect where an engine is lost on the way.
-        """
-        exact = self.gateway.replicas.find(self.call.model).exact
-        self.headers.append((b"x-penstock-resume", b"exact" if exact else b"prefix-preserved"))
-        try:
-            return self.gateway.generate(self.call, choices, body_bytes)
-        finally:
-            self._tell_limits()
+    def limits(self) -> list[Header]:
+        """How the caller's limits stand."""
+        return [header for standing in self.call.standings for header in rate_limit_headers(standing)]
 
-    async def limited(self, answer: Awaitable[T]) -> T:
-        """What the gateway answers; from here on as :meth:`generate`."""
-        try:
-            return await answer
-        finally:
-            self._tell_limits()
+    def _answered(self) -> list[Header]:
+        """Who answers, and how the limits stand."""
+        return [(b"x-penstock-model", self.call.model.encode("latin-1", "replace")), *self.limits()]
 
-    def _tell_limits(self) -> None:
-        self.headers += [header for standing in self.call.standings for header in rate_limit_headers(standing)]
+    def _guarantee(self) -> Header:
+        """What a caller may expect where an engine is lost on the way."""
+        exact = self.gateway.replicas.is_exact(self.call.model)
+        return b"x-penstock-resume", b"exact" if exact else b"prefix-preserved"
 
-    async def answer(self, body: bytes) -> None:
+    async def answer(self, body: bytes, *headers: Header) -> None:
         self.unwatch()
-        await send_bytes(self.send, body, content_type=b"application/json", headers=self.headers)
+        said = [*self.headers, *headers, *self._answered()]
+        await send_bytes(self.send, body, content_type=b"application/json", headers=said)
 
-    async def write_stream(self, choices: list[GenerateRequest], renderer: StreamRenderer, body_bytes: int) -> None:
-        """Stream every choice.  The head waits until every choice was accepted: until then a problem has a status."""
-        generated = self.generate(choices, body_bytes)
-        stream = self.stream = EventStream(self.send, [*_STREAM_HEADERS, *self.headers], self.rules.keep_alive_s)
+    async def write_stream(
+        self, choices: list[GenerateRequest], renderer_of: Callable[[str], StreamRenderer], body_bytes: int
+    ) -> None:
+        """Stream every choice.  The head waits until every choice was accepted: until then a problem has a status.
+
+        ``renderer_of`` is told the model that answers, which is known with the first of them.
+        """
+        generated = self.gateway.generate(self.call, choices, body_bytes)
+        head = [*_STREAM_HEADERS, *self.headers]
+        stream = self.stream = EventStream(self.send, head, self.rules.keep_alive_s)
         waiting, running = len(choices), len(choices)
+        renderer: StreamRenderer | None = None
         async with aclosing(generated) as merged:
             async for index, events in merged:
+                if renderer is None:
+                    renderer = renderer_of(self.call.model)
                 frames = renderer.push(index, events)
                 running -= isinstance(events[-1], Finished)
                 if stream.begun:
@@ -128,6 +129,7 @@ class Exchange:
                     if waiting and running and not stream.holds_enough:
                         continue
                     self.call.response_started = True
+                    head += (self._guarantee(), *self._answered())
                     await stream.begin()
                 if not running:
                     self.unwatch()
@@ -135,15 +137,20 @@ class Exchange:
                     return
         raise AssertionError("the choices ended without being finished")
 
-    async def write_body(self, choices: list[GenerateRequest], renderer: BodyRenderer, body_bytes: int) -> None:
-        """Collect every choice and answer at once."""
+    async def write_body(
+        self, choices: list[GenerateRequest], renderer_of: Callable[[str], BodyRenderer], body_bytes: int
+    ) -> None:
+        """Collect every choice and answer at once.  ``renderer_of`` as of :meth:`write_stream`."""
         running = len(choices)
-        async with aclosing(self.generate(choices, body_bytes)) as merged:
+        renderer: BodyRenderer | None = None
+        async with aclosing(self.gateway.generate(self.call, choices, body_bytes)) as merged:
             async for index, events in merged:
+                if renderer is None:
+                    renderer = renderer_of(self.call.model)
                 renderer.push(index, events)
                 running -= isinstance(events[-1], Finished)
                 if not running:
-                    await self.answer(renderer.body())
+                    await self.answer(renderer.body(), self._guarantee())
                     return
         raise AssertionError("the choices ended without being finished")
 
@@ -177,14 +184,16 @@ async def chat_completions(exchange: Exchange, body: bytes) -> None:
     call, request = exchange.call, chat.decode(body)
     _check_copies(exchange.rules, request.choices_per_prompt, body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
-    exchange.gateway.find(call, request.model)
+    exchange.find(request.model, request.user, request.beginning)
     choices = chat.engine_requests(request, call.id, _draw_seed())
-    identity = (f"chatcmpl-{call.id}", request.model, int(time.time()), request.num_choices)
+    id, created, count = f"chatcmpl-{call.id}", int(time.time()), request.num_choices
     if request.stream:
-        renderer = ChatStream(*identity, include_usage=request.include_usage)
-        await exchange.write_stream(choices, renderer, len(body))
+        usage = request.include_usage
+        await exchange.write_stream(
+            choices, lambda model: ChatStream(id, model, created, count, include_usage=usage), len(body)
+        )
     else:
-        await exchange.write_body(choices, ChatBody(*identity), len(body))
+        await exchange.write_body(choices, lambda model: ChatBody(id, model, created, count), len(body))
 
 
 async def text_completions(exchange: Exchange, body: bytes) -> None:
@@ -192,37 +201,35 @@ async def text_completions(exchange: Exchange, body: bytes) -> None:
     call, request = exchange.call, completions.decode(body)
     _check_copies(exchange.rules, request.choices_per_prompt, body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
-    exchange.gateway.find(call, request.model)
+    exchange.find(request.model, request.user, request.beginning)
     choices = completions.engine_requests(request, call.id, _draw_seed())
-    identity = (f"cmpl-{call.id}", request.model, int(time.time()), request.num_choices, request.choices_per_prompt)
+    id, created, counts = f"cmpl-{call.id}", int(time.time()), (request.num_choices, request.choices_per_prompt)
     if request.stream:
-        renderer = CompletionStream(*identity, include_usage=request.include_usage)
-        await exchange.write_stream(choices, renderer, len(body))
+        usage = request.include_usage
+        await exchange.write_stream(
+            choices, lambda model: CompletionStream(id, model, created, *counts, include_usage=usage), len(body)
+        )
     else:
-        await exchange.write_body(choices, CompletionBody(*identity), len(body))
+        await exchange.write_body(choices, lambda model: CompletionBody(id, model, created, *counts), len(body))
 
 
 async def tokenize(exchange: Exchange, body: bytes) -> None:
     """POST /tokenize"""
     request = listing.decode_tokenize(body)
-    exchange.gateway.find(exchange.call, request.model)
+    exchange.find(request.model)
     question = listing.tokenize_request(request)
     upstream = exchange.gateway.upstream
-    tokens = await exchange.limited(
-        exchange.gateway.exchange(exchange.call, lambda socket: upstream.tokenize(socket, question))
-    )
+    tokens = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.tokenize(socket, question))
     await exchange.answer(listing.tokenize_answer(request, tokens))
 
 
 async def detokenize(exchange: Exchange, body: bytes) -> None:
     """POST /detokenize"""
     request = listing.decode_detokenize(body)
-    exchange.gateway.find(exchange.call, request.model)
+    exchange.find(request.model)
     question = listing.detokenize_request(request)
     upstream = exchange.gateway.upstream
-    text = await exchange.limited(
-        exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
-    )
+    text = await exchange.gateway.exchange(exchange.call, lambda socket: upstream.detokenize(socket, question))
     await exchange.answer(listing.detokenize_answer(text))
 
 

@@ -22,8 +22,8 @@ async def embeddings(exchange: Exchange, body: bytes) -> None:
     """POST /v1/embeddings"""
     call = exchange.call
     request = await _beside(lambda: dialect.decode(body), len(body))
-    exchange.gateway.find(call, request.model)
-    embedded = await exchange.limited(exchange.gateway.embed(call, dialect.engine_request(request, call.id), len(body)))
+    exchange.find(request.model, request.user)
+    embedded = await exchange.gateway.embed(call, dialect.engine_request(request, call.id), len(body))
     answer = await _beside(lambda: dialect.answer(request, embedded), sum(map(len, embedded.vectors)))
     await exchange.answer(answer)
 

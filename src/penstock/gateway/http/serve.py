@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import time
 import uuid
@@ -35,6 +36,7 @@ from penstock.gateway.meter import Meter, Running
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
+from penstock.gateway.shadow import Shadows
 from penstock.gateway.watch import Watcher
 from penstock.policy.admit import AdmitRules
 from penstock.policy.retry import RetryRules
@@ -78,11 +80,13 @@ async def serve_gateway(
     stages = Stages(
         identify=identify,
         limit=Limit(replicas, limits, clock, AdmitRules()),
-        route=Router(replicas),
-        forward=Forwarder(replicas, upstream, rules, clock, emit),
+        route=Router(replicas, clock),
+        forward=Forwarder(replicas, upstream, rules, clock, emit, random.random),
         meter=Meter(clock, emit, lambda: uuid.uuid4().hex, running),
     )
-    gateway = Gateway(replicas, upstream, stages)
+    once = Forwarder(replicas, upstream, RetryRules(max_resumes=0, first_wait_s=0.0), clock, emit)
+    shadows = Shadows(once, replicas, stages.limit, clock, emit)
+    gateway = Gateway(replicas, upstream, stages, shadows)
     http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
     watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
     tls = server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
@@ -119,6 +123,7 @@ async def serve_gateway(
         for task in (*background, stopping):
             task.cancel()
         await asyncio.gather(*background, stopping, return_exceptions=True)
+        await shadows.close()
         await watcher.close()
         await upstream.close()
         control_stop.set()

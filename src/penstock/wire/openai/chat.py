@@ -68,8 +68,14 @@ class ChatRequest(fields.Shared, kw_only=True, frozen=True):
     def num_choices(self) -> int:
         return self.choices_per_prompt
 
+    def beginning(self) -> bytes:
+        """What all requests of one conversation share: everything up to the first message of a user."""
+        first = next((i for i, message in enumerate(self.messages) if message.role == "user"), 0)
+        return _encode(self.messages[: first + 1])
+
 
 _decoder = msgspec.json.Decoder(ChatRequest)
+_encode = msgspec.json.Encoder().encode
 
 
 def decode(body: bytes) -> ChatRequest:

@@ -41,8 +41,15 @@ class CompletionRequest(fields.Shared, kw_only=True, frozen=True):
     def num_choices(self) -> int:
         return len(self.prompts) * self.choices_per_prompt
 
+    def beginning(self) -> bytes:
+        """What continuations of one text share: its first characters, or token ids."""
+        first = self.prompts[0]
+        return first[:_BEGINNING].encode("utf-8", "surrogatepass") if isinstance(first, str) else _encode(first[:16])
+
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
+_encode = msgspec.json.Encoder().encode
+_BEGINNING = 64
 
 
 def decode(body: bytes) -> CompletionRequest:

@@ -24,7 +24,7 @@ _UNSUPPORTED = ("truncate_prompt_tokens", "truncation_side")
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``user`` is taken and not acted on.  ``encoding_format`` is float if left out, as OpenAI has it."""
+    """``encoding_format`` is float if left out, as OpenAI has it.  ``user``: as of a completion."""
 
     model: str
     input: str | list[str | int | list[int]]

@@ -61,6 +61,8 @@ class Shared(msgspec.Struct, kw_only=True, frozen=True):
     guided_choice: Field = UNSET
     guided_grammar: Field = UNSET
     use_beam_search: Absent = UNSET
+    user: str | None = None
+    """Whose request it is: all of one user's fall on the same side of a split name."""
 
     @property
     def choices_per_prompt(self) -> int:

@@ -1,0 +1,74 @@
+"""What an administrator may do with the names of a service: the acts behind the admin API.
+
+In: an actor and the names it asks for; out: the names there are now, or a ``Problem``; and a row of the audit log.
+The desired state carries them: gateways follow within a second.  The service's file is what the next start begins with.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.cluster.controller import Controller
+from penstock.config.names import Name
+from penstock.config.tenants import TOP, Principal
+from penstock.store.audit import Act
+from penstock.wire.errors import Problem
+
+
+class NamesView(msgspec.Struct, frozen=True, kw_only=True):
+    """All names, and the models that they may lead to."""
+
+    names: dict[str, Name]
+    models: list[str]
+
+
+class NamesChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names to add or to replace; null: to remove.  What is left out stays; ``only``: it goes."""
+
+    names: dict[str, Name | None]
+    only: bool = False
+
+
+class Naming:
+    """``audit`` takes rows of the audit log.  Every act raises ``Problem``; ``actor`` is ``None`` for the operator."""
+
+    def __init__(self, controller: Controller, audit: Callable[[Act], None]) -> None:
+        self._controller = controller
+        self._audit = audit
+        self._one_at_a_time = threading.Lock()
+
+    def show(self, actor: Principal | None) -> NamesView:
+        self._check(actor, "names.list")
+        return self._view()
+
+    def change(self, actor: Principal | None, asked: NamesChange) -> NamesView:
+        """All of it, or nothing.  Raises ``invalid_value`` where the names would not hold together."""
+        subject = ", ".join(asked.names)[:200]
+        self._check(actor, "names.set", subject)
+        with self._one_at_a_time:
+            names = {} if asked.only else dict(self._controller.names)
+            for own, name in asked.names.items():
+                if name is not None:
+                    names[own] = name
+                elif names.pop(own, None) is None and not asked.only:
+                    raise Problem("not_found", f"There is no name {own[:200]!r}.")
+            self._controller.rename(names)
+        self._audit(Act(actor=_who(actor), action="names.set", subject=subject))
+        return self._view()
+
+    def _view(self) -> NamesView:
+        return NamesView(names=dict(self._controller.names), models=list(self._controller.models))
+
+    def _check(self, actor: Principal | None, action: str, subject: str = "") -> None:
+        """Names are everybody's: whoever administers a part of the tenants may not turn them."""
+        if actor is None or (actor.role == "admin" and actor.tenant == TOP and actor.models is None):
+            return
+        self._audit(Act(actor=_who(actor), action=action, subject=subject, verdict="denied", why="permission_denied"))
+        raise Problem("permission_denied", f"Names are for administrators of {TOP!r} with a right to all models.")
+
+
+def _who(actor: Principal | None) -> str:
+    return "operator" if actor is None else actor.key_id or "anonymous"

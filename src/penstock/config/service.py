@@ -1,0 +1,38 @@
+"""The service's file: the models of one service, and the names in front of them.
+
+In: YAML or JSON that somebody wrote; out: frozen values, or a ``ValueError`` that names the mistake.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from penstock.config.desired import Balance
+from penstock.config.names import Name
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model.  ``source`` as of ``penstock serve``; ``max_concurrent`` as of the desired state."""
+
+    source: str
+    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    balance: Balance = "least-tokens"
+    max_concurrent: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class ServiceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Models by served name, and names."""
+
+    models: dict[str, ServedModel] = {}
+    names: dict[str, Name] = {}
+
+
+def read_service(data: bytes) -> ServiceFile:
+    """A file's content.  Raises ``ValueError``."""
+    try:
+        return msgspec.convert(msgspec.yaml.decode(data) or {}, ServiceFile)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ValueError(f"is no service: {error}") from None

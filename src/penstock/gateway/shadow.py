@@ -1,0 +1,113 @@
+"""Copies of requests at other models, whose answers are discarded.
+
+In: calls whose name has a shadow; out: one ``ShadowEnded`` per copy, and nothing else: no limit, no row of the ledger,
+no time of the caller's.  ``policy.shadow`` decides; a copy is cancelled as soon as somebody has to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+
+import msgspec
+
+from penstock.events.list import Outcome, ShadowEnded
+from penstock.gateway.call import Call
+from penstock.gateway.forward import Forwarder
+from penstock.gateway.limit import Limit
+from penstock.gateway.merge import merge
+from penstock.gateway.replicas import Replicas
+from penstock.policy.shadow import ShadowView, decide
+from penstock.ports import Clock, Emit
+from penstock.wire.engine import GenerateRequest
+from penstock.wire.errors import Problem
+
+_log = logging.getLogger(__name__)
+
+
+class Shadows:
+    """All copies of a gateway.  ``forward`` is one that never tries again."""
+
+    def __init__(self, forward: Forwarder, replicas: Replicas, limit: Limit, clock: Clock, emit: Emit) -> None:
+        self._forward = forward
+        self._replicas = replicas
+        self._limit = limit
+        self._clock = clock
+        self._emit = emit
+        self._running: dict[asyncio.Task[None], str] = {}
+        limit.when_one_waits(self.cancel)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def copy(self, call: Call, choices: list[GenerateRequest], prompt_tokens: int) -> None:
+        """Send a copy, if there is to be one; once per call.  Returns at once."""
+        rule, call.shadow = call.shadow, None
+        if rule is None:
+            return
+        in_flight = sum(model == rule.model for model in self._running.values())
+        view = ShadowView(in_flight=in_flight, ready=self._ready(rule.model), waiting=self._waiting(rule.model))
+        verdict = decide(call.id, rule, view)
+        call.trail.append((self._clock.now(), verdict))
+        if not verdict.copied:
+            return
+        copies = [msgspec.structs.replace(choice, id=f"{choice.id}.shadow") for choice in choices]
+        task = asyncio.create_task(self._run(rule.model, copies, prompt_tokens))
+        self._running[task] = rule.model
+        task.add_done_callback(lambda done: self._running.pop(done))
+
+    def cancel(self) -> None:
+        """End them all: somebody who asks has to wait."""
+        for task in self._running:
+            task.cancel()
+
+    async def close(self) -> None:
+        running = list(self._running)
+        self.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _run(self, model: str, choices: list[GenerateRequest], prompt_tokens: int) -> None:
+        account = Call(id=choices[0].id, route="shadow", started=self._clock.now(), model=model)
+        outcome: Outcome = "cancelled"
+        code = ""
+        try:
+            sources = [
+                self._forward.stream(model, choice, prompt_tokens, account.trail, patient=False) for choice in choices
+            ]
+            async with aclosing(merge(sources)) as merged:
+                async for index, events in merged:
+                    account.note(index, events, self._clock.now())
+                    if self._limit.draining or self._waiting(model):
+                        return
+            outcome = "finished"
+        except Problem as problem:
+            outcome, code = "failed", problem.code
+        except Exception:
+            _log.exception("the copy %s ended by a bug", account.id)
+            outcome, code = "failed", "internal_error"
+        finally:
+            self._emit(self._ended(account, outcome, code))
+
+    def _ended(self, account: Call, outcome: Outcome, code: str) -> ShadowEnded:
+        first = account.first_token_at
+        return ShadowEnded(
+            model=account.model,
+            outcome=outcome,
+            code=code,
+            ttft_s=None if first is None else first - account.started,
+            prompt_tokens=sum(account.num_prompt_tokens.values()),
+            cached_tokens=sum(account.num_cached_tokens.values()),
+            output_tokens=sum(account.num_tokens.values()),
+        )
+
+    def _ready(self, model: str) -> int:
+        state = self._replicas.get(model)
+        return 0 if state is None else sum(replica.routable for replica in state.replicas)
+
+    def _waiting(self, model: str) -> int:
+        """Requests that wait in this gateway, or at the engines that the copy would be a burden to."""
+        state = self._replicas.get(model)
+        replicas = [] if state is None else state.replicas
+        return self._limit.num_waiting + sum(replica.load.waiting for replica in replicas if replica.load is not None)
