@@ -3,8 +3,8 @@
 In: a view of the model's replicas and of the sequence; out: a verdict with its why.  Pure: no clock, no I/O, no chance.
 *least-tokens*: the fewest outstanding tokens.  *prefix-hash*: consistent hashing on the prompt's beginning, with
 bounded loads (Mirrokni et al. 2018; rendezvous hashing by Thaler and Ravishankar 1998 in place of a ring).
-*marginal-time*: the least time that the sequence costs, itself and those that already run; argued in
-docs/decisions/011-balancing.md.
+*marginal-time*: the least time that the sequence costs, itself and those that already run, where some of it is cached
+somewhere, and the fewest tokens where nothing is; argued in docs/decisions/011-balancing.md.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ def _marginal(wanted: list[ReplicaView], asked: Asked) -> RouteVerdict:
     size = asked.prompt_tokens + asked.output_tokens
     bound = _bound(wanted, size, _GUARD)
     scores = [(marginal_s(replica, asked), *_by_tokens(replica), replica.id) for replica in wanted]
+    told = tuple((score[-1], score[0]) for score in scores)
+    if not any(asked.overlap(replica.id) for replica in wanted):
+        # Between replicas that have nothing of it, what is predicted differs by the noise of the learned rates.
+        fewest = min(wanted, key=_by_tokens)
+        why = f"nothing of it is cached anywhere; fewest outstanding tokens ({fewest.outstanding_tokens})"
+        return RouteVerdict(fewest.id, why, told)
     # One sequence alone is never over the bound: the least loaded replica always qualifies.
     within = [
         score
@@ -139,7 +145,7 @@ def _marginal(wanted: list[ReplicaView], asked: Asked) -> RouteVerdict:
     ]
     best = min(within or scores)
     why = f"least predicted time, {best[0]:.4f} s with {asked.overlap(best[-1])} of {asked.prompt_tokens} tokens cached"
-    return RouteVerdict(best[-1], why, tuple((score[-1], score[0]) for score in scores))
+    return RouteVerdict(best[-1], why, told)
 
 
 def _hashed(wanted: list[ReplicaView], asked: Asked, prefix: int) -> RouteVerdict:

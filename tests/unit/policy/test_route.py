@@ -112,6 +112,20 @@ def test_a_cached_prefix_draws_and_a_queue_repels() -> None:
     assert "0 of 8000 tokens cached" in verdict.why
 
 
+def test_where_nothing_is_cached_fewest_tokens_win() -> None:
+    """Rates that were learned a little differently do not outweigh what is known exactly."""
+    slower = Rates(prefill_tokens_per_s=1000.0)
+    views = [
+        View("a", outstanding_tokens=900),
+        View("b", outstanding_tokens=800, outstanding_prefill=800, rates=slower),
+    ]
+    verdict = choose(views, balance="marginal-time", asked=Asked(500, 10, 1))
+    assert verdict.replica == "b" and "nothing of it is cached anywhere" in verdict.why
+    assert dict(verdict.scores)["b"] > dict(verdict.scores)["a"]
+    warm = Asked(500, 10, 1, lambda id: 100)
+    assert choose(views, balance="marginal-time", asked=warm).replica == "a"
+
+
 @given(st.integers(0, 100_000), st.integers(0, 500), st.floats(0, 0.98), st.integers(0, 10_000))
 def test_more_of_anything_costs_more(queued: int, decoding: int, use: float, prompt: int) -> None:
     """Predicted time grows with the queue, the batch, the memory in use and the prompt, and is finite."""
