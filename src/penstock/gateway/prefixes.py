@@ -80,6 +80,10 @@ class PrefixIndex:
         while len(self._names) > self._max_blocks:
             self._names.popitem(last=False)
 
+    def fit(self, kv_tokens: int) -> None:
+        """Its KV cache holds so many tokens, so no more of what was sent there can be cached."""
+        self._max_blocks = min(max(kv_tokens * _BYTES_PER_TOKEN // _BLOCK_BYTES, 1), _MAX_BLOCKS)
+
     def clear(self) -> None:
         """The replica was lost, and its cache with it."""
         self._names.clear()

@@ -27,6 +27,7 @@ _TELLING_TOKENS = 8
 class ReplicaState:
     """One replica as this gateway sees it.  ``losses`` counts broken attempts: an older observation is void.
 
+    ``outstanding_then``: tokens that were outstanding when ``load`` was observed.
     ``worked_at``: a sequence had its first token then, or ended with some; ``probe``: the attempt that tries whether
     it is well again.
     """
@@ -37,6 +38,7 @@ class ReplicaState:
     losses: int = 0
     outstanding_requests: int = 0
     outstanding_tokens: int = 0
+    outstanding_then: int = 0
     outstanding_prefill: int = 0
     decoding: int = 0
     last_routed: int = 0
@@ -48,9 +50,13 @@ class ReplicaState:
 
     @property
     def kv_use(self) -> float:
-        """0 to 1, as the replica last said."""
+        """0 to 1: what the replica last said, and what this gateway has sent there and seen the end of since."""
         load = self.load
-        return load.kv_blocks_used / load.kv_blocks_total if load is not None and load.kv_blocks_total else 0.0
+        if load is None or not load.kv_blocks_total:
+            return 0.0
+        since = self.outstanding_tokens - self.outstanding_then
+        used = load.kv_blocks_used + since / max(load.kv_block_tokens, 1)
+        return min(max(used / load.kv_blocks_total, 0.0), 1.0)
 
     @property
     def id(self) -> str:
@@ -196,6 +202,9 @@ class Replicas:
         """Take an observation that was begun when ``state.losses`` was ``losses``; ``None``: nobody answered."""
         if losses != state.losses:
             return
+        if load is not None and load.kv_blocks_total:
+            state.prefixes.fit(load.kv_blocks_total * load.kv_block_tokens)
+            state.outstanding_then = state.outstanding_tokens
         was = state.ready
         state.load = load or state.load
         state.ready = load is not None and load.phase == "ready"

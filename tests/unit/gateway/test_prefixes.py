@@ -52,3 +52,14 @@ def test_the_index_is_bounded_and_forgets_the_oldest_first() -> None:
     assert index.overlap_tokens(second) == 8 * 128 and index.overlap_tokens(first) == 2 * 128
     index.clear()
     assert index.overlap_tokens(second) == 0
+
+
+def test_an_index_is_no_larger_than_its_replica_s_cache() -> None:
+    """Of 100 prompts sent to a replica that holds 20, the last ones alone are taken for cached there."""
+    index = PrefixIndex()
+    index.fit(20 * 4 * 128)
+    prompts = [chain(f"{number:04}" * 512) for number in range(100)]
+    for prompt in prompts:
+        index.note(prompt)
+    assert len(index) == 80
+    assert [index.overlap_tokens(prompt) for prompt in (prompts[0], prompts[79], prompts[80])] == [0, 0, 512]

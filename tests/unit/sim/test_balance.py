@@ -43,19 +43,23 @@ def test_every_request_is_answered_and_nothing_depends_on_chance(way) -> None:
 
 def test_ways_that_know_the_beginnings_find_more_of_them() -> None:
     """Where no replica holds all beginnings, both ways that look at them hit more than those that do not."""
-    demands = conversations(600, 12.0)
+    demands = conversations(600, 6.0)
     hits = {way: replay_balance(demands, way, SMALL).hit_share for way in WAYS}
     blind = max(hits["random"], hits["round-robin"], hits["least-tokens"])
     assert hits["prefix-hash"] > 1.2 * blind and hits["marginal-time"] > 1.2 * blind
 
 
-@pytest.mark.parametrize("per_s", [4.0, 12.0, 20.0])
+@pytest.mark.parametrize("per_s", [4.0, 8.0, 12.0])
 def test_predicted_time_is_not_worse_than_fewest_tokens(per_s: float) -> None:
-    """At low, middling and high load, p50 and p99 of the time to first token are at most a tenth above."""
+    """At low and middling load and at as much as they can do, p50 and p99 of the first token's time are no worse.
+
+    At the last of them queues only grow, and what is no worse is so within a tenth.
+    """
     demands = conversations(600, per_s)
     fewest, predicted = (replay_balance(demands, way, SMALL) for way in ("least-tokens", "marginal-time"))
-    assert predicted.ttft_p50_s <= 1.1 * fewest.ttft_p50_s
-    assert predicted.ttft_p99_s <= 1.1 * fewest.ttft_p99_s
+    noise = 1.1 if per_s == 12.0 else 1.0
+    assert predicted.ttft_p50_s <= noise * fewest.ttft_p50_s
+    assert predicted.ttft_p99_s <= noise * fewest.ttft_p99_s
 
 
 def test_a_modelled_engine_takes_the_time_of_its_steps() -> None:
