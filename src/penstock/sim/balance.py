@@ -70,7 +70,7 @@ class _World:
         self.rules = rules
         self.engines = {f"r{number}": SimulatedReplica(rules.engine) for number in range(rules.replicas)}
         self.replicas = Replicas()
-        balance: Balance = "least-tokens" if way in ("random", "round-robin") else way
+        balance: Balance = "least-tokens" if way == "random" or way == "round-robin" else way
         model = Model(name="m", replicas=[Replica(id=id, socket=id) for id in self.engines], balance=balance)
         self.replicas.adopt(DesiredState(version=1, models=[model]))
         self.model: ModelState = self.replicas.find("m")

@@ -70,6 +70,7 @@ def test_a_modelled_engine_takes_the_time_of_its_steps() -> None:
     engine.submit(first, 0.0)
     while first.ended_at is None:
         engine.finish_step()
+    assert first.first_at is not None
     assert first.first_at == pytest.approx(step.seconds(512, 512) + step.seconds(512, 1024))
     assert first.ended_at - first.first_at == pytest.approx(3 * step.seconds(1, 1026), rel=0.01)
     assert engine.due is None and engine.kv_use == 0
