@@ -21,7 +21,7 @@ from penstock.sim.loop import LoopClock, run
 from penstock.wire import engine as protocol
 from penstock.wire.errors import Problem
 
-REQUESTS, PER_S = 800, 100.0
+REQUESTS, PER_S = 500, 100.0
 
 
 class Failing(SimulatedFleet):
@@ -85,7 +85,7 @@ async def ask_all(fleet: Failing, budget: BudgetRules) -> tuple[list[str], float
 @pytest.mark.parametrize("accepts", [False, True], ids=["refused at once", "lost after it was taken up"])
 @pytest.mark.parametrize("least_per_s", [0.0, 10.0])
 def test_failures_do_not_multiply(accepts: bool, least_per_s: float) -> None:
-    """Eight seconds in which every attempt fails: all requests are told so, after 1.2 attempts each at most.
+    """Five seconds in which every attempt fails: all requests are told so, after 1.2 attempts each at most.
 
     And, for a gateway that is asked little, ten a second that are always free: while nobody asks, only those.
     """

@@ -220,6 +220,8 @@ class Forwarder:
                 f"Every ready replica of {model!r} has the {state.model.max_concurrent} requests that it may have."
             )
             return Problem("overloaded", message, param="model", retry_after_s=_RETRY_AFTER_S)
+        if progress.problem is not None and not progress.patient and not progress.accepted:
+            return progress.problem
         if progress.problem is None:
             message = f"No replica of {model!r} is ready."
             return Problem("not_ready", message, param="model", retry_after_s=_RETRY_AFTER_S)

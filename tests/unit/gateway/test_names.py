@@ -116,10 +116,18 @@ async def test_a_lost_model_is_fallen_back_from_at_once(start_models, script):
     assert asyncio.get_running_loop().time() - began < 4.0
 
 
-async def test_an_answer_that_has_begun_is_never_another_model_s(start_models, make_behaviour):
-    """A stream whose engine fails midway ends with the failure; nothing of it comes from a fallback."""
+async def test_an_answer_that_has_begun_is_never_another_model_s(start_models, make_behaviour, script):
+    """A stream whose engine fails midway ends with the failure, be it one that a fallback would have had before."""
     world = await start_models({"assistant": Name(to="large", fallbacks=("small",))})
-    world.engines[0].behave = lambda request: make_behaviour(fail_after=2)
+    world.engines[2].context_tokens = 8192
+    url = f"{world.url}/v1/models/small"
+
+    async def is_known():
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            return (await answer.json())["max_model_len"] == 8192
+
+    await script.until(is_known)
+    world.engines[0].behave = lambda request: make_behaviour(fail_after=2, fail_code="context_length_exceeded")
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{world.url}/v1/chat/completions", json=BODY | {"stream": True}) as answer,
@@ -128,7 +136,7 @@ async def test_an_answer_that_has_begun_is_never_another_model_s(start_models, m
         with pytest.raises(aiohttp.ClientPayloadError):
             async for part in answer.content.iter_any():
                 raw += part
-    assert b"internal_error" in raw and not world.engines[2].requests
+    assert b"context_length_exceeded" in raw and not world.engines[2].requests
 
 
 async def test_the_first_model_s_words_stand_where_none_can(start_models, make_behaviour):

@@ -107,6 +107,7 @@ async def serve_gateway(
         recalling,
         asyncio.create_task(watcher.acknowledge_regularly()),
         asyncio.create_task(stages.forward.stalls.watch()),
+        asyncio.create_task(once.stalls.watch()),
     ]
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait())
     try:
