@@ -21,6 +21,7 @@ from torch import Tensor
 
 from penstock.engine.sequence import Sequence
 from penstock.models.decoder import Decoder
+from penstock.models.fast.pack import packing
 from penstock.models.load import load_decoder
 
 FP32_BOUND = 1e-4
@@ -38,12 +39,13 @@ def _one_thread() -> Iterator[None]:
 
 
 @cache
-def models(case: str) -> tuple[Any, Decoder, Decoder]:
-    """transformers' model, and ours in float32 and bfloat16."""
+def models(case: str) -> tuple[Any, Decoder, Decoder, Decoder]:
+    """transformers' model, and ours in float32, in bfloat16, and with the weights packed that can be here."""
     with TemporaryDirectory() as folder:
         theirs, context = make_checkpoint(case, Path(folder)), CONTEXT_TOKENS.get(case)
         ours = (load_decoder(Path(folder), dtype, context_tokens=context) for dtype in ("float32", "bfloat16"))
-        return theirs, *ours
+        packed = load_decoder(Path(folder), "bfloat16", context_tokens=context, pack=packing())
+        return theirs, *ours, packed
 
 
 def reference(case: str, token_ids: list[int]) -> Tensor:
@@ -140,10 +142,11 @@ def test_mixed_batch(case: str) -> None:
         assert_theirs(case, sequence, rows[id(sequence)])
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("case", CASES)
-def test_bfloat16(case: str) -> None:
+def test_bfloat16(case: str, packed: bool) -> None:
     """In bf16, chunked prefill and decode stay within the stated bound of transformers in float32."""
-    decoder = models(case)[2]
+    decoder = models(case)[3 if packed else 2]
     driver = Driver(decoder, dtype=torch.bfloat16)
     sequence = driver.sequence(prompt_of(33))
     rows = torch.tensor(prefill(driver, sequence, [12, 21]) + decode(driver, sequence, 12))

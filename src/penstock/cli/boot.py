@@ -63,6 +63,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     from penstock.engine.cpu.memory import free_memory_bytes
     from penstock.models.config import ModelConfig
     from penstock.models.load import load_decoder
+    from penstock.models.packed import num_weight_bytes
     from penstock.models.sentence import SentenceConfig
 
     # First, since what is of another architecture often has no tokenizer that we read, or none at all.
@@ -76,8 +77,8 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
     if settings.exact:
         progress(0.0, "compiling the kernels of exact mode, once per machine")
-    chosen = numerics(settings.exact)
-    decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context).requires_grad_(False)
+    chosen = numerics(settings.exact, config.dtype if settings.dtype == "auto" else settings.dtype)
+    decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack).requires_grad_(False)
     config = decoder.config
     needs = _kv_needs(config, settings, context)
     num_blocks = kv_blocks(
@@ -108,7 +109,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         vocab_size=config.vocab_size,
         context_tokens=min(context, capacity),
         context_limit="the model's context" if context <= capacity else "all KV memory",
-        weights_bytes=sum(parameter.nbytes for parameter in decoder.parameters()),
+        weights_bytes=num_weight_bytes(decoder),
         kv_bytes=num_blocks * needs.block_bytes,
         pooling=Pooling(sentence.rows, sentence.normalize),
         embedding_size=config.hidden_size,

@@ -7,6 +7,8 @@ Argued in docs/decisions/002-table-of-ops.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from penstock.models.config import ModelConfig
 from penstock.models.experts import Experts
 from penstock.models.linear import Linear, parameter
 from penstock.models.ops import REFERENCE, Ops
+from penstock.models.packed import Packed
 from penstock.models.rope import inverse_frequencies
 from penstock.models.traits import Activation
 
@@ -121,6 +124,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, index, ops) for index in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config, ops)
         self.head = None if config.tie_embeddings else parameter(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.packed: Sequence[Packed] = ()
         self._ropes = list(dict.fromkeys(layer.rope for layer in config.layers))
         self._rope_of_layer = [self._ropes.index(layer.rope) for layer in config.layers]
         # Neither buffers nor parameters: casting the model to bf16 or materialising it from meta must not touch them.
@@ -132,7 +136,7 @@ class Decoder(nn.Module):
         ``attend`` is called once per layer with the rotated queries and keys, and the values.
         """
         turns = [self._turn(index, positions) for index in range(len(self._ropes))]
-        x = self._ops.embed(token_ids, self.embedding)
+        x = self.embed(token_ids)
         if self.config.embedding_scale != 1.0:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
         for layer, index in zip(self.layers, self._rope_of_layer, strict=True):
@@ -140,9 +144,28 @@ class Decoder(nn.Module):
         hidden: Tensor = self.norm(x)
         return hidden
 
+    @property
+    def head_parameter(self) -> str:
+        """Which parameter the hidden states are multiplied by in the end."""
+        return "embedding" if self.config.tie_embeddings else "head"
+
+    def take_packed(self, packed: Sequence[Packed]) -> None:
+        """Multiply by ``packed`` instead of the head, which is given up; tied embeddings are looked up there, too."""
+        self.packed = packed
+        delattr(self, self.head_parameter)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids[T] -> [T, hidden], before any scale."""
+        if self.packed and self.config.tie_embeddings:
+            return self.packed[0].rows(token_ids)
+        return self._ops.embed(token_ids, self.embedding)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, vocab] float32 of hidden[R, hidden]."""
-        logits = self._ops.head(hidden, self.embedding if self.head is None else self.head)
+        if self.packed:
+            logits = self.packed[0].logits(hidden)
+        else:
+            logits = self._ops.head(hidden, self.embedding if self.head is None else self.head)
         if self.config.logits_scale != 1.0:
             logits = logits * self.config.logits_scale
         return logits if self.config.logits_softcap is None else self._ops.softcap(logits, self.config.logits_softcap)

@@ -1,14 +1,18 @@
 """The one matrix product of all models, over the table of ops; its weight may be several matrices in one.
 
 In: rows; out: rows.  Allocates its parameters on the ambient device and never initialises them.
+A packed weight (models/packed.py) may take the place of the plain one; it then multiplies instead of the table.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from penstock.models.ops import Ops
+from penstock.models.packed import Packed
 
 
 class Linear(nn.Module):
@@ -19,10 +23,24 @@ class Linear(nn.Module):
         self.parts = parts
         self.weight = parameter(sum(parts), inputs, dtype=dtype)
         self.bias = parameter(sum(parts), dtype=dtype) if bias else None
+        self.packed: Sequence[Packed] = ()
         self._op = ops.linear
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return self.packed[0].multiply(x, self.bias)
         return self._op(x, self.weight, self.bias)
+
+    @property
+    def num_matrices(self) -> int:
+        """How many packed weights take this one's place."""
+        return 1
+
+    def take_packed(self, packed: Sequence[Packed]) -> None:
+        """Multiply by ``packed`` from now on; the plain weight is given up."""
+        assert len(packed) == self.num_matrices
+        self.packed = packed
+        del self.weight
 
 
 class StackedLinear(Linear):
@@ -31,9 +49,16 @@ class StackedLinear(Linear):
     def __init__(self, inputs: int, parts: tuple[int, ...], count: int, *, dtype: torch.dtype, ops: Ops) -> None:
         super().__init__(inputs, parts * count, bias=False, dtype=dtype, ops=ops)
         self._rows = sum(parts)
+        self._count = count
+
+    @property
+    def num_matrices(self) -> int:
+        return self._count
 
     def apply_one(self, index: int, x: Tensor) -> Tensor:
         """x[R, inputs] through matrix ``index``."""
+        if self.packed:
+            return self.packed[index].multiply(x, None)
         return self._op(x, self.weight[index * self._rows : (index + 1) * self._rows], None)
 
 

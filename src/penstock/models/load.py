@@ -2,7 +2,7 @@
 
 In: a directory in Hugging Face layout; out: a model whose every parameter came from the files.
 Everything is checked against the headers first; then bytes go from the files straight into the fused parameters,
-through a few megabytes where they need conversion.
+through a few megabytes where they need conversion.  Weights to be packed go there just so: they never lie plain.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from io import FileIO
@@ -25,6 +25,7 @@ from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.layout import Piece, pieces
 from penstock.models.ops import REFERENCE, Ops
+from penstock.models.packed import Pack, Packed, put_rows
 from penstock.wire.errors import Problem
 
 M = TypeVar("M", bound=nn.Module)
@@ -60,10 +61,12 @@ def load_decoder(
     progress: Progress | None = None,
     ops: Ops = REFERENCE,
     context_tokens: int | None = None,
+    pack: Pack | None = None,
 ) -> Decoder:
     """The decoder in ``directory``, in ``dtype`` (``auto``: config.json's own), over the table ``ops``.
 
     ``context_tokens``: the longest sequence that will be computed (``None``: the longest that it was made for).
+    ``pack`` says which weights are packed, and how; ``None``: none is.
     Loads and raises as :func:`load_model` does.
     """
     config = ModelConfig.from_directory(directory)
@@ -79,7 +82,7 @@ def load_decoder(
         is_spare=lambda name: name.endswith(_DERIVED) or (config.tie_embeddings and name == "lm_head.weight"),
         own_name=_full_name if whole is None else whole.own_name,
     )
-    return load_model(directory, blueprint, progress)
+    return load_model(directory, blueprint, progress, pack)
 
 
 def _full_name(name: str) -> str:
@@ -87,7 +90,9 @@ def _full_name(name: str) -> str:
     return f"model.{name}" if name.startswith(_BODY) else name
 
 
-def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | None = None) -> M:
+def load_model(
+    directory: Path, blueprint: Blueprint[M], progress: Progress | None = None, pack: Pack | None = None
+) -> M:
     """The model of ``blueprint`` with the weights in ``directory``.
 
     ``progress`` hears (fraction of bytes 0..1, words).
@@ -102,7 +107,8 @@ def load_model(directory: Path, blueprint: Blueprint[M], progress: Progress | No
         plan = list(_checked(pieces(blueprint.build(), blueprint.tensors), stored, directory))
     surplus = (name for name in stored.keys() - {piece.name for piece in plan} if not blueprint.is_spare(name))
     _refuse_surplus(sorted(surplus), blueprint.architecture, directory)
-    model = _allocate(blueprint, sum(math.prod(piece.shape) for piece in plan))
+    num_parameters = sum(math.prod(piece.shape) for piece in plan)
+    model = _allocate(blueprint, num_parameters, pack)
     _fill(model, [(piece, stored[piece.name]) for piece in plan], progress)
     return model
 
@@ -154,9 +160,9 @@ def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> N
         )
 
 
-def _allocate(blueprint: Blueprint[M], num_parameters: int) -> M:
+def _allocate(blueprint: Blueprint[M], num_parameters: int, pack: Pack | None) -> M:
     try:
-        return blueprint.build()
+        return blueprint.build() if pack is None else _allocate_packed(blueprint, pack)
     except RuntimeError:  # torch's only word for memory that the system refused
         needed, dtype = num_parameters * blueprint.dtype.itemsize, str(blueprint.dtype).removeprefix("torch.")
         raise Problem(
@@ -164,17 +170,28 @@ def _allocate(blueprint: Blueprint[M], num_parameters: int) -> M:
         ) from None
 
 
+def _allocate_packed(blueprint: Blueprint[M], pack: Pack) -> M:
+    """The model with packed weights where ``pack`` gives some, and plain parameters elsewhere; none is filled yet."""
+    with torch.device("meta"):
+        model = blueprint.build()
+    for name, parameter in list(model.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        packed = pack(module, leaf, parameter)
+        if packed is None:
+            setattr(module, leaf, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+        else:
+            module.take_packed(packed)  # type: ignore[operator]  # what a Pack promises of such a module
+    return model
+
+
 def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Progress) -> None:
     """Largest first, so that the threads end together."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     total = sum(tensor.num_bytes for _, tensor in plan)
     done = 0
     plan.sort(key=lambda step: -step[1].num_bytes)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        reads = {
-            pool.submit(_read, piece.of(parameters[piece.parameter]), tensor, piece.name): tensor
-            for piece, tensor in plan
-        }
+        reads = {pool.submit(_read, _place(model, piece), tensor, piece.name): tensor for piece, tensor in plan}
         try:
             for read in as_completed(reads):
                 read.result()
@@ -185,7 +202,48 @@ def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Pr
             raise
 
 
-def _read(target: Tensor, stored: StoredTensor, name: str) -> None:
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of packed ``matrices`` that a piece is, from ``start`` on; each matrix has ``num_rows``."""
+
+    matrices: Sequence[Packed]
+    num_rows: int
+    start: int
+    shape: tuple[int, ...]
+
+
+def _place(model: nn.Module, piece: Piece) -> Tensor | _Rows:
+    path, _, leaf = piece.parameter.rpartition(".")
+    module = model.get_submodule(path)
+    parameter = getattr(module, leaf, None)
+    if isinstance(parameter, Tensor):
+        return piece.of(parameter.detach())
+    matrices: Sequence[Packed] = module.packed  # type: ignore[assignment]  # what _allocate_packed has put there
+    return _Rows(matrices, matrices[0].num_rows, piece.start, piece.shape)
+
+
+def _read(target: Tensor | _Rows, stored: StoredTensor, name: str) -> None:
+    if isinstance(target, Tensor):
+        _read_plain(target, stored, name)
+    else:
+        _read_packed(target, stored, name)
+
+
+def _read_packed(target: _Rows, stored: StoredTensor, name: str) -> None:
+    """Tensor ``name`` into packed weights, some rows at a time."""
+    total, inputs = target.shape
+    num_rows = max(1, _PART // inputs)
+    landing = torch.empty(min(num_rows, total), inputs, dtype=_STORED_DTYPES[stored.dtype])
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        for at in range(0, total, num_rows):
+            landed = landing[: min(num_rows, total - at)]
+            _read_part(file, landed, stored)
+            _check_finite(landed, stored, name)
+            put_rows(target.matrices, target.num_rows, target.start + at, landed)
+
+
+def _read_plain(target: Tensor, stored: StoredTensor, name: str) -> None:
     """Tensor ``name`` into the contiguous ``target``, part by part, so that a conversion needs little memory."""
     dtype = _STORED_DTYPES[stored.dtype]
     flat = target.view(-1)
