@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from penstock.cli.progress_line import progress_line
 from penstock.cli.sizes import parse_size
-from penstock.config.settings import DType, EngineSettings
+from penstock.config.settings import DType, EngineSettings, Quantization
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     dtype: str
     exact: bool
-    quantization: str | None
+    quantization: Quantization
     start_s: float
     peak_memory_bytes: int
     weights_bytes: int
@@ -73,7 +74,7 @@ def engine(
     requests: Annotated[int, typer.Option(help="Requests in the batch.", min=1)] = 16,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "auto",
     exact: Annotated[bool, typer.Option("--exact/--fast", help="Exact mode or the fast one.")] = False,
-    quantization: Annotated[str | None, typer.Option(help="Comes later; only none is accepted.")] = None,
+    quantization: Annotated[Quantization, typer.Option(help="Keep weights in 8 or 4 bits.")] = "none",
     runs: Annotated[int, typer.Option(help="Batches; the first one warms up.", min=2)] = 2,
     kv_memory: Annotated[
         int | None, typer.Option(help="For the KV cache, for example 2G.", parser=parse_size, metavar="SIZE")
@@ -84,9 +85,6 @@ def engine(
 ) -> None:
     """Measure the engine without a server: a batch of requests, then a lone one."""
     begin = time.perf_counter()
-    if quantization not in (None, "none"):
-        message = f"quantization: {quantization!r} comes with a later release; this one computes in bf16 and fp32."
-        raise Problem("invalid_setting", message, param="quantization")
     if dtype not in _DTYPES:
         raise Problem("invalid_setting", f"dtype: {dtype!r} is none of {', '.join(_DTYPES)}.", param="dtype")
 
@@ -102,12 +100,13 @@ def engine(
         served_name=resolved.name,
         dtype=_DTYPES[dtype],
         exact=exact,
+        quantization=quantization,
         kv_memory_bytes=kv_memory,
         max_step_tokens=max_step_tokens,
         prefix_caching=False,
         threads=threads,
     )
-    say = _progress()
+    say = progress_line()
     booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"))
     start_s = time.perf_counter() - begin
     cpu = read_cpu()
@@ -118,7 +117,7 @@ def engine(
         model=model or resolved.name,
         dtype=booted.dtype,
         exact=exact,
-        quantization=None,
+        quantization=quantization,
         start_s=start_s,
         peak_memory_bytes=_peak_memory_bytes(),
         weights_bytes=booted.weights_bytes,
@@ -191,10 +190,15 @@ def _json(report: EngineReport) -> str:
     return msgspec.json.encode(fields | measured).decode()
 
 
+def _numbers(report: EngineReport) -> str:
+    quantised = "" if report.quantization == "none" else f", {report.quantization} weights"
+    return f"{report.dtype}{quantised}{', exact' if report.exact else ''}"
+
+
 def _lines(report: EngineReport) -> list[str]:
     measured, last = report.measured, report.measured.batch[-1]
     lines = [
-        f"{report.model}, {report.dtype}{', exact' if report.exact else ''}, {report.cpu}, {report.cpu_count} cores",
+        f"{report.model}, {_numbers(report)}, {report.cpu}, {report.cpu_count} cores",
         f"start       {report.start_s:.2f} s",
         f"warm-up     {measured.batch[0].output_tokens_per_s:.1f} output tokens/s in {measured.batch[0].seconds:.2f} s",
         f"batch       {measured.output_tokens_per_s:.1f} output tokens/s in {last.seconds:.2f} s",
@@ -211,13 +215,6 @@ def _lines(report: EngineReport) -> list[str]:
     if measured.vocabulary < VOCABULARY:
         lines.append(f"note        token ids below {measured.vocabulary}, the model's vocabulary, not {VOCABULARY}")
     return lines
-
-
-def _progress() -> Callable[[str], None]:
-    """Overwrites one line on a terminal; silent elsewhere."""
-    if not sys.stderr.isatty():
-        return lambda text: None
-    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _peak_memory_bytes() -> int:

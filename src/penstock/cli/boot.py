@@ -26,6 +26,7 @@ from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Pooling
 from penstock.engine.server.booted import Booted, Progress
+from penstock.events.list import WeightsLoaded
 from penstock.policy.batch import BatchRules
 from penstock.ports import Emit
 from penstock.text.answer import AnswerFormat
@@ -53,6 +54,9 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     if is_encoder(directory):
         if settings.exact:
             raise Problem("invalid_setting", "--exact is for models that generate; this is an encoder.", param="exact")
+        if settings.quantization != "none":
+            message = "--quantization is for models that generate; this is an encoder."
+            raise Problem("invalid_setting", message, param="quantization")
         return boot_encoder(settings, Tokenizer.load(directory), progress, emit)
     return _boot_decoder(settings, directory, progress, emit)
 
@@ -77,7 +81,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
     if settings.exact:
         progress(0.0, "compiling the kernels of exact mode, once per machine")
-    chosen = numerics(settings.exact, config.dtype if settings.dtype == "auto" else settings.dtype)
+    chosen = numerics(settings, config.dtype if settings.dtype == "auto" else settings.dtype)
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack).requires_grad_(False)
     config = decoder.config
     needs = _kv_needs(config, settings, context)
@@ -96,6 +100,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         sampling_defaults=defaults,
         attention=chosen.attention,
     )
+    emit(WeightsLoaded(num_bytes=num_weight_bytes(decoder), quantization=settings.quantization))
     capacity = num_blocks * settings.block_tokens
     grammars = Grammars(tokenizer)
     grammars.start()
@@ -114,6 +119,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         pooling=Pooling(sentence.rows, sentence.normalize),
         embedding_size=config.hidden_size,
         exact=settings.exact,
+        quantization=settings.quantization,
     )
 
 

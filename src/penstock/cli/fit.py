@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from penstock.config.settings import EngineSettings
+from penstock.config.settings import EngineSettings, Quantization
 from penstock.cost.memory import megabytes, weights_bytes
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
+
+# Bytes of a weight, its share of scales and zero points counted.
+_QUANTISED_BYTES: dict[Quantization, float] = {"int8": 1.02, "int4": 0.6}
 
 
 def check_weights_fit(directory: Path, settings: EngineSettings, own_dtype: str, free_bytes: int) -> None:
@@ -23,8 +26,14 @@ def check_weights_fit(directory: Path, settings: EngineSettings, own_dtype: str,
     from penstock.models.checkpoint import read_headers
 
     wide = settings.dtype == "float32" or (settings.dtype == "auto" and own_dtype == "float32")
-    num_parameters = sum(math.prod(tensor.shape) for tensor in read_headers(directory).values())
-    needed = weights_bytes(num_parameters, 4 if wide else 2)
+    headers = read_headers(directory)
+    plain = 4 if wide else 2
+    in_layers = _QUANTISED_BYTES.get(settings.quantization, plain)
+    needed = 0
+    for name, tensor in headers.items():
+        # What is quantised for certain: the matrices of layers.
+        each = in_layers if ".layers." in name and len(tensor.shape) > 1 else plain
+        needed += weights_bytes(math.prod(tensor.shape), each)
     if needed > free_bytes:
         message = f"The weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free."
         raise Problem("insufficient_memory", message)

@@ -22,7 +22,10 @@ _ADMIN_TIMEOUT_S = 2.0
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One service.  ``phase`` is its stage once every replica is ready; ``kv_use`` is 0..1, ``None`` when unknown."""
+    """One service.  ``phase`` is its stage once every replica is ready; ``kv_use`` is 0..1, ``None`` when unknown.
+
+    ``quantization``: what weights are kept in; ``None`` while no replica has told.
+    """
 
     model: str
     phase: str
@@ -34,6 +37,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     admin_url: str
     uptime_s: float
     kv_use: float | None
+    quantization: str | None
     version: str
 
 
@@ -74,13 +78,14 @@ def row(service: Service, state: ServiceState | None, now: float) -> Row:
         admin_url=service.admin_url,
         uptime_s=max(0.0, round(now - service.started_at, 1)),
         kv_use=sum(load.kv_blocks_used for load in loads) / blocks if blocks else None,
+        quantization=next((load.quantization for load in loads if load.weights_bytes), None),
         version=service.version,
     )
 
 
 def table(rows: list[Row]) -> str:
     """Columns wide enough for what they hold."""
-    cells = [("MODEL", "REPLICAS", "PHASE", "PID", "URL", "UPTIME", "KV USE", "RESTARTS")]
+    cells = [("MODEL", "REPLICAS", "PHASE", "PID", "URL", "UPTIME", "KV USE", "WEIGHTS", "RESTARTS")]
     for r in rows:
         cells.append(
             (
@@ -91,6 +96,7 @@ def table(rows: list[Row]) -> str:
                 r.url,
                 _duration(r.uptime_s),
                 "-" if r.kv_use is None else f"{r.kv_use:.0%}",
+                "-" if r.quantization is None else "as released" if r.quantization == "none" else r.quantization,
                 "?" if r.restarts is None else str(r.restarts),
             )
         )

@@ -15,7 +15,7 @@ import typer
 
 from penstock.cli.sizes import parse_size
 from penstock.config.desired import Balance
-from penstock.config.settings import DType, ReasoningParser, ToolParser
+from penstock.config.settings import DType, Quantization, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -112,6 +112,14 @@ def serve(
             help="Exact: the same bits for a request alone, in any batch and in training; slower.",
         ),
     ] = False,
+    quantization: Annotated[
+        Quantization,
+        _option(
+            "--quantization",
+            help="Keep weights in 8 or 4 bits, quantised while they are loaded: less memory, more speed, "
+            "answers a little worse. Not with --exact.",
+        ),
+    ] = "none",
     max_model_len: Annotated[
         int | None,
         _option(
@@ -221,6 +229,7 @@ def serve(
             insecure_no_auth=insecure_no_auth,
             dtype=dtype,
             exact=exact,
+            quantization=quantization,
             max_model_len=max_model_len,
             kv_memory_bytes=kv_memory,
             max_step_tokens=max_step_tokens,

@@ -17,6 +17,8 @@ from penstock.config.prices import Price
 from penstock.config.service import ServedModel
 
 DType = Literal["auto", "bfloat16", "float32"]
+Quantization = Literal["none", "int8", "int4"]
+"""In which whole numbers weights are kept; ``none``: as the checkpoint has them."""
 ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
 """In which marks a model thinks; ``auto``: as its chat template and vocabulary show."""
 ToolParser = Literal["auto", "none", "hermes", "llama3", "mistral", "mistral-args"]
@@ -36,6 +38,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = "auto"
     exact: bool = False
     """Compute every row in one order, so that no company changes its bits (docs/decisions/005-exact-mode.md)."""
+    quantization: Quantization = "none"
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     kv_share: float = 1.0
@@ -105,6 +108,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     insecure_no_auth: bool = False
     dtype: DType = "auto"
     exact: bool = False
+    quantization: Quantization = "none"
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     max_step_tokens: int = 512

@@ -5,6 +5,7 @@ In: shapes and bytes; out: bytes and counts of blocks.  Pure: what is free is me
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from penstock.wire.errors import Problem
@@ -19,9 +20,9 @@ _RESERVED_SHARE = 0.1
 SHORT_SEQUENCE_TOKENS = 256
 
 
-def weights_bytes(num_parameters: int, dtype_bytes: int) -> int:
-    """Bytes of ``num_parameters`` weights of ``dtype_bytes`` each."""
-    return num_parameters * dtype_bytes
+def weights_bytes(num_parameters: int, each_bytes: float) -> int:
+    """Bytes of ``num_parameters`` weights of ``each_bytes``, which quantising may make no whole number."""
+    return math.ceil(num_parameters * each_bytes)
 
 
 def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int) -> int:

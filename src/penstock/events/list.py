@@ -82,6 +82,13 @@ class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
+class WeightsLoaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's weights are in memory.  ``quantization``: what they are kept in, ``none`` for as released."""
+
+    num_bytes: int
+    quantization: str
+
+
 class StepDone(msgspec.Struct, frozen=True, kw_only=True):
     """Engine: one step was computed and committed; with no tokens, only the state changed (an abort while idle)."""
 
@@ -104,4 +111,13 @@ class ReplicaChanged(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
 
 
-Event = RequestReceived | RequestEnded | StreamResumed | ShadowEnded | SequenceEnded | StepDone | ReplicaChanged
+Event = (
+    RequestReceived
+    | RequestEnded
+    | StreamResumed
+    | ShadowEnded
+    | SequenceEnded
+    | WeightsLoaded
+    | StepDone
+    | ReplicaChanged
+)

@@ -22,6 +22,7 @@ from penstock.events.list import (
     ShadowEnded,
     StepDone,
     StreamResumed,
+    WeightsLoaded,
 )
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -216,6 +217,13 @@ STEP_TOKENS = _metric(
     "Tokens computed in steps, by phase: prefill includes what a preemption made the engine compute again.",
     ("phase",),
 )
+WEIGHTS = _metric(
+    "penstock_engine_weights_bytes",
+    "gauge",
+    "bytes",
+    "Memory of the weights, by what they are kept in.",
+    ("quantization",),
+)
 RUNNING = _metric(
     "penstock_engine_running_sequences", "gauge", "sequences", "Sequences that hold KV blocks, after the last step."
 )
@@ -283,6 +291,8 @@ _feed(SequenceEnded, SEQUENCES, lambda e: 1, lambda e: (e.reason,))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("prompt",))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.cached_tokens, lambda e: ("cached",))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.output_tokens, lambda e: ("output",))
+
+_feed(WeightsLoaded, WEIGHTS, lambda e: e.num_bytes, lambda e: (e.quantization,))
 
 _feed(StepDone, STEP, lambda e: e.seconds if e.decode_tokens + e.prefill_tokens else None)
 _feed(StepDone, STEP_TOKENS, lambda e: e.decode_tokens, lambda e: ("decode",))

@@ -80,6 +80,12 @@ class ModelState:
         return next((state.load.context_tokens for state in self.replicas if state.load is not None), None) or None
 
     @property
+    def quantization(self) -> str | None:
+        """What the replicas that are ready keep weights in."""
+        loads = (state.load for state in self.replicas if state.load is not None)
+        return next((load.quantization for load in loads if load.context_tokens), None)
+
+    @property
     def exact(self) -> bool:
         """Whatever replica resumes a sequence gives it the tokens of an undisturbed run."""
         loads = [state.load for state in self.replicas if state.load is not None]

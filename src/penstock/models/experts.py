@@ -15,6 +15,10 @@ from penstock.models.ops import Ops
 from penstock.models.traits import Activation, ExpertSpec
 
 
+class Router(Linear):
+    """How much a token prefers each expert."""
+
+
 class Experts(nn.Module):
     """Top-k of a softmax (arXiv 1701.06538); shares and the sum in float32, rounded once."""
 
@@ -24,7 +28,7 @@ class Experts(nn.Module):
         self._spec = spec
         self._activation: Activation = config.activation
         self._ops = ops
-        self.router = Linear(hidden, (spec.num,), bias=False, dtype=dtype, ops=ops)
+        self.router = Router(hidden, (spec.num,), bias=False, dtype=dtype, ops=ops)
         self.expert_gate_up = StackedLinear(hidden, (size, size), spec.num, dtype=dtype, ops=ops)
         self.expert_down = StackedLinear(size, (hidden,), spec.num, dtype=dtype, ops=ops)
 

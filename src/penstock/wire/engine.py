@@ -209,6 +209,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     take, by what this engine has measured of its own steps.
     ``generates`` is false for an encoder, which only embeds.  ``exact``: a resumed sequence gets the very tokens of an
     undisturbed one; otherwise what was emitted stays, and what follows may be another valid continuation.
+    ``quantization``: in which whole numbers weights are kept, ``none`` for as the checkpoint has them.
     """
 
     phase: Phase
@@ -231,6 +232,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kv_bytes: int = 0
     generates: bool = True
     exact: bool = False
+    quantization: str = "none"
 
 
 class ProgressRequest(msgspec.Struct, frozen=True, kw_only=True):

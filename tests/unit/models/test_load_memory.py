@@ -13,6 +13,7 @@ from seeded import write_seeded_checkpoint
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.dtypes import DType
+from penstock.models.fast import int8
 from penstock.models.rope import RopeConfig
 from penstock.models.save import save_decoder
 from penstock.models.traits import ExpertSpec, LayerSpec
@@ -77,3 +78,40 @@ def test_loading_peaks_at_the_weights_and_a_tenth(architecture: str, stored: DTy
     weights, share = done.stdout.split()
     assert int(weights) > 70_000_000
     assert float(share) < 1.1, share
+
+
+LOAD_PACKED = """
+import sys
+from pathlib import Path
+from penstock.models.fast.pack import packing
+from penstock.models.load import load_decoder
+from penstock.models.packed import num_weight_bytes
+
+def resident(field):
+    line = next(line for line in open("/proc/self/status") if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+pack = packing(sys.argv[2])
+load_decoder(Path(sys.argv[3]), "bfloat16", pack=pack)
+before = resident("VmRSS")
+decoder = load_decoder(Path(sys.argv[1]), "bfloat16", pack=pack)
+print(num_weight_bytes(decoder), resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not int8.is_supported(), reason="reads /proc, needs AVX512-VNNI")
+@pytest.mark.parametrize(("quantization", "share"), [("none", 1.02), ("int8", 0.52), ("int4", 0.45)])
+def test_packing_peaks_at_the_packed_weights_and_little_more(quantization: str, share: float, tmp_path: Path) -> None:
+    """At most 48 MB above them, which are at most ``share`` of the plain ones: a plain copy never exists."""
+    decoder = Decoder(config_of("LlamaForCausalLM", "bfloat16"))
+    plain = sum(parameter.nbytes for parameter in decoder.parameters())
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.fill_(0.5)
+    save_decoder(decoder, tmp_path / "model")
+    write_seeded_checkpoint(tmp_path / "tiny")
+    command = [sys.executable, "-c", LOAD_PACKED, str(tmp_path / "model"), quantization, str(tmp_path / "tiny")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    packed, grown = map(int, done.stdout.split())
+    assert packed < share * plain
+    assert grown < packed + 48_000_000, (grown, packed)

@@ -117,6 +117,7 @@ def _engine_launch(member: Member, serve: ServeSettings, resolved: Resolved, cou
         served_name=name,
         dtype=serve.dtype,
         exact=serve.exact,
+        quantization=serve.quantization,
         max_model_len=serve.max_model_len,
         kv_memory_bytes=serve.kv_memory_bytes,
         kv_share=1.0 / count,

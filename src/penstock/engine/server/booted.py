@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from penstock.config.settings import Quantization
 from penstock.engine.loop import Loop
 from penstock.engine.sequence import Executor, Pooling
 from penstock.text.answer import AnswerFormat
@@ -40,3 +41,4 @@ class Booted:
     embedding_size: int
     generates: bool = True
     exact: bool = False
+    quantization: Quantization = "none"

@@ -203,6 +203,7 @@ class Service:
             kv_bytes=self._booted.kv_bytes,
             generates=self._booted.generates,
             exact=self._booted.exact,
+            quantization=self._booted.quantization,
         )
 
     def _stream(self, request: GenerateRequest, prompt_ids: list[int], answer: AnswerParser) -> TextStream:

@@ -187,4 +187,9 @@ class App:
 
 def _card(offer: Offer) -> listing.ModelCard:
     state = offer.state
-    return listing.ModelCard(id=offer.name, created=state.model.created, max_model_len=state.context_tokens)
+    return listing.ModelCard(
+        id=offer.name,
+        created=state.model.created,
+        max_model_len=state.context_tokens,
+        quantization=state.quantization,
+    )

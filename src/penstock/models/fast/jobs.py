@@ -36,7 +36,7 @@ def new_output(num_rows: int, num_blocks: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(num_rows, num_blocks * BLOCK, dtype=dtype)
 
 
-def product_items(num_rows: int, num_blocks: int) -> tuple[int, int]:
-    """How many items a product has, and the rows of each."""
+def product_items(num_rows: int, num_blocks: int, group: int = GROUP) -> tuple[int, int]:
+    """How many items of ``group`` blocks a product has, and the rows of each."""
     cuts = -(-num_rows // _ITEM_ROWS)
-    return cuts * -(-num_blocks // GROUP), -(-num_rows // cuts) if cuts else 0
+    return cuts * -(-num_blocks // group), -(-num_rows // cuts) if cuts else 0

@@ -1,4 +1,4 @@
-"""Compiled products of rows with a packed weight: bfloat16 by AVX512-BF16, int8 by AVX512-VNNI.
+"""Compiled products of rows with a packed weight: bfloat16 by AVX512-BF16, int8 and int4 by AVX512-VNNI.
 
 In and out: addresses, as the arguments of a :class:`~.team.Job`; layouts are those of layout.py.
 An item is 64 outputs for some rows.  The weight's 64 rows are read once from memory and then from the cache, for six
@@ -22,6 +22,8 @@ from penstock.models.fast.team import NUM_ITEMS, Job, take
 
 GROUP = 4
 """Blocks of outputs that a tile takes together."""
+PAIR = 2
+"""The same where each sum is kept twice: for int4, of a group of inputs and of all before it."""
 MOST_ROWS = 6
 """Rows that a tile takes at most: with GROUP blocks, 24 sums of the 32 registers there are."""
 
@@ -31,9 +33,14 @@ all blocks; OUT: bfloat16, or float32 where WIDE is 1, of which whole blocks are
 ITEM_ROWS: rows of an item."""
 X_SCALES, WEIGHT_SCALES, OFFSETS = 13, 14, 15
 """Further ones for int8: a float32 per row of X and per output, and the int32 that each output's sum begins with."""
+ZEROS, ROW_SUMS, NUM_GROUPS = 15, 16, 17
+"""For int4, beside the scales, which are [O / 16, NUM_GROUPS, 16] there: zero points of the same shape, uint8, and
+each row's sums [T, NUM_GROUPS] float32.  A line of the weight then has 8 inputs: those of the low and of the high
+halves of its bytes, four each."""
 
 _LINE = 64
 """Bytes of a register, and of sixteen float32 or int32 that go with a block's outputs."""
+_BYTES = ir.VectorType(ir.IntType(8), BLOCK)
 _AHEAD = 2048
 """Bytes that a stream of weights is asked for in advance: the time of a memory access at full speed."""
 
@@ -59,6 +66,12 @@ class _Tile:
         first = self.b.add(self.argument(index), self.b.mul(self.block, ir.Constant(I64, _LINE)))
         return [simd.load(self.b, simd.at(self.b, first, block * _LINE), kind) for block in range(self.blocks)]
 
+    def weights(self) -> Values:
+        """Addresses of the tile's blocks of the weight."""
+        block_bytes = self.b.mul(self.argument(NUM_STEPS), ir.Constant(I64, _LINE))
+        first = self.b.add(self.argument(WEIGHT), self.b.mul(self.block, block_bytes))
+        return [self.b.add(first, self.b.mul(block_bytes, ir.Constant(I64, nth))) for nth in range(self.blocks)]
+
     def rows_of(self, index: int, stride: Any) -> Values:
         """Addresses of the tile's rows of argument ``index``."""
         first = self.b.add(self.argument(index), self.b.mul(self.row, stride))
@@ -67,10 +80,7 @@ class _Tile:
 
 def _sums(tile: _Tile, begin: Values, dot: Callable[..., Any]) -> Values:
     """The dot products of the tile's rows with its blocks over all steps: rows * blocks registers."""
-    b, num_steps = tile.b, tile.argument(NUM_STEPS)
-    block_bytes = b.mul(num_steps, ir.Constant(I64, _LINE))
-    first = b.add(tile.argument(WEIGHT), b.mul(tile.block, block_bytes))
-    blocks = [b.add(first, b.mul(block_bytes, ir.Constant(I64, block))) for block in range(tile.blocks)]
+    b, num_steps, blocks = tile.b, tile.argument(NUM_STEPS), tile.weights()
     rows = tile.rows_of(X, tile.argument(X_STRIDE))
 
     def step(i: Any, sums: Any) -> Values:
@@ -125,9 +135,66 @@ def _int8(tile: _Tile) -> None:
     _store(tile, values)
 
 
-def _tile(generate: Callable[[_Tile], None]) -> Any:
-    """An intrinsic (job, row, rows, block, blocks): rows 1 .. MOST_ROWS, blocks GROUP or 1."""
-    sizes = [(rows, blocks) for blocks in (GROUP, 1) for rows in range(1, MOST_ROWS + 1)]
+def _int4(tile: _Tile) -> None:
+    """Group by group: whole sums first, then less the zero points, scaled, and added to the totals in float32."""
+    b, num_groups = tile.b, tile.argument(NUM_GROUPS)
+    group_lines = b.sdiv(tile.argument(NUM_STEPS), num_groups)
+    rows = tile.rows_of(X, tile.argument(X_STRIDE))
+    row_sums = tile.rows_of(ROW_SUMS, b.mul(num_groups, ir.Constant(I64, 4)))
+    blocks, numbers = tile.weights(), [b.add(tile.block, ir.Constant(I64, block)) for block in range(tile.blocks)]
+    nibbles, four = simd.constant(INTS, 0x0F0F0F0F), simd.constant(INTS, 4)
+
+    def group(nth: Any, totals: Any) -> Values:
+        def line(i: Any, sums: Any) -> Values:
+            at = b.add(b.mul(nth, group_lines), i)
+            halves = []
+            for block in blocks:
+                address = b.add(block, b.mul(at, ir.Constant(I64, _LINE)))
+                simd.prefetch(b, simd.at(b, address, _AHEAD))
+                pairs = simd.load(b, address, INTS)
+                halves.append((b.and_(pairs, nibbles), b.and_(b.lshr(pairs, four), nibbles)))
+            added: Values = []
+            for row in rows:
+                eight = b.add(row, b.mul(at, ir.Constant(I64, 8)))
+                first, second = (simd.spread(b, simd.load(b, simd.at(b, eight, place), simd.I32)) for place in (0, 4))
+                for low, high in halves:
+                    total = simd.dot_int8(b, sums[len(added)], low, first)
+                    added.append(simd.dot_int8(b, total, high, second))
+            return added
+
+        sums = simd.loop(b, group_lines, [simd.constant(INTS, 0)] * len(totals), line)
+        places = [b.add(b.mul(number, num_groups), nth) for number in numbers]
+        scales = [simd.load(b, _element(tile, WEIGHT_SCALES, place, _LINE), FLOATS) for place in places]
+        zeros = [simd.load(b, _element(tile, ZEROS, place, BLOCK), _BYTES) for place in places]
+        zeros = [b.uitofp(b.zext(zero, INTS), FLOATS) for zero in zeros]
+        added: Values = []
+        for address in row_sums:
+            row_sum = simd.spread(b, simd.load(b, b.add(address, b.mul(nth, ir.Constant(I64, 4))), simd.F32))
+            for zero, scale in zip(zeros, scales, strict=True):
+                # Whole numbers below 2 ** 24 for groups of up to 4,096 inputs: nothing is rounded before the scale.
+                whole = b.fsub(b.sitofp(sums[len(added)], FLOATS), b.fmul(zero, row_sum))
+                added.append(b.fadd(totals[len(added)], b.fmul(whole, scale)))
+        return added
+
+    zero = simd.constant(FLOATS, 0.0)
+    totals = simd.loop(b, num_groups, [zero] * (tile.rows * tile.blocks), group)
+    bias = tile.per_output(BIAS, FLOATS)
+    values: Values = []
+    for address in tile.rows_of(X_SCALES, ir.Constant(I64, 4)):
+        x_scale = simd.spread(b, simd.load(b, address, simd.F32))
+        for added in bias:
+            values.append(b.fadd(b.fmul(totals[len(values)], x_scale), added))
+    _store(tile, values)
+
+
+def _element(tile: _Tile, index: int, nth: Any, num_bytes: int) -> Any:
+    """The address of the ``nth`` of argument ``index``'s elements of ``num_bytes``."""
+    return tile.b.add(tile.argument(index), tile.b.mul(nth, ir.Constant(I64, num_bytes)))
+
+
+def _tile(generate: Callable[[_Tile], None], most_blocks: int) -> Any:
+    """An intrinsic (job, row, rows, block, blocks): rows 1 .. MOST_ROWS, blocks ``most_blocks`` or 1."""
+    sizes = [(rows, blocks) for blocks in (most_blocks, 1) for rows in range(1, MOST_ROWS + 1)]
 
     @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
     def tile(_context: Any, job: Any, row: Any, rows: Any, block: Any, blocks: Any) -> Any:
@@ -146,8 +213,9 @@ def _tile(generate: Callable[[_Tile], None]) -> Any:
 
 
 # Intrinsics as globals and one function for each: Numba keeps no compiled code whose intrinsics are closures.
-_tile_bf16 = _tile(_bf16)
-_tile_int8 = _tile(_int8)
+_tile_bf16 = _tile(_bf16, GROUP)
+_tile_int8 = _tile(_int8, GROUP)
+_tile_int4 = _tile(_int4, PAIR)
 
 
 def _multiply_bf16(job: Any) -> None:
@@ -180,8 +248,26 @@ def _multiply_int8(job: Any) -> None:
         item = take(job)
 
 
+def _multiply_int4(job: Any) -> None:
+    groups = (job[NUM_BLOCKS] + PAIR - 1) // PAIR
+    item = take(job)
+    while item < job[NUM_ITEMS]:
+        block, row = item % groups * PAIR, item // groups * job[ITEM_ROWS]
+        end, last_block = min(job[NUM_ROWS], row + job[ITEM_ROWS]), min(job[NUM_BLOCKS], block + PAIR)
+        size = PAIR if last_block - block == PAIR else 1
+        while row < end:
+            rows = (end - row) // ((end - row + MOST_ROWS - 1) // MOST_ROWS)
+            for first in range(block, last_block, size):
+                _tile_int4(job, row, rows, first, size)
+            row += rows
+        item = take(job)
+
+
 multiply_bf16 = Job(_multiply_bf16)
 """x[T, I] of bfloat16 times a weight of bfloat16: sums in float32 of exact products, rounded once."""
 
 multiply_int8 = Job(_multiply_int8)
 """x[T, I] of uint8, each 128 more than it stands for, times a weight of int8: whole sums, then scaled."""
+
+multiply_int4 = Job(_multiply_int4)
+"""x[T, I] of int8 times a weight of four bits with scales and zero points per group of inputs."""

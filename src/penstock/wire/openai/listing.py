@@ -21,11 +21,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """``max_model_len`` is the context in tokens; null while no replica has told."""
+    """``max_model_len`` is the context in tokens, ``quantization`` what weights are kept in (``none``: as released);
+    null while no replica has told.
+    """
 
     id: str
     created: int
     max_model_len: int | None
+    quantization: str | None = None
     object: str = "model"
     owned_by: str = "penstock"
 

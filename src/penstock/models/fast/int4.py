@@ -1,0 +1,106 @@
+"""A weight in four bits, with a scale and a zero point per output and group of inputs, and its products.
+
+In: a checkpoint's rows, or numbers that somebody quantised; out: products with rows quantised to eight bits one by one.
+A number q stands for (q - zero) * scale.  A group's sum is whole; what the zero point adds to it is taken off by the
+row's own sum over the group, and the groups are added in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.models.fast import layout
+from penstock.models.fast.activations import quantise
+from penstock.models.fast.jobs import Bias, new_output, product_items
+from penstock.models.fast.products import PAIR, multiply_int4
+from penstock.models.packed import Kind
+
+GROUPS = (64, 32)
+"""Sizes of groups that a weight is quantised in: the first that its inputs are a multiple of, else the last."""
+_MOST = 15
+_LINE_INPUTS = 8
+
+
+def group_size(num_inputs: int) -> int:
+    return next((size for size in GROUPS if num_inputs % size == 0), GROUPS[-1])
+
+
+class Int4Weight:
+    """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]; ``group``: a multiple of 16."""
+
+    kind: Kind = "int4"
+
+    def __init__(self, num_rows: int, num_inputs: int, group: int) -> None:
+        self.num_rows, self.num_inputs, self.group = num_rows, num_inputs, group
+        self.num_groups = -(-num_inputs // group)
+        self.blocks = layout.new_blocks(num_rows, self.num_groups * group // 2, torch.uint8)
+        self.scales = torch.zeros(len(self.blocks), self.num_groups, layout.BLOCK)
+        self.zeros = torch.zeros(len(self.blocks), self.num_groups, layout.BLOCK, dtype=torch.uint8)
+        self._bias = Bias(len(self.blocks))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.blocks.nbytes + self.scales.nbytes + self.zeros.nbytes
+
+    def put(self, start: int, rows: Tensor) -> None:
+        filled = F.pad(rows.float(), (0, self.num_groups * self.group - self.num_inputs))
+        grouped = filled.view(len(rows), self.num_groups, self.group)
+        # Zero is always among the numbers, so that what is filled up with zeros stays so.
+        low, high = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
+        scales = (high - low) / _MOST
+        factors = torch.where(scales > 1e-30, 1 / scales, 0.0)
+        zeros = (-low * factors).round_()
+        values = (grouped * factors[..., None]).round_().add_(zeros[..., None]).clamp_(0, _MOST)
+        self.put_quantised(start, values.flatten(1).to(torch.uint8), scales, zeros.to(torch.uint8))
+
+    def put_quantised(self, start: int, values: Tensor, scales: Tensor, zeros: Tensor) -> None:
+        """Rows values[R, groups * group] of 0 .. 15, with their scales and zero points [R, groups], as they are."""
+        low, high = values.view(len(values), -1, 2, _LINE_INPUTS // 2).unbind(2)
+        layout.put(self.blocks, start, (low | high << 4).flatten(1))
+        numbers = torch.arange(start, start + len(values))
+        self.scales[numbers // layout.BLOCK, :, numbers % layout.BLOCK] = scales.float()
+        self.zeros[numbers // layout.BLOCK, :, numbers % layout.BLOCK] = zeros
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._product(x, bias, torch.bfloat16)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._product(x, None, torch.float32)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        return self.exact_rows(numbers).bfloat16()
+
+    def exact_rows(self, numbers: Tensor) -> Tensor:
+        """What the rows stand for, [T, I] float32."""
+        pairs = layout.rows(self.blocks, numbers, self.blocks.shape[1] * 4).view(len(numbers), -1, 1, 4)
+        values = torch.cat((pairs & _MOST, pairs >> 4), dim=2).view(len(numbers), self.num_groups, self.group).float()
+        block, lane = numbers // layout.BLOCK, numbers % layout.BLOCK
+        exact = (values - self.zeros[block, :, lane, None]) * self.scales[block, :, lane, None]
+        return exact.flatten(1)[:, : self.num_inputs]
+
+    def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        quantised = quantise(x, self.group, num_groups=self.num_groups, offset=0)
+        out = new_output(len(x), len(self.blocks), dtype)
+        num_items, item_rows = product_items(len(x), len(self.blocks), PAIR)
+        multiply_int4.run(
+            num_items,
+            quantised.values.data_ptr(),
+            self.blocks.data_ptr(),
+            self._bias.address(bias),
+            out.data_ptr(),
+            len(x),
+            self.blocks.shape[1],
+            len(self.blocks),
+            quantised.values.shape[1],
+            out.stride(0) * out.element_size(),
+            item_rows,
+            int(dtype == torch.float32),
+            quantised.scales.data_ptr(),
+            self.scales.data_ptr(),
+            self.zeros.data_ptr(),
+            quantised.sums.data_ptr(),
+            self.num_groups,
+        )
+        return out[:, : self.num_rows]

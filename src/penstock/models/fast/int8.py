@@ -1,0 +1,96 @@
+"""A weight in whole numbers of eight bits, one scale per output, and its products with rows quantised one by one.
+
+In: a checkpoint's rows, then rows to multiply; out: products.  Sums are whole and so the same in any order.
+Weights and rows are symmetric (zero is zero, 127 the largest), as in arXiv 2206.01861; the instruction multiplies
+unsigned by signed bytes, so a row's bytes are 128 above their value, and each sum begins at what that adds too much.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from penstock.models.fast import layout, simd
+from penstock.models.fast.activations import quantise
+from penstock.models.fast.jobs import Bias, new_output, product_items
+from penstock.models.fast.products import multiply_int8
+from penstock.models.packed import Kind
+
+_GROUP = 16
+"""Inputs that a register of the quantising kernel holds; there are no groups with scales of their own."""
+_MOST = 127
+_OFFSET = 128
+
+
+def is_supported() -> bool:
+    """Whether this machine, as far as torch is allowed to use it, multiplies so."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and simd.has("avx512vnni", "avx512bf16")
+
+
+class Int8Weight:
+    """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]."""
+
+    kind: Kind = "int8"
+
+    def __init__(self, num_rows: int, num_inputs: int) -> None:
+        self.num_rows, self.num_inputs = num_rows, num_inputs
+        self._num_groups = -(-num_inputs // _GROUP)
+        self.blocks = layout.new_blocks(num_rows, self._num_groups * _GROUP, torch.int8)
+        num_outputs = len(self.blocks) * layout.BLOCK
+        self.scales = torch.zeros(num_outputs)
+        self.offsets = torch.zeros(num_outputs, dtype=torch.int32)
+        self._bias = Bias(len(self.blocks))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.blocks.nbytes + self.scales.nbytes + self.offsets.nbytes
+
+    def put(self, start: int, rows: Tensor) -> None:
+        rows = rows.float()
+        scales = rows.abs().amax(dim=1) / _MOST
+        # A row of zeros, or of numbers too small to divide by, is all zeros.
+        factors = torch.where(scales > 1e-30, 1 / scales, 0.0)
+        self.put_quantised(start, (rows * factors[:, None]).round_().to(torch.int8), scales)
+
+    def put_quantised(self, start: int, values: Tensor, scales: Tensor) -> None:
+        """Rows values[R, I] int8, each times its scale [R], as they are."""
+        end = start + len(values)
+        layout.put(self.blocks, start, values)
+        self.scales[start:end] = scales
+        self.offsets[start:end] = values.sum(dim=1, dtype=torch.int32).mul_(-_OFFSET)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._product(x, bias, torch.bfloat16)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._product(x, None, torch.float32)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        return self.exact_rows(numbers).bfloat16()
+
+    def exact_rows(self, numbers: Tensor) -> Tensor:
+        """What the rows stand for, [T, I] float32."""
+        return layout.rows(self.blocks, numbers, self.num_inputs) * self.scales[numbers, None]
+
+    def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        quantised = quantise(x, self._num_groups * _GROUP, num_groups=1, offset=_OFFSET)
+        out = new_output(len(x), len(self.blocks), dtype)
+        num_items, item_rows = product_items(len(x), len(self.blocks))
+        multiply_int8.run(
+            num_items,
+            quantised.values.data_ptr(),
+            self.blocks.data_ptr(),
+            self._bias.address(bias),
+            out.data_ptr(),
+            len(x),
+            self.blocks.shape[1],
+            len(self.blocks),
+            quantised.values.shape[1],
+            out.stride(0) * out.element_size(),
+            item_rows,
+            int(dtype == torch.float32),
+            quantised.scales.data_ptr(),
+            self.scales.data_ptr(),
+            self.offsets.data_ptr(),
+        )
+        return out[:, : self.num_rows]

@@ -1,0 +1,92 @@
+"""``--quantization`` from the settings to what an engine says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from random_checkpoints import make_checkpoint
+from seeded import write_seeded_checkpoint
+
+from penstock.cli.boot import boot
+from penstock.cli.numerics import numerics
+from penstock.config.settings import EngineSettings
+from penstock.events.list import Event, WeightsLoaded
+from penstock.models.fast import int8
+from penstock.wire.errors import Problem
+
+needs_vnni = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX512-VNNI")
+
+
+def settings(directory: Path | str = "", **changes: Any) -> EngineSettings:
+    return EngineSettings(
+        replica="0", socket="", model_dir=str(directory), served_name="m", kv_memory_bytes=1 << 20, **changes
+    )
+
+
+@needs_vnni
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_an_engine_says_what_its_weights_are_kept_in(quantization: Any, tmp_path: Path) -> None:
+    """To the gateway, and to whoever reads the metrics."""
+    write_seeded_checkpoint(tmp_path)
+    make_checkpoint("qwen3", tmp_path)
+    heard: list[Event] = []
+    booted = boot(settings(tmp_path, dtype="bfloat16", quantization=quantization), lambda *_: None, heard.append)
+    booted.grammars.close()
+    assert booted.quantization == quantization
+    assert heard == [WeightsLoaded(num_bytes=booted.weights_bytes, quantization=quantization)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "says"),
+    [({"exact": True}, "bfloat16", "--exact"), ({}, "float32", "--dtype bfloat16")],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], dtype: str, says: str) -> None:
+    """Before anything is compiled or loaded."""
+    with pytest.raises(Problem) as caught:
+        numerics(settings(quantization="int8", **changes), dtype)
+    assert caught.value.code == "invalid_setting" and caught.value.param == "quantization"
+    assert says in caught.value.message
+
+
+def test_a_cpu_without_the_instructions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it lacks; weights as released are served all the same, unpacked."""
+    import torch
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert numerics(settings(), "bfloat16").pack is None
+    with pytest.raises(Problem, match="AVX512-VNNI"):
+        numerics(settings(quantization="int4"), "bfloat16")
+
+
+@needs_vnni
+def test_evaluate_measures_every_kind(tmp_path: Path) -> None:
+    """``penstock evaluate`` of a small model: eight bits change less than four; the text is read from a file."""
+    write_seeded_checkpoint(tmp_path / "model")
+    text = tmp_path / "text"
+    text.write_text("To be, or not to be, that is the question. " * 20)
+    command = [sys.executable, "-m", "penstock", "evaluate", str(text), "--model", str(tmp_path / "model")]
+    command += ["--window", "64", "--tokens", "200", "--json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = {row["quantization"]: row["divergence"] for row in msgspec.json.decode(done.stdout)}
+    assert list(rows) == ["none", "int8", "int4"] and rows["none"]["num_tokens"] == 196
+    assert rows["none"]["kl"] < rows["int8"]["kl"] < rows["int4"]["kl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"", "two tokens")]
+)
+def test_evaluate_needs_a_text(content: bytes | None, says: str, tmp_path: Path) -> None:
+    """A file that is not there, is no text, or is empty."""
+    write_seeded_checkpoint(tmp_path / "model")
+    text = tmp_path / "text"
+    if content is not None:
+        text.write_bytes(content)
+    command = [sys.executable, "-m", "penstock", "evaluate", str(text), "--model", str(tmp_path / "model")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1 and says in done.stderr
