@@ -57,7 +57,7 @@ class Int4Weight:
 
     def put_quantised(self, start: int, values: Tensor, scales: Tensor, zeros: Tensor) -> None:
         """Rows values[R, groups * group] of 0 .. 15, with their scales and zero points [R, groups], as they are."""
-        low, high = values.view(len(values), -1, 2, _LINE_INPUTS // 2).unbind(2)
+        low, high = values.view(len(values), self.blocks.shape[1], 2, _LINE_INPUTS // 2).unbind(2)
         layout.put(self.blocks, start, (low | high << 4).flatten(1))
         numbers = torch.arange(start, start + len(values))
         self.scales[numbers // layout.BLOCK, :, numbers % layout.BLOCK] = scales.float()
@@ -74,7 +74,8 @@ class Int4Weight:
 
     def exact_rows(self, numbers: Tensor) -> Tensor:
         """What the rows stand for, [T, I] float32."""
-        pairs = layout.rows(self.blocks, numbers, self.blocks.shape[1] * 4).view(len(numbers), -1, 1, 4)
+        lines = self.blocks.shape[1]
+        pairs = layout.rows(self.blocks, numbers, lines * 4).view(len(numbers), lines, 1, 4)
         values = torch.cat((pairs & _MOST, pairs >> 4), dim=2).view(len(numbers), self.num_groups, self.group).float()
         block, lane = numbers // layout.BLOCK, numbers % layout.BLOCK
         exact = (values - self.zeros[block, :, lane, None]) * self.scales[block, :, lane, None]
