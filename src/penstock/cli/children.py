@@ -96,11 +96,12 @@ def _watch_lifeline(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Non
 
 def _ending_well(run: Callable[[], None]) -> None:
     """Run; a problem becomes the marked line that the controller looks for."""
-    from penstock.cluster.drivers.local import EXIT_PROBLEM, PROBLEM_MARK
-    from penstock.wire import engine as protocol
-
     try:
         run()
     except Problem as problem:
+        # Only now: the driver brings an HTTP client along, which a gateway does without.
+        from penstock.cluster.drivers.local import EXIT_PROBLEM, PROBLEM_MARK
+        from penstock.wire import engine as protocol
+
         print(PROBLEM_MARK + protocol.encode(protocol.failed(problem)).decode(), file=sys.stderr, flush=True)
         sys.exit(EXIT_PROBLEM)

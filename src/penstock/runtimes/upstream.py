@@ -11,23 +11,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import NoReturn, TypeVar
 
-import aiohttp
 import msgspec
 
+from penstock.runtimes.connection import Connection
+from penstock.runtimes.pool import Pool
 from penstock.wire import engine
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
 
-_BASE = "http://engine"
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
-_CONNECT_TIMEOUT_S = 5.0
-_IDLE_CONNECTION_S = 30.0
-_END_TIMEOUT_S = 0.1
-_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S)
-_LOAD_TIMEOUT = aiohttp.ClientTimeout(total=5.0, sock_connect=1.0)
-_HEADERS = {"content-type": "application/json"}
+_SOON_S = 5.0
+"""Within so long an engine that is well answers how it is."""
 
 
 class _ErrorMember(msgspec.Struct, frozen=True):
@@ -51,7 +47,7 @@ class HttpUpstream:
     """Speaks to any number of engines, each by its socket path; connections are kept and never counted."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._pools: dict[str, Pool] = {}
 
     async def generate(self, socket: str, request: engine.GenerateRequest) -> AsyncGenerator[list[engine.Event], None]:
         """Yield the events that arrived together, up to and including the terminal one.
@@ -59,51 +55,37 @@ class HttpUpstream:
         Raises ``Problem``: the engine's own before the stream began, ``engine_lost`` when the connection broke or
         ended without a terminal event, ``engine_protocol`` for lines that are not the protocol's.
         """
-        response = await self._post(socket, engine.GENERATE, engine.encode(request), _STREAM_TIMEOUT)
+        connection = await self._begin(socket, _post(engine.GENERATE, engine.encode(request)))
         # Leaving a stream for whatever reason closes the connection: a half-read one cannot be used again,
         # and its closing is what tells the engine to abort.
         ended = False
+        lines = _Lines()
         try:
-            rest = b""
             while not ended:
-                data = await response.content.readany()
+                data = await connection.read()
                 if not data:
                     raise Problem("engine_lost", "The engine ended the stream without a terminal event.")
-                if rest:
-                    data = rest + data
-                lines = data.split(b"\n")
-                rest = lines.pop()
-                if len(rest) > _MAX_LINE_BYTES:
-                    raise Problem("engine_protocol", f"The engine sent a line of {len(rest)} bytes.")
-                events = [engine.decode_event(line) for line in lines if line]
+                events = engine.decode_events(lines.whole(data))
                 if events:
                     ended = isinstance(events[-1], engine.Finished | engine.Failed)
                     yield events
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except OSError as error:
             _raise_lost(error)
         except msgspec.MsgspecError as error:
             raise Problem("engine_protocol", f"The engine sent a line that is no event: {error}.") from error
         finally:
             if ended:
-                await _read_end(response)
+                connection.release()
             else:
-                response.close()
+                connection.abort()
 
     async def load(self, socket: str) -> engine.Load:
         """How the engine is doing.  Raises ``Problem``, ``engine_lost`` if nobody answers there."""
-        try:
-            async with self._session(socket).get(_BASE + engine.LOAD, timeout=_LOAD_TIMEOUT) as response:
-                body = await response.read()
-                status = response.status
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            _raise_lost(error)
-        if status != 200:
-            raise _problem_of(status, body)
-        return self._decode(engine.decode_load, body)
+        return self._decode(engine.decode_load, await self._soon(socket, _get(engine.LOAD)))
 
     async def progress(self, socket: str, request: engine.ProgressRequest) -> engine.Progress:
         """Raises ``Problem``, ``engine_lost`` if nobody answers in time."""
-        return self._decode(_decode_progress, await self._call(socket, engine.PROGRESS, request, _LOAD_TIMEOUT))
+        return self._decode(_decode_progress, await self._soon(socket, _post(engine.PROGRESS, engine.encode(request))))
 
     async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
         return self._decode(_decode_embedded, await self._call(socket, engine.EMBED, request))
@@ -116,58 +98,60 @@ class HttpUpstream:
 
     async def forget(self, socket: str) -> None:
         """Close what is kept for a replica that is gone."""
-        session = self._sessions.pop(socket, None)
-        if session is not None:
-            await session.close()
+        pool = self._pools.pop(socket, None)
+        if pool is not None:
+            pool.close()
 
     async def close(self) -> None:
         """Close every connection; running streams end as ``engine_lost``."""
-        for socket in list(self._sessions):
+        for socket in list(self._pools):
             await self.forget(socket)
 
-    def _session(self, socket: str) -> aiohttp.ClientSession:
-        session = self._sessions.get(socket)
-        if session is None:
-            session = self._sessions[socket] = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(path=socket, limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("user-agent", "accept-encoding", "accept"),
-                timeout=_STREAM_TIMEOUT,
-            )
-        return session
-
-    async def _post(
-        self, socket: str, path: str, body: bytes, timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.ClientResponse:
+    async def _begin(self, socket: str, request: bytes) -> Connection:
+        """A response with status 200 whose body is to be read.  Raises ``Problem``."""
+        pool = self._pools.get(socket)
+        if pool is None:
+            pool = self._pools[socket] = Pool(socket)
         try:
-            response = await self._session(socket).post(
-                _BASE + path, data=body, headers=_HEADERS, timeout=timeout, allow_redirects=False
-            )
-            if response.status == 200:
-                return response
+            connection = await pool.lend()
             try:
-                error_body = b""
-                async for part in response.content.iter_any():
-                    error_body += part
-                    if len(error_body) > _MAX_ERROR_BYTES:
-                        break
-            finally:
-                response.close()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                connection.send(request)
+                status = await connection.head()
+                if status == 200:
+                    return connection
+                body = await _error_body(connection)
+            except BaseException:
+                connection.abort()
+                raise
+        except OSError as error:
             _raise_lost(error)
-        raise _problem_of(response.status, error_body)
+        connection.abort()
+        raise _problem_of(status, body)
 
-    async def _call(
-        self, socket: str, path: str, request: msgspec.Struct, timeout: aiohttp.ClientTimeout = _STREAM_TIMEOUT
-    ) -> bytes:
-        response = await self._post(socket, path, engine.encode(request), timeout)
+    async def _whole(self, socket: str, request: bytes) -> bytes:
+        connection = await self._begin(socket, request)
+        parts = []
         try:
-            return await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            while part := await connection.read():
+                parts.append(part)
+        except OSError as error:
+            connection.abort()
             _raise_lost(error)
-        finally:
-            response.release()
+        except BaseException:
+            connection.abort()
+            raise
+        connection.release()
+        return b"".join(parts)
+
+    async def _soon(self, socket: str, request: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(_SOON_S):
+                return await self._whole(socket, request)
+        except TimeoutError as error:
+            _raise_lost(error)
+
+    async def _call(self, socket: str, path: str, request: msgspec.Struct) -> bytes:
+        return await self._whole(socket, _post(path, engine.encode(request)))
 
     @staticmethod
     def _decode(decode: Callable[[bytes], T], body: bytes) -> T:
@@ -177,17 +161,51 @@ class HttpUpstream:
             raise Problem("engine_protocol", f"The engine answered an unknown body: {error}.") from error
 
 
-async def _read_end(response: aiohttp.ClientResponse) -> None:
-    """Read the end of the body, which hands the connection back for the next request."""
-    try:
-        async with asyncio.timeout(_END_TIMEOUT_S):
-            while await response.content.readany():
-                pass
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        response.close()
-    except BaseException:
-        response.close()
-        raise
+class _Lines:
+    """Puts lines together again, however they were cut."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._num_bytes = 0
+
+    def whole(self, data: bytes) -> bytes:
+        """The lines that are complete with ``data``.  Raises ``Problem`` for one that is too long."""
+        end = data.rfind(b"\n") + 1
+        if end == len(data) and not self._parts:
+            return data
+        if not end:
+            self._keep(data)
+            return b""
+        whole = b"".join((*self._parts, data[:end]))
+        self._parts.clear()
+        self._num_bytes = 0
+        if end < len(data):
+            self._keep(data[end:])
+        return whole
+
+    def _keep(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._num_bytes += len(part)
+        if self._num_bytes > _MAX_LINE_BYTES:
+            raise Problem("engine_protocol", f"The engine sent a line of {self._num_bytes} bytes.")
+
+
+async def _error_body(connection: Connection) -> bytes:
+    body = b""
+    while len(body) <= _MAX_ERROR_BYTES and (part := await connection.read()):
+        body += part
+    return body
+
+
+def _get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: engine\r\n\r\n".encode()
+
+
+def _post(path: str, body: bytes) -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _raise_lost(error: BaseException) -> NoReturn:

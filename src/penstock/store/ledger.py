@@ -6,14 +6,18 @@ In: rows, any number of times; out: totals.  A row is known by its request's id,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from penstock.events.list import RequestEnded
 from penstock.store.sql.database import Database
 from penstock.store.sql.tables import USAGE
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
 
 _ROWS_AT_ONCE = 500
 """SQLite takes 32,766 values in a statement."""
@@ -103,12 +107,18 @@ class Ledger:
 
     def write(self, rows: Sequence[UsageRow]) -> None:
         """Add the rows that are not there yet, all or none."""
-        insert = sqlite.insert(USAGE) if self._database.is_sqlite else postgresql.insert(USAGE)
-        statement = insert.on_conflict_do_nothing(index_elements=["id"])
+        statement = self._insert().on_conflict_do_nothing(index_elements=["id"])
         with self._database.write() as connection:
             for begin in range(0, len(rows), _ROWS_AT_ONCE):
                 part = rows[begin : begin + _ROWS_AT_ONCE]
                 connection.execute(statement, [msgspec.structs.asdict(row) for row in part])
+
+    def _insert(self) -> sqlite.Insert | postgresql.Insert:
+        if self._database.is_sqlite:
+            return sqlite.insert(USAGE)
+        from sqlalchemy.dialects import postgresql  # 0.1 s that a start with SQLite does not have
+
+        return postgresql.insert(USAGE)
 
     def totals(
         self,

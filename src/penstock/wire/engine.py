@@ -314,7 +314,8 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 encode = msgspec.json.Encoder().encode
-decode_event = msgspec.json.Decoder(Event).decode
+decode_events = msgspec.json.Decoder(Event).decode_lines
+"""Any number of whole lines."""
 decode_load = msgspec.json.Decoder(Load).decode
 
 

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from penstock.runtimes import pool
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.engine import Accepted, Delta, Event, Finished, GenerateRequest, Sampling, Usage, encode_line
 from penstock.wire.errors import Problem
@@ -26,11 +27,17 @@ def chunk(data: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def canned(path: str, *answers: list[bytes], closed: list[bool] | None = None) -> AsyncIterator[int]:
-    """A server that answers one request after another with ``answers``, piece by piece, then hangs up."""
+async def canned(path: str, *answers: list[bytes]) -> AsyncIterator[list[bool]]:
+    """A server that answers one request after another with ``answers``, piece by piece, then hangs up.
+
+    Gives a list with one entry per connection that was made: whether it has ended.
+    """
     queue = list(answers)
+    ended: list[bool] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(ended)
+        ended.append(False)
         try:
             while queue:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -39,8 +46,6 @@ async def canned(path: str, *answers: list[bytes], closed: list[bool] | None = N
                 for piece in queue.pop(0):
                     if piece == b"hang":
                         await reader.read()
-                        if closed is not None:
-                            closed.append(True)
                         return
                     writer.write(piece)
                     await writer.drain()
@@ -48,11 +53,12 @@ async def canned(path: str, *answers: list[bytes], closed: list[bool] | None = N
         except asyncio.IncompleteReadError:
             return
         finally:
+            ended[number] = True
             writer.close()
 
     server = await asyncio.start_unix_server(serve, path)
     try:
-        yield 0
+        yield ended
     finally:
         server.close()
 
@@ -123,24 +129,203 @@ async def test_nobody_there(tmp_path) -> None:
 async def test_closing_the_stream_closes_the_connection(tmp_path) -> None:
     """That is what aborts the request at the engine."""
     path = str(tmp_path / "s")
-    closed: list[bool] = []
     upstream = HttpUpstream()
-    async with canned(path, [OK, chunk(encode_line(EVENTS[0])), b"hang"], closed=closed):
+    async with canned(path, [OK, chunk(encode_line(EVENTS[0])), b"hang"]) as ended:
         async with aclosing(upstream.generate(path, REQUEST)) as batches:
             assert await anext(batches) == [EVENTS[0]]
         async with asyncio.timeout(0.3):
-            while not closed:
+            while not all(ended):
                 await asyncio.sleep(0.005)
     await upstream.close()
 
 
-async def test_a_finished_stream_gives_its_connection_back(tmp_path) -> None:
-    """The next request goes over the same connection."""
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_finished_stream_gives_its_connection_back(tmp_path, at_once) -> None:
+    """The next request goes over the same connection, whether the end came with the rest or after it."""
     path = str(tmp_path / "s")
-    answer = [OK, chunk(b"".join(map(encode_line, EVENTS))), b"0\r\n\r\n"]
+    pieces = [OK, chunk(b"".join(map(encode_line, EVENTS))), b"0\r\n\r\n"]
+    answer = [b"".join(pieces)] if at_once else pieces
     upstream = HttpUpstream()
-    async with canned(path, answer, answer):
+    async with canned(path, answer, answer) as ended:
         for _ in range(2):
             async with aclosing(upstream.generate(path, REQUEST)) as batches:
                 assert [event for batch in [batch async for batch in batches] for event in batch] == EVENTS
+            await turns()  # its last bytes are on their way
+        assert len(ended) == 1
     await upstream.close()
+
+
+WHOLE = b"".join(map(encode_line, EVENTS))
+LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n" % len(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(LENGTH + b"transfer-encoding: chunked\r\n\r\n" + chunk(WHOLE) + b"0\r\n\r\n", id="two lengths"),
+        pytest.param(LENGTH + b"content-length: 1\r\n\r\n" + WHOLE, id="the same twice"),
+        pytest.param(LENGTH.replace(b"h: ", b"h: +") + b"\r\n" + WHOLE, id="a sign"),
+        pytest.param(OK + b"-5\r\n" + WHOLE, id="a negative chunk"),
+        pytest.param(OK + b"fffffffffffffffff\r\n" + WHOLE, id="a chunk beyond all numbers"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + LENGTH + b"\r\n" + WHOLE, id="in two steps"),
+        pytest.param(b"HTTP/1.1 101 X\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n" + WHOLE, id="another protocol"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nx: a\x00b\r\n\r\n" + WHOLE, id="a header with a zero"),
+    ],
+)
+async def test_no_event_is_taken_from_what_is_no_http(tmp_path, answer) -> None:
+    """Where two readers could disagree about a response's end, the engine counts as lost before a single event."""
+    path = str(tmp_path / "s")
+    async with canned(path, [answer]):
+        assert await collect(path) == ([], "engine_lost")
+
+
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\n", b"x-more: " + b"y" * 1000 + b"\r\n", id="head"),
+        pytest.param(OK + b"1", b";x=" + b"y" * 1000, id="chunk extension"),
+        pytest.param(OK + b"0\r\n", b"x-more: " + b"y" * 1000 + b"\r\n", id="trailer"),
+    ],
+)
+async def test_what_never_ends_is_cut(tmp_path, begin, again) -> None:
+    """Headers, trailers and extensions without end cost a bounded amount of memory and are a loss."""
+    path = str(tmp_path / "s")
+    async with canned(path, [begin, *[again] * 1000, b"hang"]):
+        assert await collect(path) == ([], "engine_lost")
+
+
+@pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"garbage"])
+async def test_a_response_that_nobody_asked_for_is_nobodys(tmp_path, more) -> None:
+    """An engine that sends more than its response gets another connection for the next request."""
+    path = str(tmp_path / "s")
+    answer = OK + chunk(WHOLE) + b"0\r\n\r\n"
+    upstream = HttpUpstream()
+    async with canned(path, [answer + more], [answer]) as ended:
+        for _ in range(2):
+            assert await events_of(upstream, path) == EVENTS
+    assert len(ended) == 2
+    await upstream.close()
+
+
+async def test_a_connection_that_ended_while_idle_is_not_used(tmp_path) -> None:
+    """A restarted engine costs no request the way over the connection that it had before."""
+    path = str(tmp_path / "s")
+    answer = OK + chunk(WHOLE) + b"0\r\n\r\n"
+    upstream = HttpUpstream()
+    for _ in range(2):
+        async with canned(path, [answer]):
+            assert await events_of(upstream, path) == EVENTS
+        await turns()
+    await upstream.close()
+
+
+async def test_idle_connections_are_closed_in_time(tmp_path, monkeypatch) -> None:
+    """What was idle for longer than the bound goes when another is given back."""
+    path = str(tmp_path / "s")
+    answer = OK + chunk(WHOLE) + b"0\r\n\r\n"
+    upstream = HttpUpstream()
+    async with canned(path, [answer], [answer], [answer]) as ended:
+        first, second = events_of(upstream, path), events_of(upstream, path)
+        await asyncio.gather(first, second)
+        monkeypatch.setattr(pool, "_IDLE_S", -1.0)
+        await events_of(upstream, path)
+        await until(lambda: any(ended))
+    await upstream.close()
+
+
+async def test_an_engine_is_read_no_faster_than_its_client_reads(tmp_path) -> None:
+    """Of a flood that nobody takes only a bounded part leaves the engine, and all of it comes once it is taken."""
+    path = str(tmp_path / "s")
+    sent = 0
+    deltas = encode_line(Delta(token_ids=[1], text="x" * 1000)) * 64
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + chunk(encode_line(EVENTS[0])))
+        for _ in range(256):
+            writer.write(chunk(deltas))
+            await writer.drain()
+            sent += len(deltas)
+        writer.write(chunk(encode_line(EVENTS[-1])) + b"0\r\n\r\n")
+        writer.close()
+
+    upstream = HttpUpstream()
+    async with (
+        await asyncio.start_unix_server(serve, path),
+        aclosing(upstream.generate(path, REQUEST)) as batches,
+    ):
+        num_events = len(await anext(batches))
+        was = -1
+        while was != sent:
+            was = sent
+            await asyncio.sleep(0.1)
+        assert 0 < sent < 4 * 1024 * 1024
+        num_events += sum([len(batch) async for batch in batches])
+    assert num_events == 256 * 64 + 2
+    await upstream.close()
+
+
+async def test_closing_the_upstream_breaks_what_runs(tmp_path) -> None:
+    """Running streams end as lost, not as finished and not never."""
+    path = str(tmp_path / "s")
+    upstream = HttpUpstream()
+    server = canned(path, [OK, chunk(encode_line(EVENTS[0])), b"hang"])
+    async with server, aclosing(upstream.generate(path, REQUEST)) as batches:
+        await anext(batches)
+        await upstream.forget(path)
+        with pytest.raises(Problem) as caught:
+            await anext(batches)
+    assert caught.value.code == "engine_lost"
+
+
+async def test_an_engine_that_never_answered_is_forgotten_as_any_other(tmp_path) -> None:
+    """What nobody accepted leaves nothing behind that forgetting could stumble over."""
+    path = str(tmp_path / "s")
+    upstream = HttpUpstream()
+    with pytest.raises(Problem):
+        await events_of(upstream, path)
+    await upstream.forget(path)
+
+
+async def test_a_connection_that_comes_too_late_is_not_used(tmp_path) -> None:
+    """An engine that is forgotten while it is being connected to is lost to who wanted it, and hears nothing more."""
+    path = str(tmp_path / "s")
+    upstream = HttpUpstream()
+    async with canned(path, [b"hang"]) as ended:
+        asking = asyncio.create_task(events_of(upstream, path))
+        await asyncio.sleep(0)
+        await upstream.forget(path)
+        with pytest.raises(Problem) as caught:
+            await asking
+        assert caught.value.code == "engine_lost"
+        await until(lambda: all(ended))
+
+
+async def test_a_response_whose_last_byte_never_comes_holds_nobody_up(tmp_path) -> None:
+    """The stream ends with its terminal event, and its connection is given up soon after."""
+    path = str(tmp_path / "s")
+    upstream = HttpUpstream()
+    async with canned(path, [OK, chunk(WHOLE), b"hang"]) as ended:
+        async with asyncio.timeout(1.0):
+            assert await events_of(upstream, path) == EVENTS
+        await until(lambda: any(ended))
+    await upstream.close()
+
+
+async def events_of(upstream: HttpUpstream, path: str) -> list[Event]:
+    """One whole stream."""
+    async with aclosing(upstream.generate(path, REQUEST)) as batches:
+        return [event for batch in [batch async for batch in batches] for event in batch]
+
+
+async def until(holds) -> None:
+    async with asyncio.timeout(5.0):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def turns() -> None:
+    """Let everything happen that needs no time."""
+    for _ in range(100):
+        await asyncio.sleep(0)
