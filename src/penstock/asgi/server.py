@@ -27,6 +27,15 @@ _GRACE_S = 1
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stop: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    async def main_loop(self) -> None:
+        """Serve until told to stop; uvicorn's own wakes an idle process ten times a second to look."""
+        await self.on_tick(0)
+        await self._stop.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: a process of ours drains before its listeners stop."""
@@ -73,10 +82,4 @@ async def serve_app(
     )
     config.load()
     config.ssl = tls
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    stopping.cancel()
-    await serving
+    await _Server(config, stop).serve(sockets=[listener])

@@ -14,6 +14,7 @@ from penstock.config.tenants import TOP, Access
 from penstock.store.administer import NewKey, NewTenant
 from penstock.store.places import default_url, open_access
 from penstock.store.snapshot import read_snapshot
+from penstock.store.sql.database import Database
 from penstock.wire.credentials import digest_of
 from penstock.wire.errors import Problem
 
@@ -78,6 +79,28 @@ async def test_a_watcher_sees_every_newer_version(office):
     async with asyncio.timeout(5):
         second = await anext(watch)
     assert isinstance(second, Access) and len(second.keys) == 1 and second.version > first.version
+
+
+def test_every_commit_leaves_traces(office):
+    """Files that look as they did hold what they held."""
+    database = Database(default_url(office.home))
+    seen = {database.traces()}
+    for number in range(1, 6):
+        office.acts.create_key(None, NewKey())
+        seen.add(database.traces())
+        assert len(seen) == number + 1
+    assert None not in seen and Database("postgresql://nobody@nowhere/db").traces() is None
+
+
+async def test_a_watcher_asks_also_where_nothing_looks_changed(office, monkeypatch):
+    """Should two commits ever leave the same traces, the second is seen a few looks later."""
+    monkeypatch.setattr(Database, "traces", lambda self: ((1, 1, 1),))
+    watch = office.store.watch(0.01)
+    await anext(watch)
+    await asyncio.to_thread(office.acts.create_key, None, NewKey())
+    async with asyncio.timeout(5):
+        second = await anext(watch)
+    assert isinstance(second, Access) and len(second.keys) == 1
 
 
 async def test_a_deleted_store_is_lost_and_then_made_again_from_the_snapshot(office):

@@ -6,6 +6,7 @@ In: settings; out: nothing; it serves.
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import time
 from contextlib import closing
@@ -28,6 +29,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     from penstock.gateway.http.serve import serve_gateway
     from penstock.gateway.identify import Identify
 
+    gc.freeze()  # what was imported stays; looking through it again and again would be paid by requests
     folds = Folds()
     opened = open_access(Path(settings.home), settings.access_url)
     denials = Denials(opened.store.audit, time.time)

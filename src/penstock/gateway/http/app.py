@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
+import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -149,7 +149,7 @@ class App:
     def _headers(self, scope: Scope) -> list[Header]:
         """Headers of every response: the request's id, the caller's own if it is a sane one."""
         sent = header(scope, b"x-request-id")
-        request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else b"req-" + uuid.uuid4().hex.encode()
+        request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else b"req-" + secrets.token_hex(16).encode()
         headers = [(b"x-request-id", request_id)]
         if self._gateway.draining:
             headers.append((b"connection", b"close"))

@@ -26,6 +26,9 @@ _DISK_FULL = "53100"  # SQLSTATE disk_full
 _WRITERS = 0x70656E73
 """PostgreSQL's advisory lock of all writers, which is SQLite's BEGIN IMMEDIATE there."""
 
+Traces = tuple[tuple[int, int, int], ...]
+"""Of each file its number, its size and when it was last written to."""
+
 
 class Database:
     """One handle, for any number of threads.  ``lock_timeout_s`` bounds how long another writer is waited for."""
@@ -82,6 +85,16 @@ class Database:
                 if not self.is_sqlite:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS)))
                 yield connection
+
+    def traces(self) -> Traces | None:
+        """What every commit changes of the files, for comparing; ``None``: one has to ask the database itself."""
+        if self.path is None:
+            return None
+        try:
+            found = (self.path.stat(), self.path.with_name(self.path.name + "-wal").stat())
+        except OSError:
+            return None
+        return tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in found)
 
     def close(self) -> None:
         self._engine.dispose()
