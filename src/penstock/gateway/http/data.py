@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import msgspec
 
 from penstock.asgi.respond import Header, send_bytes
-from penstock.asgi.server import Receive, Send
+from penstock.asgi.server import Send
 from penstock.gateway.call import Call, ClientGone
+from penstock.gateway.http.presence import Presence
 from penstock.gateway.http.rate_limit import rate_limit_headers
 from penstock.gateway.http.stream import EventStream
 from penstock.gateway.pipeline import Gateway
@@ -65,18 +66,19 @@ class Exchange:
     send: Send
     headers: list[Header]
     stream: EventStream | None = None
-    watcher: asyncio.Task[None] | None = None
+    presence: Presence | None = None
 
-    def watch(self, receive: Receive) -> None:
+    def watch(self, presence: Presence) -> None:
         """From now on a client that goes away cancels the running task."""
         task = asyncio.current_task()
         assert task is not None
-        self.watcher = asyncio.create_task(_cancel_when_gone(receive, task, self.call))
+        self.presence = presence
+        presence.watch(lambda: _cancel(task, self.call))
 
     def unwatch(self) -> None:
-        """Before the last message: the server reports a complete response as a disconnect, too."""
-        if self.watcher is not None:
-            self.watcher.cancel()
+        """Before the last message: a client that has all of it may leave."""
+        if self.presence is not None:
+            self.presence.unwatch()
 
     def find(self, model: str | None, user: str | None = None, beginning: Callable[[], bytes] = bytes) -> None:
         """Which model is meant.  ``user`` and ``beginning`` (of a conversation) keep to one side of a split name."""
@@ -158,16 +160,14 @@ class Exchange:
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 
 
-async def _cancel_when_gone(receive: Receive, task: asyncio.Task[Any], call: Call) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _cancel(task: asyncio.Task[Any], call: Call) -> None:
     call.client_gone = True
     task.cancel()
 
 
-async def while_connected(exchange: Exchange, receive: Receive, handle: Handler, body: bytes) -> None:
+async def while_connected(exchange: Exchange, presence: Presence, handle: Handler, body: bytes) -> None:
     """Run a handler.  Raises ``ClientGone`` in its place, and cancels it, when the client goes away."""
-    exchange.watch(receive)
+    exchange.watch(presence)
     try:
         await handle(exchange, body)
     except asyncio.CancelledError:

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from penstock.gateway.http.presence import PRESENCE, Presence
 from penstock.wire.errors import Problem
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -39,6 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head, self._progressed, self._refused = True, False, False
         self._running: RequestResponseCycle | None = None
+        self._presence = Presence()
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_TIMEOUT_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
@@ -69,6 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
+        self._presence.leave()
 
     def on_headers_complete(self) -> None:
         self._in_head, self._progressed = False, True
@@ -82,12 +85,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head = self._progressed = True
         super().on_message_complete()
+        if self.cycle is self._running:
+            # Nobody waits for more of this request, and unless somebody reads, nobody hears that its client has left.
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem("bad_request", msg))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
+        self._running, self._presence = cycle, Presence()
+        cycle.scope["extensions"] = {PRESENCE: self._presence}  # type: ignore[dict-item]  # ours is no dictionary
         cycle.transport = _HeadAndBody(self.transport, self.loop)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
@@ -114,6 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return False
         running.disconnected = True
         running.message_event.set()
+        self._presence.leave()
         return True
 
     def _stop_head_timer(self) -> None:
