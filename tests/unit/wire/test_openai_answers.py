@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from penstock.wire.engine import Accepted, CallDelta, Delta, Finished, TokenLogprob, TopLogprob, Usage
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
 from penstock.wire.openai.completions_answer import CompletionBody, CompletionStream
@@ -120,3 +122,15 @@ def test_special_characters_stay_one_line() -> None:
     body = ChatBody("id", "m", 1, 1)
     body.push(0, [Delta(token_ids=[1], text=text), Finished(reason="stop", usage=Usage(prompt=1))])
     assert json.loads(body.body())["choices"][0]["message"]["content"] == text
+
+
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize("name", ["m", '","content":"\\u0000"', "é\u2028"])
+def test_a_frame_of_text_alone_is_the_whole_frame_with_that_text(name, usage) -> None:
+    """What is made beforehand around a text gives the very bytes that encoding the whole chunk gives."""
+    for text in ["a", "\0", '"\\', "é\u2028\U0001f600", "\n"]:
+        stream = ChatStream("id", name, 1, 2, include_usage=usage)
+        alone = stream.push(1, [Delta(token_ids=[1], text=text)])
+        with_empty_logprobs = stream.push(1, [Delta(token_ids=[1], text=text, logprobs=[])])
+        expected = with_empty_logprobs.replace(b'"logprobs":{"content":[],"refusal":null}', b'"logprobs":null')
+        assert alone == expected and alone.startswith(b"data: {")

@@ -14,6 +14,8 @@ from penstock.wire.engine import Accepted, CallDelta, Delta, Event, Finished, To
 from penstock.wire.openai.usage import Usage, total
 
 _encode = msgspec.json.Encoder().encode
+_MARK = "\0"
+"""Stands for a text: behind an unescaped key it can be nothing else, whatever a model is called."""
 _LEAST_LOGPROB = -9999.0
 """What OpenAI shows for a probability of zero."""
 
@@ -136,6 +138,7 @@ class ChatStream:
         self._id, self._model, self._created = id, model, created
         self._include_usage = include_usage
         self._usages: list[engine.Usage] = [engine.Usage(prompt=0)] * num_choices
+        self._around_text: list[tuple[bytes, bytes] | None] = [None] * num_choices
 
     def push(self, index: int, events: list[Event]) -> bytes:
         """The frames that ``events`` of choice ``index`` become; may be empty."""
@@ -149,6 +152,9 @@ class ChatStream:
 
     def _frames(self, index: int, event: Event) -> bytes:
         if isinstance(event, Delta):
+            if event.text and event.logprobs is None and not (event.reasoning or event.tool_calls):
+                before, after = self._around_text[index] or self._frame_around(index)
+                return before + _encode(event.text) + after
             logprobs = None if event.logprobs is None else _logprobs(event.logprobs)
             return self._parts(index, event, logprobs)
         if isinstance(event, Finished):
@@ -158,6 +164,13 @@ class ChatStream:
             )
         assert isinstance(event, Accepted), event
         return self._frame([ChunkChoice(index, ChunkDelta(role="assistant", content=""))])
+
+    def _frame_around(self, index: int) -> tuple[bytes, bytes]:
+        """What comes before and after the text in a frame that has nothing else: most frames are such ones."""
+        frame = self._frame([ChunkChoice(index, ChunkDelta(content=_MARK))])
+        before, mark, after = frame.partition(b'"content":' + _encode(_MARK))
+        around = self._around_text[index] = before + mark.removesuffix(_encode(_MARK)), after
+        return around
 
     def _parts(self, index: int, event: Delta | Finished, logprobs: Logprobs | None = None) -> bytes:
         """One chunk for all that the event adds; none for nothing."""
