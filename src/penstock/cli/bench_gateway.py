@@ -16,12 +16,12 @@ from penstock.wire.errors import Problem
 if TYPE_CHECKING:
     from penstock.loadgen.doorbench import Figures, Sizes
 
+_OURS = "penstock"
 _QUICK = {
     "requests": 200,
     "requests_alone": 50,
     "stream_tokens": 20,
     "streams": 32,
-    "streams_alone": 2,
     "first_tokens": 16,
     "open_hold_s": 4.0,
 }
@@ -34,6 +34,11 @@ _ROWS = (
     ("CPU per chunk, a lone stream", "cpu_ms_per_chunk_alone", "ms"),
     ("added to the first token, p50, alone", "added_ttft_p50_ms", "ms"),
     ("added to the first token, p50, 32 in parallel", "added_ttft_p50_ms_at_32", "ms"),
+    ("added to the first token, p50, 32 at once", "added_ttft_p50_ms_in_a_burst", "ms"),
+    ("the first token without it, p50, alone", "direct_ttft_p50_ms", "ms"),
+    ("the first token without it, p50, 32 in parallel", "direct_ttft_p50_ms_at_32", "ms"),
+    ("the first token without it, p50, 32 at once", "direct_ttft_p50_ms_in_a_burst", "ms"),
+    ("the load's own share of a core, at most", "load_busy", "cores"),
     ("start", "start_s", "s"),
     ("memory, idle", "memory_bytes", "MB"),
     ("memory, after the load", "memory_after_bytes", "MB"),
@@ -46,6 +51,9 @@ def gateway(
     peers_from: Annotated[
         Path | None, typer.Option(help="Folder of their programs, such as the bin of their own environment.")
     ] = None,
+    runs: Annotated[
+        int, typer.Option(help="How often, in turns with the others; medians are shown, and ranges.", min=1)
+    ] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the load: runs everything, proves nothing.")
     ] = False,
@@ -54,51 +62,76 @@ def gateway(
     """Measure the gateway against mock engines: CPU, memory, start, added time, open streams."""
     import asyncio
 
+    import uvloop
+
     from penstock.cli.bench_peers import chosen
     from penstock.cli.open_files import allow_open_files
     from penstock.loadgen.doorbench import Sizes
 
     sizes = msgspec.structs.replace(Sizes(), open_streams=open_streams, **(_QUICK if quick else {}))
     allow_open_files(open_streams + 256)
-    report = asyncio.run(_measure(sizes, chosen(peers), peers_from))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report = runner.run(_measure(sizes, chosen(peers), peers_from, runs))
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
         _print(report)
 
 
-async def _measure(sizes: Sizes, peers: list[str], folder: Path | None) -> dict[str, Any]:
-    """Ours flat at the top, so that a figure keeps its name whatever is measured beside it."""
+async def _measure(sizes: Sizes, peers: list[str], folder: Path | None, runs: int) -> dict[str, Any]:
+    """Medians of the runs: ours flat at the top, so that a figure keeps its name whatever is measured beside it."""
     import tempfile
-    from functools import partial
 
-    from penstock.cli.bench_peers import PEERS, program_of
-    from penstock.cli.bench_rig import mock_engines, our_gateway
-    from penstock.cli.wiring.clock import Monotonic
-    from penstock.loadgen.doorbench import measure
+    from penstock.cli.bench_rig import mock_engines
+    from penstock.loadgen.doorbench import median_of
 
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
         directory = Path(name)
+        starts, skipped = _starts(peers, folder, directory)
+        each: dict[str, list[Figures]] = {gateway: [] for gateway in starts}
         async with mock_engines(directory) as upstreams:
-            typer.echo("measuring penstock", err=True)
-            ours = await measure(partial(our_gateway, directory=directory), upstreams, sizes, Monotonic())
-            report: dict[str, Any] = {**msgspec.structs.asdict(ours), "sizes": sizes, "peers": {}}
-            for peer in peers:
-                program = program_of(peer, folder)
-                if program is None:
-                    where = f"in {folder} or on the PATH" if folder else "on the PATH"
-                    report["peers"][peer] = {"skipped": f"not installed: there is no {peer} {where}"}
-                    continue
-                typer.echo(f"measuring {peer}", err=True)
-                launch = PEERS[peer]
-                # Only ours is asked to hold thousands of streams.
-                smaller = msgspec.structs.replace(sizes, open_streams=0)
-                start = partial(_launched, launch, program, directory)
-                try:
-                    report["peers"][peer] = await measure(start, upstreams, smaller, Monotonic())
-                except Problem as problem:
-                    report["peers"][peer] = {"skipped": problem.message}
-    return report
+            for run in range(runs):
+                # In turns, so that whatever else the machine does meets them all.
+                for gateway in [gateway for gateway in starts if gateway not in skipped]:
+                    typer.echo(f"measuring {gateway}, run {run + 1} of {runs}", err=True)
+                    # Only ours is asked to hold thousands of streams, and once.
+                    held = sizes.open_streams if gateway == _OURS and run == 0 else 0
+                    try:
+                        each[gateway].append(await _once(starts[gateway], upstreams, sizes, held))
+                    except Problem as problem:
+                        if gateway == _OURS:
+                            raise
+                        skipped[gateway] = problem.message
+    measured = {gateway: median_of(figures) for gateway, figures in each.items() if gateway not in skipped}
+    ours = msgspec.structs.asdict(measured.pop(_OURS))
+    others = {**measured, **{gateway: {"skipped": why} for gateway, why in skipped.items()}}
+    return {**ours, "sizes": sizes, "peers": others, "runs": each}
+
+
+async def _once(start: Any, upstreams: Any, sizes: Sizes, open_streams: int) -> Figures:
+    from penstock.cli.wiring.clock import Monotonic
+    from penstock.loadgen.doorbench import measure
+
+    return await measure(start, upstreams, msgspec.structs.replace(sizes, open_streams=open_streams), Monotonic())
+
+
+def _starts(peers: list[str], folder: Path | None, directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """How each gateway is started, ours first; and why some cannot be."""
+    from functools import partial
+
+    from penstock.cli.bench_peers import PEERS, program_of
+    from penstock.cli.bench_rig import our_gateway
+
+    starts: dict[str, Any] = {_OURS: partial(our_gateway, directory=directory)}
+    skipped: dict[str, str] = {}
+    for peer in peers:
+        program = program_of(peer, folder)
+        if program is None:
+            where = f"in {folder} or on the PATH" if folder else "on the PATH"
+            skipped[peer] = f"not installed: there is no {peer} {where}"
+        else:
+            starts[peer] = partial(_launched, PEERS[peer], program, directory)
+    return starts, skipped
 
 
 def _launched(launch: Any, program: str, directory: Path, upstream: Any) -> Any:
@@ -110,12 +143,13 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    measured: dict[str, Figures] = {name: one for name, one in report["peers"].items() if not isinstance(one, dict)}
-    table = Table("", "penstock", *measured, title="From the operating system's account of the process")
+    skipped = {name: one["skipped"] for name, one in report["peers"].items() if isinstance(one, dict)}
+    measured = {name: figures for name, figures in report["runs"].items() if name not in skipped}
+    table = Table(
+        "", *measured, title=f"From the operating system's account of the process; runs: {len(measured[_OURS])}"
+    )
     for title, field, unit in _ROWS:
-        table.add_row(
-            title, *(_shown(value, unit) for value in (report[field], *(getattr(o, field) for o in measured.values())))
-        )
+        table.add_row(title, *(_shown([getattr(one, field) for one in figures], unit) for figures in measured.values()))
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
@@ -124,12 +158,16 @@ def _print(report: dict[str, Any]) -> None:
             f"{opened.count} streams open at once, {opened.alive} of them alive: {opened.memory_bytes / 1e6:.0f} MB, "
             f"{opened.bytes_per_stream / 1e3:.1f} kB each"
         )
-    for name, one in report["peers"].items():
-        if isinstance(one, dict):
-            console.print(f"{name}: {one['skipped']}", markup=False)
+    for name, why in skipped.items():
+        console.print(f"{name}: {why}", markup=False)
 
 
-def _shown(value: float, unit: str) -> str:
-    if unit == "MB":
-        return f"{value / 1e6:.0f} MB"
-    return f"{value:.3f} {unit}" if unit else f"{value:.0f}"
+def _shown(values: list[float], unit: str) -> str:
+    """The median, and the range where there is one."""
+    import statistics
+
+    scale, digits = (1e6, 0) if unit == "MB" else (1, 3 if unit else 0)
+    middle = f"{statistics.median(values) / scale:.{digits}f} {unit}".strip()
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values) / scale:.{digits}f} to {max(values) / scale:.{digits}f})"

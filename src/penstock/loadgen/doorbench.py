@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -25,15 +26,28 @@ _OPENING = 64
 """How many streams are opened at a time: the listener's backlog is not what is measured."""
 
 
+class _Way(NamedTuple):
+    """How requests come whose first tokens are timed; ``tokens`` and their pace make a stream's length."""
+
+    lanes: int
+    tokens: int
+    spread_s: float
+
+
+_ROUNDS = 4
+_WAYS = (_Way(1, 2, 0.0), _Way(32, 16, 0.2), _Way(32, 16, 0.0))
+"""Alone, 32 in parallel, 32 at once.  A stream of 16 tokens takes the mock engine about 0.2 s."""
+
+
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """How much is sent.  ``open_streams`` 0 leaves that part out."""
 
-    requests: int = 4000
-    requests_alone: int = 1500
+    requests: int = 1000
+    requests_alone: int = 300
     stream_tokens: int = 200
-    streams: int = 128
-    streams_alone: int = 6
-    first_tokens: int = 200
+    streams: int = 64
+    streams_alone: int = 1
+    first_tokens: int = 64
     open_streams: int = 5000
     open_hold_s: float = 5.0
 
@@ -49,7 +63,10 @@ class OpenStreams(msgspec.Struct, frozen=True, kw_only=True):
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """One gateway.  Per request: 16 in flight; per chunk: 32 streams, whatever a stream costs beside its chunks
-    included; added: over the same lanes without the gateway.
+    included; added: over the same lanes without the gateway, whose own time to the first token is ``direct``.
+
+    At 32 in parallel the requests come one by one; in a burst all 32 come at the same moment and the last has to wait
+    for the others.  ``load_busy``: the most of a core that the load itself took; near 1, it was measured.
     """
 
     start_s: float
@@ -62,6 +79,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     cpu_ms_per_chunk_alone: float
     added_ttft_p50_ms: float
     added_ttft_p50_ms_at_32: float
+    added_ttft_p50_ms_in_a_burst: float
+    direct_ttft_p50_ms: float
+    direct_ttft_p50_ms_at_32: float
+    direct_ttft_p50_ms_in_a_burst: float
+    load_busy: float
     open_streams: OpenStreams | None
 
 
@@ -106,7 +128,7 @@ async def measure(start: Start, upstreams: Upstreams, sizes: Sizes, clock: Clock
         await _lap(door, ask, 8, 8, clock)
         streams, streams_cpu_s = await _cpu(account, door, ask, 32, sizes.streams, clock)
         lone, lone_cpu_s = await _cpu(account, door, ask, 1, sizes.streams_alone, clock)
-        added = [await _added_ms(door, upstreams.tokens, lanes, sizes, clock) for lanes in (1, 32)]
+        firsts = [await _first_tokens(door, upstreams.tokens, way, sizes, clock) for way in _WAYS]
         after_bytes = account.memory_bytes()
     opened = None
     if sizes.open_streams:
@@ -121,10 +143,26 @@ async def measure(start: Start, upstreams: Upstreams, sizes: Sizes, clock: Clock
         requests_per_s=busy.answers / busy.seconds,
         cpu_ms_per_chunk=1000 * streams_cpu_s / streams.chunks,
         cpu_ms_per_chunk_alone=1000 * lone_cpu_s / lone.chunks,
-        added_ttft_p50_ms=added[0],
-        added_ttft_p50_ms_at_32=added[1],
+        added_ttft_p50_ms=firsts[0].added_ms,
+        added_ttft_p50_ms_at_32=firsts[1].added_ms,
+        added_ttft_p50_ms_in_a_burst=firsts[2].added_ms,
+        direct_ttft_p50_ms=firsts[0].direct_ms,
+        direct_ttft_p50_ms_at_32=firsts[1].direct_ms,
+        direct_ttft_p50_ms_in_a_burst=firsts[2].direct_ms,
+        load_busy=max(
+            *(lap.own_cpu_s / lap.seconds for lap in (busy, alone, streams, lone)), *(f.busy for f in firsts)
+        ),
         open_streams=opened,
     )
+
+
+def median_of(runs: Sequence[Figures]) -> Figures:
+    """Figure by figure; open streams are of the run that held them."""
+    names = [name for name in Figures.__struct_fields__ if name != "open_streams"]
+    middle = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
+    opened = next((run.open_streams for run in runs if run.open_streams is not None), None)
+    whole = {name: int(middle[name]) for name in ("memory_bytes", "memory_after_bytes")}
+    return Figures(**{**middle, **whole}, open_streams=opened)
 
 
 def _request(door: Door, *, max_tokens: int, stream: bool) -> bytes:
@@ -132,9 +170,14 @@ def _request(door: Door, *, max_tokens: int, stream: bool) -> bytes:
 
 
 async def _lap(door: Door, request: bytes, lanes: int, requests: int, clock: Clock) -> Lap:
-    lap = await run(Load(door.host, door.port, request, lanes, requests), clock)
+    return await _whole(Load(door.host, door.port, request, lanes, requests), clock)
+
+
+async def _whole(load: Load, clock: Clock) -> Lap:
+    lap = await run(load, clock)
     if lap.failures:
-        raise Problem("endpoint_error", f"{lap.failures} of {requests} requests got no whole answer with status 200.")
+        message = f"{lap.failures} of {load.requests} requests got no whole answer with status 200."
+        raise Problem("endpoint_error", message)
     return lap
 
 
@@ -146,18 +189,27 @@ async def _cpu(
     return lap, account.cpu_s() - before
 
 
-async def _added_ms(door: Door, upstream: Door, lanes: int, sizes: Sizes, clock: Clock) -> float:
+class _FirstTokens(NamedTuple):
+    direct_ms: float
+    added_ms: float
+    busy: float
+
+
+async def _first_tokens(door: Door, upstream: Door, way: _Way, sizes: Sizes, clock: Clock) -> _FirstTokens:
     """Through the gateway and without it in turns, so that a noisy machine disturbs both."""
     through: list[float] = []
     direct: list[float] = []
-    rounds = 4
-    for _ in range(rounds):
+    busy = 0.0
+    for _ in range(_ROUNDS):
         for place, times in ((upstream, direct), (door, through)):
-            request = _request(place, max_tokens=16, stream=True)
-            requests = max(sizes.first_tokens // rounds, lanes)
-            lap = await _lap(place, request, lanes, requests, clock)
+            request = _request(place, max_tokens=way.tokens, stream=True)
+            requests = max(sizes.first_tokens // _ROUNDS, 2 * way.lanes if way.lanes > 1 else 1)
+            load = Load(place.host, place.port, request, way.lanes, requests, way.spread_s)
+            lap = await _whole(load, clock)
             times.extend(lap.first_token_s)
-    return 1000 * (statistics.median(through) - statistics.median(direct))
+            busy = max(busy, lap.own_cpu_s / lap.seconds)
+    direct_ms = 1000 * statistics.median(direct)
+    return _FirstTokens(direct_ms, 1000 * statistics.median(through) - direct_ms, busy)
 
 
 async def _open(door: Door, sizes: Sizes, clock: Clock) -> OpenStreams:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from dataclasses import dataclass, field
 
 import msgspec
@@ -22,20 +23,28 @@ _FRAME = b"data: {"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``lanes`` connections that send ``requests`` requests among them."""
+    """``lanes`` connections that send ``requests`` requests among them.
+
+    ``spread_s``: over so long the lanes begin, one after the other; 0: all of them at the same moment.
+    """
 
     host: str
     port: int
     request: bytes
     lanes: int
     requests: int
+    spread_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Lap:
-    """What came of a load.  ``chunks`` counts the streams' frames; ``failures``: answers that were not whole or 200."""
+    """What came of a load.  ``chunks`` counts the streams' frames; ``failures``: answers that were not whole or 200.
+
+    ``own_cpu_s``: what the lanes themselves took.
+    """
 
     seconds: float = 0.0
+    own_cpu_s: float = 0.0
     answers: int = 0
     failures: int = 0
     chunks: int = 0
@@ -60,14 +69,15 @@ async def run(load: Load, clock: Clock) -> Lap:
     """Send it all and wait for every answer."""
     lap = Lap()
     left = iter(range(load.requests))
-    begin = clock.now()
-    await asyncio.gather(*(_drive(load, left, lap, clock) for _ in range(load.lanes)))
-    lap.seconds = clock.now() - begin
+    begin, own_s = clock.now(), time.process_time()
+    await asyncio.gather(*(_drive(load, number, left, lap, clock) for number in range(load.lanes)))
+    lap.seconds, lap.own_cpu_s = clock.now() - begin, time.process_time() - own_s
     return lap
 
 
-async def _drive(load: Load, left: object, lap: Lap, clock: Clock) -> None:
+async def _drive(load: Load, number: int, left: object, lap: Lap, clock: Clock) -> None:
     lane: Lane | None = None
+    await asyncio.sleep(load.spread_s * number / load.lanes)
     for _ in left:  # type: ignore[attr-defined]
         if lane is None or lane.closed:
             lane = await connect(load.host, load.port, clock)
