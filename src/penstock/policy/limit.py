@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import sub
 from typing import NamedTuple
 
 import msgspec
@@ -163,16 +165,17 @@ def settle(
     A window that has passed takes nothing back: what it granted counts no more.
     """
     after, left = list(accounts), list(grants)
-    excess = [max(0, held - kept) for held, kept in zip(total(grants), keep, strict=True)]
+    excess = [max(0, held - kept) for held, kept in zip(total(left), keep, strict=True)]
     for place in range(len(left) - 1, -1, -1):
         if not any(excess):
             break
         amounts, marks = left[place]
-        back = [min(held, over) for held, over in zip(amounts, excess, strict=True)]
-        excess = [over - given for over, given in zip(excess, back, strict=True)]
-        left[place] = Grant(Amounts(*(held - given for held, given in zip(amounts, back, strict=True))), marks)
+        back = tuple(map(min, amounts, excess))
+        excess = list(map(sub, excess, back))
+        left[place] = Grant(Amounts(*map(sub, amounts, back)), marks)
         for index, rule in enumerate(rules):
-            after[index] = _returned(after[index], marks[index], back[rule.field])
+            if given := back[rule.field]:
+                after[index] = _returned(after[index], marks[index], given)
     return after, [grant for grant in left if any(grant.amounts)]
 
 
@@ -188,8 +191,10 @@ def carried(window: Window, account: Account, amount: int, now: Moment) -> Accou
     return _charged(account, account.slots[-1][0], amount)
 
 
-def total(grants: Iterable[Grant]) -> Amounts:
+def total(grants: Sequence[Grant]) -> Amounts:
     """What the grants hold together."""
+    if len(grants) == 1:
+        return grants[0].amounts
     return Amounts(*map(sum, zip(*(grant.amounts for grant in grants), strict=True)))
 
 
@@ -224,7 +229,13 @@ def window_of(window: Window, wall: float) -> int:
     """Which day or month of UTC ``wall`` lies in: a number that grows by one with each."""
     if window == "day":
         return int(wall // _DAY_S)
-    date = datetime.fromtimestamp(wall, UTC)
+    return _month_of(int(wall // _DAY_S))
+
+
+@lru_cache(maxsize=16)
+def _month_of(day: int) -> int:
+    # Asked several times per request, and another answer once a month.
+    date = datetime.fromtimestamp(day * _DAY_S, UTC)
     return date.year * 12 + date.month - 1
 
 
@@ -274,12 +285,12 @@ def _charged(account: Account, mark: int, amount: int) -> Account:
 
 
 def _returned(account: Account, mark: int, amount: int) -> Account:
-    if not amount:
-        return account
-    for index, (other, held) in enumerate(account.slots):
-        if other == mark:
+    slots = account.slots
+    for index in range(len(slots) - 1, -1, -1):  # most of what is returned was granted just now
+        if slots[index][0] == mark:
+            held = slots[index][1]
             assert amount <= held, "more is returned than was granted"
-            slots = (*account.slots[:index], (mark, held - amount), *account.slots[index + 1 :])
+            slots = (*slots[:index], (mark, held - amount), *slots[index + 1 :])
             return Account(account.granted - amount, slots, account.window)
     return account
 

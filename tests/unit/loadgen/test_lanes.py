@@ -14,6 +14,7 @@ import pytest
 
 from penstock.config.mock import Fault, MockScript
 from penstock.loadgen.account import Account
+from penstock.loadgen.doorbench import Figures, OpenStreams, median_of
 from penstock.loadgen.lanes import Lap, Load, chat_request, run
 from penstock.mock.http.serve import serve_mock
 
@@ -56,6 +57,15 @@ async def test_frames_and_first_tokens_are_counted() -> None:
     assert len(done.first_token_s) == 9 and min(done.first_token_s) >= 0.05
 
 
+async def test_lanes_may_begin_one_after_the_other() -> None:
+    """Over the time that they are spread over, so that 32 in parallel are not 32 at once."""
+    async with mock_port(MockScript()) as port:
+        asked = chat_request("/v1/chat/completions", "m", "hello", max_tokens=10, stream=True)
+        begin = time.monotonic()
+        done = await run(Load("127.0.0.1", port, asked, lanes=4, requests=4, spread_s=0.4), Now())
+    assert done.answers == 4 and done.failures == 0 and time.monotonic() - begin >= 0.3
+
+
 async def test_broken_answers_are_failures() -> None:
     """A connection that breaks in a stream and a status that is not 200 count against the gateway."""
     faults = (Fault(kind="break", after=2, times=2), Fault(kind="refuse", times=1, code="overloaded"))
@@ -81,6 +91,14 @@ def test_an_account_covers_what_a_process_started() -> None:
             os.killpg(process.pid, 9)
 
 
+def test_several_runs_are_shown_by_their_medians() -> None:
+    """Each figure by itself; open streams are those of the run that had them."""
+    opened = OpenStreams(count=5, alive=5, memory_bytes=10, bytes_per_stream=2)
+    names = [name for name in Figures.__struct_fields__ if name != "open_streams"]
+    runs = [Figures(**dict.fromkeys(names, n), open_streams=opened if n == 3 else None) for n in (3, 1, 2)]
+    assert median_of(runs) == Figures(**dict.fromkeys(names, 2), open_streams=opened)
+
+
 @pytest.mark.slow
 def test_the_gateway_is_measured_from_outside() -> None:
     """`penstock bench gateway --json` runs the real gateway process and prints the figures under their names."""
@@ -93,3 +111,14 @@ def test_the_gateway_is_measured_from_outside() -> None:
         assert report[name] > 0
     assert "added_ttft_p50_ms" in report and set(report["peers"]) == {"haproxy"}
     assert report["open_streams"]["alive"] == report["open_streams"]["count"] == 50
+
+
+@pytest.mark.soak
+def test_one_gateway_holds_five_thousand_streams() -> None:
+    """All of them alive at once in one process, for a bounded amount of memory each."""
+    import json
+
+    command = [sys.executable, "-m", "penstock", "bench", "gateway", "--quick", "--open-streams", "5000", "--json"]
+    opened = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["open_streams"]
+    assert opened["alive"] == opened["count"] == 5000
+    assert opened["bytes_per_stream"] < 64_000

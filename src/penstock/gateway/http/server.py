@@ -95,7 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running, self._presence = cycle, Presence()
         cycle.scope["extensions"] = {PRESENCE: self._presence}  # type: ignore[dict-item]  # ours is no dictionary
-        cycle.transport = _HeadAndBody(self.transport, self.loop)  # type: ignore[assignment]
+        cycle.transport = HeadAndBody(self.transport, self.loop)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, problem: Problem) -> None:
@@ -130,7 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-class _HeadAndBody:
+class HeadAndBody:
     """A response's transport: its head leaves together with what follows at once, since every write is a packet."""
 
     __slots__ = ("_head", "_loop", "_timer", "_transport")
