@@ -7,6 +7,7 @@ marked line on standard error.  When standard input ends the controller is gone:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -43,6 +44,7 @@ def engine() -> None:
 
 def gateway() -> None:
     """One gateway: answers on the inherited data listener."""
+    gc.disable()  # until it serves: imports leave nothing to collect, and looking for it is a tenth of the start
     from penstock.cli.wiring.gateway import gateway_process
     from penstock.config.settings import GatewaySettings
 

@@ -30,6 +30,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     from penstock.gateway.identify import Identify
 
     gc.freeze()  # what was imported stays; looking through it again and again would be paid by requests
+    gc.enable()
     folds = Folds()
     opened = open_access(Path(settings.home), settings.access_url)
     denials = Denials(opened.store.audit, time.time)
