@@ -33,6 +33,10 @@ class Wire:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
+        self.lost = False
+
+    def is_closing(self) -> bool:
+        return self.lost
 
     def write(self, data: bytes) -> None:
         self.writes.append(data)
@@ -65,3 +69,12 @@ async def test_a_head_that_nothing_follows_does_not_wait() -> None:
     closed.close()
     await asyncio.sleep(0)
     assert wire.writes == [b"head", b"body", b"short", b"closed"]
+
+
+async def test_a_head_is_not_written_to_a_connection_that_was_lost() -> None:
+    """Which the event loop would report as a bug of ours."""
+    wire = Wire()
+    HeadAndBody(wire, asyncio.get_running_loop()).write(b"head")  # type: ignore[arg-type]
+    wire.lost = True
+    await asyncio.sleep(0)
+    assert wire.writes == []

@@ -162,7 +162,8 @@ class HeadAndBody:
     def _flush(self) -> None:
         if self._head is not None:
             data, self._head = self._head, None
-            self._transport.write(data)
+            if not self._transport.is_closing():
+                self._transport.write(data)
 
 
 class HttpServer:
