@@ -42,4 +42,4 @@ def test_a_request_is_explained_by_a_command(serve, tmp_path) -> None:
     environment = os.environ | {"PENSTOCK_HOME": str(running.home)}
     command = [sys.executable, "-m", "penstock", "explain", id]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    assert "least predicted time" in said and "s predicted" in said and "4 out" in said
+    assert "nothing of it is cached anywhere" in said and "s predicted" in said and "4 out" in said
