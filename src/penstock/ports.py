@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.events.list import Event
+from penstock.wire.slices import Ask, Taken
 
 
 class Clock(Protocol):
@@ -23,6 +25,13 @@ class Chance(Protocol):
     """A number from 0 to 1, drawn anew each time."""
 
     def __call__(self) -> float: ...
+
+
+class Slices(Protocol):
+    """Where gateways that share limits take slices of them: atomic, and its clock alone decides about windows."""
+
+    async def take(self, asks: Sequence[Ask]) -> Taken:
+        """State what is held of each rule, and take more.  Raises ``Problem`` ``limits_unavailable``."""
 
 
 class Emit(Protocol):

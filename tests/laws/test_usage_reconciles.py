@@ -98,7 +98,8 @@ async def test_both_sides_add_up(seed: int, tmp_path: Path) -> None:
         output = sum(count for name, count in witness.outputs.items() if name.split("-")[0] == id)
         ended = by_id[id]
         assert (ended.prompt_tokens, ended.cached_tokens, ended.output_tokens) == (prompt, cached, output)
-        assert ended.cost_nusd == cost_nusd(house.limits.rate("m"), prompt, cached, output)
+        rate = house.limits.rate("m")
+        assert rate is not None and ended.cost_nusd == cost_nusd(rate, prompt, cached, output)
         assert set(ended.replicas) <= {"a", "b"} and ended.replicas
     for ended in house.ended:
         # A call that was left took what had arrived of it: at most a batch per choice less than the engines sent.

@@ -189,7 +189,7 @@ class House:
                 for i in range(n)
             ]
             batches = 0
-            async with aclosing(self.gateway.generate(call, choices, body_bytes)) as merged:
+            async with aclosing(await self.gateway.generate(call, choices, body_bytes)) as merged:
                 async for index, events in merged:
                     answered.setdefault(index, []).extend(events)
                     batches += 1

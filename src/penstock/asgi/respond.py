@@ -48,9 +48,9 @@ async def send_problem(send: Send, problem: Problem, *, headers: Iterable[Header
 def retry_after(problem: Problem) -> list[Header]:
     """The ``retry-after`` header in whole seconds, where the problem says when to try again.
 
-    Clients try again after every 429, unless ``x-should-retry`` says that it is of no use.
+    Clients try again after every 429 and 5xx, unless ``x-should-retry`` says that it is of no use.
     """
-    if problem.spec.status == 429 and not problem.spec.retryable:
+    if problem.spec.status in (429, 503) and not problem.spec.retryable:
         return [(b"x-should-retry", b"false")]
     if problem.retry_after_s is None:
         return []

@@ -12,7 +12,7 @@ import time
 from penstock.config.tenants import Window
 from penstock.cost.money import Rate
 from penstock.events.list import Event, RequestEnded
-from penstock.gateway.limits import Limits
+from penstock.gateway.limits import Limits, Used
 from penstock.observe.folds import Folds
 from penstock.policy.limit import Amounts, begin_of, window_of
 from penstock.store.ledger import Ledger, row_of
@@ -56,14 +56,19 @@ class Recording:
                 await asyncio.to_thread(self._spill.move, wait=True)
                 await asyncio.to_thread(recover, self._spill.directory, self._ledger)
                 for window in _WINDOWS:
-                    limits.recall(window, await asyncio.to_thread(self._spent, window))
+                    begin = begin_of(window, window_of(window, limits.wall()))
+                    limits.recall(window, await asyncio.to_thread(self._used, begin))
                 return
             except Problem:
                 await asyncio.sleep(_RETRY_S)
 
-    def _spent(self, window: Window) -> list[tuple[str, str, Amounts]]:
-        begin = begin_of(window, window_of(window, time.time()))
+    def _used(self, since: float) -> list[Used]:
         return [
-            (spent.scope, spent.model, Amounts(requests=spent.requests, tokens=spent.tokens, usd=spent.nusd))
-            for spent in self._ledger.spent(begin, without=self._gateway)
+            Used(
+                spent.gateway,
+                spent.scope,
+                spent.model,
+                Amounts(requests=spent.requests, tokens=spent.tokens, usd=spent.nusd),
+            )
+            for spent in self._ledger.spent(since, without=self._gateway)
         ]

@@ -172,6 +172,15 @@ def serve(
             metavar="URL",
         ),
     ] = None,
+    redis: Annotated[
+        str,
+        _option(
+            "--redis",
+            help="Redis through which all services of one store share their limits, redis://HOST:6379 or rediss://; "
+            "a password is better given as PENSTOCK_REDIS. Without it each counts by itself.",
+            metavar="URL",
+        ),
+    ] = "",
     issuers: Annotated[
         Path | None,
         _option("--issuers", help="File of issuers whose signed tokens (JWT, OpenID Connect) are taken beside keys."),
@@ -209,6 +218,8 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise Problem("invalid_setting", "--tls-cert and --tls-key go together.", param="--tls-cert")
     _check_networks(trusted_proxy or [])
+    if redis:
+        _check_redis(redis)
     settings = _with_file(
         config,
         ServeSettings(
@@ -222,6 +233,7 @@ def serve(
             balance=balance,
             drain_timeout_s=drain_timeout,
             store=store,
+            redis=redis,
             issuers=_read_issuers(issuers) if issuers is not None else (),
             tls_cert=str(tls_cert.absolute()) if tls_cert is not None else "",
             tls_key=str(tls_key.absolute()) if tls_key is not None else "",
@@ -289,6 +301,12 @@ def _read(path: Path, reading: Callable[[bytes], T], option: str) -> T:
         raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param=option) from None
     except ValueError as error:
         raise Problem("invalid_setting", f"{path} {error}.", param=option) from None
+
+
+def _check_redis(url: str) -> None:
+    from penstock.store.slices import check_url
+
+    check_url(url)
 
 
 def _check_networks(networks: list[str]) -> None:

@@ -64,6 +64,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """PENSTOCK_HOME: the servers' secret and the signed snapshot of keys lie there."""
     access_url: str
     """Database of tenants and keys."""
+    redis: str = ""
+    """URL of the Redis through which gateways share limits; empty: this one counts by itself."""
     open_without_keys: bool = False
     """While no key was ever made, answer everybody."""
     issuers: tuple[Issuer, ...] = ()
@@ -99,6 +101,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     store: str | None = None
     """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""
+    redis: str = ""
+    """URL of the Redis through which this service shares limits with others of the same store; empty: it does not."""
     issuers: tuple[Issuer, ...] = ()
     tls_cert: str = ""
     tls_key: str = ""

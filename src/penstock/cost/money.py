@@ -29,7 +29,7 @@ FREE = Rate(0, 0, 0)
 
 
 class Tariff:
-    """The prices of all models over time.  A model that has none, or none yet, costs nothing."""
+    """The prices of all models over time."""
 
     def __init__(self, prices: Iterable[Price] = ()) -> None:
         self._by_model: dict[str, list[tuple[float, Rate]]] = {}
@@ -39,9 +39,9 @@ class Tariff:
             rate = Rate(*(round(usd * _PICO_PER_TOKEN) for usd in (price.input, cached, price.output)))
             self._by_model.setdefault(price.model, []).append((begin, rate))
 
-    def rate(self, model: str, wall: float) -> Rate:
-        """What counts for ``model`` at ``wall`` seconds since the epoch."""
-        current = FREE
+    def rate(self, model: str, wall: float) -> Rate | None:
+        """What counts for ``model`` at ``wall`` seconds since the epoch; ``None``: it has no price, or none yet."""
+        current = None
         for begin, rate in self._by_model.get(model, ()):
             if begin > wall:
                 break

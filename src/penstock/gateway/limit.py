@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from penstock.cost.money import FREE
 from penstock.events.list import RequestEnded
 from penstock.gateway.call import Call
 from penstock.gateway.limits import Hold, Limits
 from penstock.gateway.queue import Queue, capacity_of
 from penstock.gateway.replicas import Replicas
 from penstock.policy.admit import AdmitRules
-from penstock.policy.limit import Verdict, describe
+from penstock.policy.limit import Rule, Verdict, describe
 from penstock.ports import Clock
 from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished, GenerateRequest, Usage
 from penstock.wire.errors import Problem
@@ -50,19 +51,26 @@ class Limit:
         if self.draining:
             raise Problem("draining", "This server is shutting down and takes no new requests.", retry_after_s=1.0)
 
-    def reserve(self, call: Call, body_bytes: int, choices: Sequence[GenerateRequest] = ()) -> None:
+    async def reserve(self, call: Call, body_bytes: int, choices: Sequence[GenerateRequest] = ()) -> None:
         """Hold what the call may need: the input by the bytes of its body, since no token is shorter than one.
 
-        Raises ``Problem``: ``rate_limit_exceeded``, ``insufficient_quota`` or ``request_exceeds_limit``.
+        Waits, within a bound, only where gateways share limits and this one has nothing left to grant by itself.
+        Raises ``Problem``: ``rate_limit_exceeded``, ``insufficient_quota``, ``request_exceeds_limit``,
+        ``limits_unavailable``, or ``price_missing`` where a budget is to cover what nobody knows the cost of.
         """
-        call.rate = self._limits.rate(call.model)
+        rate = self._limits.rate(call.model)
+        call.rate = rate or FREE
         rules = self._limits.rules(call.principal, call.model)
         if not rules:
             return
+        if rate is None:
+            _check_no_budget(rules, call.model)
         most = [choice.max_tokens for choice in choices]
         most_output = None if None in most else sum(number for number in most if number is not None)
         hold = Hold(self._limits, rules, call.rate, most_output, len(choices))
         verdict = hold.begin(body_bytes)
+        if verdict.short:
+            verdict = await hold.fetch()
         call.standings = self._limits.tightest(rules)
         if not verdict.granted:
             raise _refusal(verdict)
@@ -94,37 +102,47 @@ class Limit:
         call.queue = queue
         await queue.enter(call.id, call.principal, tokens)
 
-    def cover(self, call: Call, index: int, events: list[Event]) -> list[Event]:
+    def cover(self, call: Call, index: int, events: list[Event], refusal: Verdict | None = None) -> list[Event] | None:
         """What of choice ``index``'s events is covered; less than it was ends in a ``Finished`` that says why.
 
-        Once that has been given for a choice, nothing more of it is asked about.  Raises ``Problem`` when the input
-        turns out larger than what was reserved for it and than what is left.
+        ``None``: more has to be fetched, and then this asked again, with the refusal if that failed.
+        Once a ``Finished`` has been given for a choice, nothing more of it is asked about.  Raises ``Problem`` when
+        the input turns out larger than what was reserved for it and than what is left.
         """
         hold = call.hold
         if hold is None:
             return events
         if isinstance(events[0], Accepted):
-            self._know_input(hold, call, index, events[0])
-        output = hold.used
+            refused = self._know_input(hold, call, index, events[0])
+            if refused is not None and refused.short and refusal is None:
+                return None
+            if refused is not None:
+                raise _refusal(refusal or refused)
+        output, running = hold.used, hold.running
         for event in events:
             if isinstance(event, Delta):
                 output += len(event.token_ids)
         last = events[-1]
         if isinstance(last, Finished):
             output = hold.used - call.num_tokens.get(index, 0) + last.usage.output
-            hold.running -= 1
-        refused = hold.cover(output)
+            running -= 1
+        refused = hold.cover(output, running)
+        if refused is not None and refused.short:
+            if refusal is None:
+                return None
+            refused = refusal
         if refused is None:
-            hold.used = output
+            hold.used, hold.running = output, running
             return events
-        if not isinstance(last, Finished):
-            hold.running -= 1
+        hold.running -= 1
         return self._cut(hold, call, index, events, refused)
 
-    def cover_embedded(self, call: Call, embedded: Embedded) -> None:
+    async def cover_embedded(self, call: Call, embedded: Embedded) -> None:
         """Raises ``Problem`` when the inputs turn out larger than what was reserved and than what is left."""
         verdict = call.hold.know_input(embedded.prompt_tokens) if call.hold is not None else None
-        if verdict is not None:
+        if verdict is not None and verdict.short and call.hold is not None:
+            verdict = await call.hold.fetch()
+        if verdict is not None and not verdict.granted:
             raise _refusal(verdict)
 
     def end(self, call: Call, ended: RequestEnded) -> None:
@@ -141,12 +159,11 @@ class Limit:
         )
         call.hold = None
 
-    def _know_input(self, hold: Hold, call: Call, index: int, accepted: Accepted) -> None:
+    @staticmethod
+    def _know_input(hold: Hold, call: Call, index: int, accepted: Accepted) -> Verdict | None:
         """Another prompt is known; once all are, the call holds what they take, no more and no less."""
         prompts = call.num_prompt_tokens | {index: accepted.prompt_tokens}
-        verdict = hold.know_input(call.once_per_prompt(prompts), whole=len(prompts) == call.num_choices)
-        if verdict is not None:
-            raise _refusal(verdict)
+        return hold.know_input(call.once_per_prompt(prompts), whole=len(prompts) == call.num_choices)
 
     def _cut(self, hold: Hold, call: Call, index: int, events: list[Event], refused: Verdict) -> list[Event]:
         covered: list[Event] = []
@@ -165,9 +182,18 @@ class Limit:
         return [*covered, Finished(reason="length", usage=usage, limit=refused.why)]
 
 
+def _check_no_budget(rules: Sequence[Rule], model: str) -> None:
+    for rule in rules:
+        if rule.unit == "usd":
+            message = f"{rule.scope} has a budget of {describe(rule)}, and the model {model!r} has no price"
+            raise Problem("price_missing", f"{message}: --prices gives it one.", param="model")
+
+
 def _refusal(verdict: Verdict) -> Problem:
     rule = verdict.refused
     assert rule is not None
+    if verdict.away:
+        return Problem("limits_unavailable", f"Now nobody is admitted: {verdict.why}.", retry_after_s=1.0)
     if verdict.retry_after_s is None:
         message = f"This request can never fit: {verdict.why}."
         return Problem("request_exceeds_limit", message)

@@ -7,7 +7,9 @@ A hold's grants are never below what its call has used, so no account is ever be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple
 
 from penstock.config.tenants import Principal, Window
 from penstock.cost.money import Rate, Tariff, cost_nusd
@@ -32,6 +34,27 @@ _SLICE_TOKENS = 256
 _MOST_CACHED_RULES = 10_000
 
 
+class Used(NamedTuple):
+    """What ``writer``, one life of a gateway, has used of a model on the account of ``scope``."""
+
+    writer: str
+    scope: str
+    model: str
+    amounts: Amounts
+
+
+def by_rule(window: Window, used: Iterable[Used]) -> dict[str, dict[str, int]]:
+    """How much of each rule's account every writer has used, by the rule's key."""
+    found: dict[str, dict[str, int]] = {}
+    for writer, scope, model, amounts in used:
+        for unit, amount in amounts._asdict().items():
+            for key in (f"{scope}|{unit}|{window}|", f"{scope}|{unit}|{window}|{model}"):
+                if amount:
+                    by_writer = found.setdefault(key, {})
+                    by_writer[writer] = by_writer.get(writer, 0) + amount
+    return found
+
+
 class Limits:
     """One gateway's accounts.  ``wall_clock`` is for days and months alone."""
 
@@ -41,25 +64,33 @@ class Limits:
         self._wall_clock = wall_clock
         self._accounts: dict[str, Account] = {}
         self._rules: dict[tuple[int, str], tuple[Principal, tuple[Rule, ...]]] = {}
+        self.informed = asyncio.Event()
 
-    def recall(self, window: Window, spent: Iterable[tuple[str, str, Amounts]]) -> None:
+    async def keep(self, recall: Callable[[Limits], Coroutine[Any, Any, None]]) -> None:
+        """What has to go on beside the calls.  ``recall`` asks the ledger what was used before, until it answers.
+
+        ``informed`` is set once all is known that can be.
+        """
+        await recall(self)
+        self.informed.set()
+
+    def wall(self) -> float:
+        """Seconds since the epoch, by the clock that decides about days and months."""
+        return self._wall_clock()
+
+    def recall(self, window: Window, used: Iterable[Used]) -> None:
         """What others have used, or this gateway before it was started again, in the ``window`` that is now.
 
-        In: scope, model and amounts.  Counted as if it had been granted here; once per window.
+        Counted as if it had been granted here; once per window.
         """
         now = self._moment()
-        found: dict[str, int] = {}
-        for scope, model, amounts in spent:
-            for unit, amount in amounts._asdict().items():
-                for key in (f"{scope}|{unit}|{window}|", f"{scope}|{unit}|{window}|{model}"):
-                    found[key] = found.get(key, 0) + amount
-        for key, amount in found.items():
-            if amount:
-                self._accounts[key] = carried(window, self._accounts.get(key, Account()), amount, now)
+        for key, by_writer in by_rule(window, used).items():
+            amount = sum(by_writer.values())
+            self._accounts[key] = carried(window, self._accounts.get(key, Account()), amount, now)
 
-    def rate(self, model: str) -> Rate:
-        """What the model's tokens cost now."""
-        return self._tariff.rate(model, self._wall_clock())
+    def rate(self, model: str) -> Rate | None:
+        """What the model's tokens cost now; ``None``: nobody has said."""
+        return self._tariff.rate(model, self.wall())
 
     def rules(self, principal: Principal, model: str) -> tuple[Rule, ...]:
         """Every rule that a request of ``principal`` for ``model`` has to fit into."""
@@ -95,8 +126,12 @@ class Limits:
         """What the rule has granted, as it was when somebody last asked."""
         return self._accounts.get(rule.key) or Account()
 
+    async def fetch(self, rules: tuple[Rule, ...], want: Amounts) -> tuple[Verdict, Grant | None]:
+        """As :meth:`take`, where that was short; waits, within a bound, for what other gateways leave."""
+        raise AssertionError("one gateway by itself is never short")
+
     def _moment(self) -> Moment:
-        return Moment(self._clock.now(), self._wall_clock())
+        return Moment(self._clock.now(), self.wall())
 
     def _read(self, rules: tuple[Rule, ...]) -> list[Account]:
         return [self.account(rule) for rule in rules]
@@ -115,6 +150,7 @@ class Hold:
     __slots__ = (
         "_grants",
         "_input",
+        "_lacking",
         "_limits",
         "_most_output",
         "_output",
@@ -134,6 +170,7 @@ class Hold:
         self._rate = rate
         self._most_output = most_output
         self._grants: list[Grant] = []
+        self._lacking = (Amounts(), 0, 0)
         self._input = 0
         self._output = 0
 
@@ -152,7 +189,7 @@ class Hold:
         """
         if tokens > self._input:
             verdict = self._grow(Amounts(), tokens - self._input, 0)
-            if not verdict.granted:
+            if not (verdict.granted or verdict.short):
                 # The slice is a convenience: what it holds may be just what the input needs.
                 self._output = self._bounded(self.used + self.running)
                 self._settle()
@@ -163,18 +200,26 @@ class Hold:
             self._settle()
         return None
 
-    def cover(self, output: int) -> Verdict | None:
+    def cover(self, output: int, running: int) -> Verdict | None:
         """Top up until ``output`` tokens, and one more per running choice, are granted; the verdict if that fails.
 
         The one more is the token that ends a choice: an engine counts it and does not stream it.
         """
-        need = self._bounded(output + self.running)
+        need = self._bounded(output + running)
         if need <= self._output:
             return None
         verdict = self._grow(Amounts(), 0, self._slice(need) - self._output)
         if not verdict.granted:
             verdict = self._grow(Amounts(), 0, need - self._output)
         return None if verdict.granted else verdict
+
+    async def fetch(self) -> Verdict:
+        """Reserve, once others have left it, what a verdict that was ``short`` was about."""
+        base, more_input, more_output = self._lacking
+        want = self._want(base, more_input, more_output)
+        verdict, grant = await self._limits.fetch(self.rules, want)
+        self._book(grant, more_input, more_output)
+        return verdict
 
     @property
     def left(self) -> int:
@@ -188,15 +233,22 @@ class Hold:
         self._grants = self._limits.settle(self.rules, self._grants, keep)
 
     def _grow(self, base: Amounts, more_input: int, more_output: int) -> Verdict:
+        verdict, grant = self._limits.take(self.rules, self._want(base, more_input, more_output))
+        self._book(grant, more_input, more_output)
+        if verdict.short:
+            self._lacking = base, more_input, more_output
+        return verdict
+
+    def _want(self, base: Amounts, more_input: int, more_output: int) -> Amounts:
         before = cost_nusd(self._rate, self._input, 0, self._output)
         after = cost_nusd(self._rate, self._input + more_input, 0, self._output + more_output)
-        want = base._replace(tokens=more_input + more_output, usd=after - before)
-        verdict, grant = self._limits.take(self.rules, want)
+        return base._replace(tokens=more_input + more_output, usd=after - before)
+
+    def _book(self, grant: Grant | None, more_input: int, more_output: int) -> None:
         if grant is not None:
             self._grants.append(grant)
             self._input += more_input
             self._output += more_output
-        return verdict
 
     def _settle(self) -> None:
         cost = cost_nusd(self._rate, self._input, 0, self._output)

@@ -90,7 +90,7 @@ class Gateway:
         """
         return self.stages.route.find(call, model, user, beginning)
 
-    def generate(
+    async def generate(
         self, call: Call, choices: list[GenerateRequest], body_bytes: int
     ) -> AsyncGenerator[tuple[int, list[Event]], None]:
         """Events of all choices as they come, metered; ends when every choice has finished.
@@ -98,7 +98,7 @@ class Gateway:
         Raises ``Problem`` at once where the caller's limits do not allow it.
         """
         call.num_choices = len(choices)
-        self.stages.limit.reserve(call, body_bytes, choices)
+        await self.stages.limit.reserve(call, body_bytes, choices)
         if len(call.chain) > 1:
             return self._falling_back(call, choices, body_bytes)
         return self._generate(call, choices, body_bytes)
@@ -123,16 +123,16 @@ class Gateway:
                 if settled:
                     raise
                 first = first or problem
-                if not self._next_model(call, problem, choices, body_bytes):
+                if not await self._next_model(call, problem, choices, body_bytes):
                     call.model = call.chain[0]
                     raise first from None
 
-    def _next_model(self, call: Call, problem: Problem, choices: list[GenerateRequest], body_bytes: int) -> bool:
+    async def _next_model(self, call: Call, problem: Problem, choices: list[GenerateRequest], body_bytes: int) -> bool:
         """Move the call to the next model of its chain, with what it holds of its limits."""
         while self.stages.route.fall_back(call, problem):
             self.stages.limit.withdraw(call)
             try:
-                self.stages.limit.reserve(call, body_bytes, choices)
+                await self.stages.limit.reserve(call, body_bytes, choices)
                 return True
             except Problem:
                 continue  # that model has limits of its own, and how they stand is not what is told
@@ -157,6 +157,10 @@ class Gateway:
                 if index not in running:
                     continue  # its limits ended it, and its engine hears of that when the others have ended, too
                 covered = stages.limit.cover(call, index, events)
+                while covered is None:
+                    assert call.hold is not None
+                    fetched = await call.hold.fetch()
+                    covered = stages.limit.cover(call, index, events, None if fetched.granted else fetched)
                 stages.meter.note(call, index, covered)
                 if isinstance(covered[-1], Finished):
                     running.discard(index)
@@ -166,12 +170,12 @@ class Gateway:
 
     async def exchange(self, call: Call, send: Callable[[str], Awaitable[T]]) -> T:
         """One question and one answer; ``send`` is given a replica's socket."""
-        self.stages.limit.reserve(call, 0)
+        await self.stages.limit.reserve(call, 0)
         return await self.stages.forward.call(call.model, send, call.trail)
 
     async def embed(self, call: Call, request: EmbedRequest, body_bytes: int) -> Embedded:
         """The vectors of all inputs, metered."""
-        self.stages.limit.reserve(call, body_bytes)
+        await self.stages.limit.reserve(call, body_bytes)
         await self.stages.limit.enter(call, body_bytes // _BYTES_PER_TOKEN)
         salted = self.stages.identify.salted_embed(call.principal, request)
         embedded = await self.stages.forward.call(
@@ -181,6 +185,6 @@ class Gateway:
             body_bytes // _BYTES_PER_TOKEN,
             request.id,
         )
-        self.stages.limit.cover_embedded(call, embedded)
+        await self.stages.limit.cover_embedded(call, embedded)
         self.stages.meter.note_embedded(call, embedded)
         return embedded

@@ -82,6 +82,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """``refused`` is the rule that stays in the way longest, with what it has ``left`` of what is ``wanted``.
 
     ``retry_after_s``: by then it fits if nobody else asks; ``None``: it never will.
+    ``short``: what this gateway may grant by itself does not suffice, and the others have to be asked; ``away``: they
+    could not be.
     """
 
     num_rules: int
@@ -89,6 +91,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int = 0
     left: int = 0
     retry_after_s: float | None = None
+    short: bool = False
+    away: bool = False
 
     @property
     def granted(self) -> bool:
@@ -99,6 +103,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         if self.refused is None:
             return f"fits into all of {self.num_rules} limits"
         rule = self.refused
+        if self.away:
+            return f"what is left of {describe(rule)} of {rule.scope} is shared, and cannot be asked for now"
         return (
             f"{rule.scope} has {amount_text(rule.unit, self.left)} left of {describe(rule)}, "
             f"and {amount_text(rule.unit, self.wanted)} {'is' if self.wanted == 1 else 'are'} needed"
@@ -132,24 +138,34 @@ def rules_of(scopes: Iterable[Scope], model: str) -> tuple[Rule, ...]:
 
 
 def reserve(
-    rules: Sequence[Rule], accounts: Sequence[Account], want: Amounts, now: Moment
+    rules: Sequence[Rule],
+    accounts: Sequence[Account],
+    want: Amounts,
+    now: Moment,
+    slices: Sequence[int] | None = None,
 ) -> tuple[Verdict, list[Account], Grant | None]:
-    """Charge ``want`` to every rule, or to none.  ``accounts`` are aligned with ``rules``, before and after."""
+    """Charge ``want`` to every rule, or to none.  ``accounts`` are aligned with ``rules``, before and after.
+
+    ``slices``: where the limits are shared, how much of each may be granted here.
+    """
     refused: Verdict | None = None
     after = []
-    for rule, before in zip(rules, accounts, strict=True):
-        account = _rolled(rule.window, before, now)
+    for place, (rule, before) in enumerate(zip(rules, accounts, strict=True)):
+        account = rolled(rule.window, before, now)
         after.append(account)
         wanted = want[rule.field]
-        if wanted and account.granted + wanted > rule.amount:
+        left = rule.amount - account.granted if slices is None else slices[place]
+        if wanted and wanted > left:
+            short = slices is not None and wanted <= rule.amount
             verdict = Verdict(
                 num_rules=len(rules),
                 refused=rule,
                 wanted=wanted,
-                left=max(0, rule.amount - account.granted),
-                retry_after_s=_fits_after(rule, account, wanted, now),
+                left=max(0, left),
+                retry_after_s=0.0 if short else _fits_after(rule, account, wanted, now),
+                short=short,
             )
-            refused = verdict if refused is None else _longer(refused, verdict)
+            refused = verdict if refused is None else longer(refused, verdict)
     if refused is not None:
         return refused, after, None
     marks = tuple(_mark(rule, account, now) for rule, account in zip(rules, after, strict=True))
@@ -187,7 +203,7 @@ def expire(rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[
 
 def carried(window: Window, account: Account, amount: int, now: Moment) -> Account:
     """The account of a day or month with ``amount`` more in it, which nobody will give back."""
-    account = _rolled(window, account, now)
+    account = rolled(window, account, now)
     return _charged(account, account.slots[-1][0], amount)
 
 
@@ -203,7 +219,7 @@ def tightest(rules: Sequence[Rule], accounts: Sequence[Account], unit: Unit, now
     best: Standing | None = None
     for rule, before in zip(rules, accounts, strict=True):
         if rule.unit == unit:
-            account = _rolled(rule.window, before, now)
+            account = rolled(rule.window, before, now)
             left = max(0, rule.amount - account.granted)
             if best is None or left < best.left:
                 best = Standing(rule, left, _whole_after(rule, account, now))
@@ -246,7 +262,7 @@ def begin_of(window: Window, number: int) -> float:
     return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()
 
 
-def _rolled(counted: Window | None, account: Account, now: Moment) -> Account:
+def rolled(counted: Window | None, account: Account, now: Moment) -> Account:
     """The account without what counts no more."""
     if counted is None:
         return account
@@ -320,7 +336,7 @@ def _whole_after(rule: Rule, account: Account, now: Moment) -> float:
     return begin_of(rule.window, window_of(rule.window, now.wall) + 1) - now.wall
 
 
-def _longer(one: Verdict, other: Verdict) -> Verdict:
+def longer(one: Verdict, other: Verdict) -> Verdict:
     """Of two refusals the one that lasts longer; one for ever outlasts all."""
     if one.retry_after_s is None or other.retry_after_s is None:
         return one if one.retry_after_s is None else other

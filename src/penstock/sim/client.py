@@ -51,7 +51,7 @@ async def listen(
         gateway.find(call, model)
         call.choices_per_prompt = len(choices)
         named = [msgspec.structs.replace(choice, id=f"{call.id}-{i}") for i, choice in enumerate(choices)]
-        async with aclosing(gateway.generate(call, named, len(choices[0].text or ""))) as batches:
+        async with aclosing(await gateway.generate(call, named, len(choices[0].text or ""))) as batches:
             async for index, events in batches:
                 for event in events:
                     heard[index].take(event)

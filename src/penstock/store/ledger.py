@@ -63,8 +63,9 @@ class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """What one holder of limits has used of one model."""
+    """What one holder of limits has used of one model at one life of a gateway."""
 
+    gateway: str
     scope: str
     model: str
     requests: int
@@ -146,17 +147,16 @@ class Ledger:
         """What each holder of limits has used since then by other gateways than ``without``: the one that asks."""
         tokens = USAGE.c.prompt_tokens + USAGE.c.output_tokens
         sums = [sa.cast(sa.func.sum(column), sa.BigInteger) for column in (tokens, USAGE.c.cost_nusd)]
-        question = sa.select(USAGE.c.scopes, USAGE.c.model, sa.func.count(), *sums)
-        question = question.where(USAGE.c.at >= since, USAGE.c.gateway != without).group_by(
-            USAGE.c.scopes, USAGE.c.model
-        )
-        found: dict[tuple[str, str], list[int]] = {}
+        by = (USAGE.c.gateway, USAGE.c.scopes, USAGE.c.model)
+        question = sa.select(*by, sa.func.count(), *sums)
+        question = question.where(USAGE.c.at >= since, USAGE.c.gateway != without).group_by(*by)
+        found: dict[tuple[str, str, str], list[int]] = {}
         with self._database.read() as connection:
-            for scopes, model, *counts in connection.execute(question):
+            for gateway, scopes, model, *counts in connection.execute(question):
                 for scope in scopes.split():
-                    sofar = found.setdefault((scope, model), [0, 0, 0])
-                    found[scope, model] = [old + new for old, new in zip(sofar, counts, strict=True)]
+                    sofar = found.setdefault((gateway, scope, model), [0, 0, 0])
+                    found[gateway, scope, model] = [old + new for old, new in zip(sofar, counts, strict=True)]
         return [
-            Spent(scope=scope, model=model, requests=requests, tokens=num_tokens, nusd=nusd)
-            for (scope, model), (requests, num_tokens, nusd) in sorted(found.items())
+            Spent(gateway=gateway, scope=scope, model=model, requests=requests, tokens=num_tokens, nusd=nusd)
+            for (gateway, scope, model), (requests, num_tokens, nusd) in sorted(found.items())
         ]

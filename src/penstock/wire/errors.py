@@ -62,11 +62,18 @@ ERRORS: dict[str, ErrorSpec] = {
     "rate_limit_exceeded": _later(429, Fault.CALLER, "Try again after the seconds in retry-after.", "rate_limit_error"),
     "insufficient_quota": _caller(429, "Wait for the budget's next period, or have it raised.", "insufficient_quota"),
     "request_exceeds_limit": _caller(429, "Send a smaller request, or have the limit raised.", "rate_limit_error"),
+    "price_missing": ErrorSpec(
+        status=503,
+        type="server_error",
+        fault=Fault.US,
+        hint="The operator gives the model a price (--prices; 0 where it is free), or takes the budget off.",
+    ),
     # Capacity and time.
     "overloaded": _later(503, Fault.US, "Try again after the seconds in retry-after.", "overloaded_error"),
     "not_ready": _later(503, Fault.US, "The model is still loading; GET /ready tells when it is done."),
     "draining": _later(503, Fault.US, "This server is shutting down; try again."),
     "request_timeout": _later(408, Fault.CALLER, "The body did not arrive in time."),
+    "limits_unavailable": _later(503, Fault.US, "The Redis that gateways share limits through does not answer."),
     "issuer_unavailable": _later(503, Fault.UPSTREAM, "The keys of the token's issuer could not be fetched yet."),
     "engine_lost": _later(502, Fault.UPSTREAM, "The engine ended during the request and no other could continue it."),
     "gateway_lost": _later(502, Fault.US, "The gateway that served it was killed; only the ledger says so."),

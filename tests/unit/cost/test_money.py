@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.config.prices import Price
-from penstock.cost.money import FREE, Rate, Tariff, cost_nusd
+from penstock.cost.money import Rate, Tariff, cost_nusd
 
 counts = st.integers(0, 10**7)
 rates = st.integers(0, 10**9)
 
 
 def test_a_price_counts_from_its_day_on() -> None:
-    """The price is the one of the day in UTC; before the first, and without any, tokens cost nothing."""
+    """The price is the one of the day in UTC; before the first, and without any, there is none."""
     tariff = Tariff(
         [
             Price(model="m", since=dt.date(2026, 7, 1), input=1, output=2),
@@ -25,12 +25,13 @@ def test_a_price_counts_from_its_day_on() -> None:
     july = dt.datetime(2026, 7, 1, tzinfo=dt.UTC).timestamp()
     assert tariff.rate("m", july - 1) == Rate(3_000_000, 1_500_000, 4_000_000)
     assert tariff.rate("m", july) == Rate(1_000_000, 1_000_000, 2_000_000)
-    assert tariff.rate("m", 0) == tariff.rate("other", july) == FREE
+    assert tariff.rate("m", 0) is tariff.rate("other", july) is None
 
 
 def test_a_million_tokens_cost_their_price() -> None:
     """Prices are per million tokens, and a nano-dollar is a thousand-millionth of a dollar."""
     rate = Tariff([Price(model="m", since=dt.date(2026, 1, 1), input=0.15, output=0.6, cached=0.075)]).rate("m", 2e9)
+    assert rate is not None
     assert cost_nusd(rate, 1_000_000, 0, 1_000_000) == 750_000_000
     assert cost_nusd(rate, 1_000_000, 1_000_000, 0) == 75_000_000
     assert cost_nusd(rate, 1, 0, 0) == 150

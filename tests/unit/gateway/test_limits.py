@@ -15,6 +15,7 @@ from penstock.config.tenants import Limit
 from penstock.cost.money import Tariff
 from penstock.gateway.call import ClientGone
 from penstock.gateway.identify import Credentials
+from penstock.gateway.limits import Used
 from penstock.policy.limit import Amounts
 from penstock.wire.engine import EmbedRequest, Finished, TokenizeRequest
 from penstock.wire.errors import Problem
@@ -101,6 +102,19 @@ async def test_a_budget_is_held_and_charged_in_dollars() -> None:
         for _ in range(20):
             await house.ask(body_bytes=20, max_tokens=20)
     assert refused.value.code == "insufficient_quota" and house.granted() <= 1_000_000
+
+
+async def test_a_budget_does_not_cover_what_has_no_price() -> None:
+    """Refused with what to do, rather than counted as nothing; a price of nothing is a price."""
+    budget = Limit(unit="usd", amount=1, window="month")
+    with pytest.raises(
+        Problem, match=r"tenant:t has a budget of \$1 per month, and the model 'm' has no price"
+    ) as refused:
+        await House(budget).ask()
+    assert refused.value.code == "price_missing" and "--prices" in refused.value.spec.hint
+    free = Price(model="m", since=dt.date(2026, 1, 1), input=0, output=0)
+    await House(budget, tariff=Tariff([free])).ask()
+    await House(per_minute(1000)).ask()
 
 
 async def test_running_requests_are_counted_until_they_end() -> None:
@@ -197,14 +211,18 @@ async def test_a_gateway_that_begins_anew_recalls_what_was_used() -> None:
         Limit(unit="tokens", amount=500, window="month", model="m"),
         per_minute(100),
     )
-    house.limits.recall("day", [("tenant:t", "m", Amounts(tokens=50)), ("tenant:t", "n", Amounts(tokens=20))])
-    house.limits.recall("month", [("tenant:t", "m", Amounts(tokens=300)), ("tenant:other", "m", Amounts(tokens=9))])
+    house.limits.recall(
+        "day", [Used("g", "tenant:t", "m", Amounts(tokens=50)), Used("h", "tenant:t", "n", Amounts(tokens=20))]
+    )
+    house.limits.recall(
+        "month", [Used("g", "tenant:t", "m", Amounts(tokens=300)), Used("g", "tenant:other", "m", Amounts(tokens=9))]
+    )
     await house.ask(max_tokens=11)
     assert [house.granted(number) for number in range(3)] == [70 + 16, 300 + 16, 16]
-    house.limits.recall("day", [("tenant:t", "m", Amounts(tokens=10))])
+    house.limits.recall("day", [Used("g", "tenant:t", "m", Amounts(tokens=10))])
     assert house.granted(0) == 96
     with pytest.raises(Problem, match="100 tokens per day"):
         await house.ask(body_bytes=20)
     house.clock.pass_time(86_400)
-    house.limits.recall("day", [("tenant:t", "m", Amounts(tokens=90))])
+    house.limits.recall("day", [Used("g", "tenant:t", "m", Amounts(tokens=90))])
     assert house.granted(0) == 90, "yesterday's account has to make room for what is known of today"

@@ -21,6 +21,7 @@ from penstock.store.denials import Denials
 from penstock.store.desired import DesiredStore
 from penstock.store.places import open_access
 from penstock.store.running import Running
+from penstock.store.slices import RedisSlices
 from penstock.store.spill import Spill
 
 
@@ -40,6 +41,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     spill = Spill(opened.spill, writer, opened.ledger)
     running = Running(opened.spill, writer)
     recording = Recording(writer, folds, spill, running, opened.ledger)
+    slices = RedisSlices(settings.redis, opened.secret, writer) if settings.redis else None
     with closing(opened.store), closing(DesiredStore(settings.store_path)) as store:
         try:
             async with beside(denials.write_regularly(), spill.move_regularly(), *fetching):
@@ -54,9 +56,12 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
                     running=recording,
                     recall=recording.recall,
                     stop=stop,
+                    slices=slices,
                 )
                 await serve_until(stop, serving)
         finally:
+            if slices is not None:
+                await slices.close()
             await asyncio.to_thread(denials.write)
             await asyncio.to_thread(spill.close)
             running.close()

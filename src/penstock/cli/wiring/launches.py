@@ -82,6 +82,7 @@ def _gateway_launch(member: Member, serve: ServeSettings, home: Path, store_path
                 prices=serve.prices,
                 home=str(home),
                 access_url=serve.store or default_url(home),
+                redis=serve.redis,
                 open_without_keys=is_open_without_keys(serve, serve.host),
                 issuers=serve.issuers,
                 tls_cert=serve.tls_cert,

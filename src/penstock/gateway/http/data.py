@@ -109,7 +109,7 @@ class Exchange:
 
         ``renderer_of`` is told the model that answers, which is known with the first of them.
         """
-        generated = self.gateway.generate(self.call, choices, body_bytes)
+        generated = await self.gateway.generate(self.call, choices, body_bytes)
         head = [*_STREAM_HEADERS, *self.headers]
         stream = self.stream = EventStream(self.send, head, self.rules.keep_alive_s)
         waiting, running = len(choices), len(choices)
@@ -145,7 +145,7 @@ class Exchange:
         """Collect every choice and answer at once.  ``renderer_of`` as of :meth:`write_stream`."""
         running = len(choices)
         renderer: BodyRenderer | None = None
-        async with aclosing(self.gateway.generate(self.call, choices, body_bytes)) as merged:
+        async with aclosing(await self.gateway.generate(self.call, choices, body_bytes)) as merged:
             async for index, events in merged:
                 if renderer is None:
                     renderer = renderer_of(self.call.model)

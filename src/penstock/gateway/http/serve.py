@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
 from penstock.gateway.shadow import Shadows
+from penstock.gateway.shared import SharedLimits
 from penstock.gateway.watch import Watcher
 from penstock.policy.admit import AdmitRules
 from penstock.policy.retry import RetryRules
-from penstock.ports import Emit
+from penstock.ports import Emit, Slices
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.errors import Problem
 from penstock.wire.gateway import EXPLAIN, LOAD, METRICS, GatewayLoad
@@ -65,10 +67,12 @@ async def serve_gateway(
     running: Running | None = None,
     recall: Callable[[Limits], Coroutine[Any, Any, None]],
     stop: asyncio.Event,
+    slices: Slices | None = None,
 ) -> None:
     """Serve until ``stop`` is set and the running requests have ended; the caller bounds that by cancelling.
 
-    ``recall`` tells the limits what was used of the current day and month before this gateway began.
+    ``recall`` tells the limits what was used of the current day and month before this gateway began; ``slices``:
+    limits are shared with other gateways through these.
 
     Raises whatever ends the watching of ``states`` or ``access``: a gateway that cannot follow them must not go on.
     """
@@ -76,7 +80,8 @@ async def serve_gateway(
     upstream = HttpUpstream()
     clock = _SteadyClock()
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
-    limits = Limits(clock, time.time, Tariff(settings.prices))
+    tariff = Tariff(settings.prices)
+    limits = Limits(clock, time.time, tariff) if slices is None else SharedLimits(clock, time.time, tariff, slices)
     stages = Stages(
         identify=identify,
         limit=Limit(replicas, limits, clock, AdmitRules()),
@@ -91,9 +96,11 @@ async def serve_gateway(
     watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
     tls = server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
     data = HttpServer(App(gateway, http_rules, TrustedProxies(settings.trusted_proxies)), tls)
-    recalling = asyncio.create_task(recall(limits))
+    keeping = asyncio.create_task(limits.keep(recall))
     # A store that is away for longer must not keep the service from starting: what it knows is told later.
-    await asyncio.wait([recalling], timeout=_RECALL_S)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_RECALL_S):
+            await limits.informed.wait()
     await data.start(socket.socket(fileno=os.dup(settings.listen_fd)))
     control_stop = asyncio.Event()
     control = asyncio.create_task(
@@ -104,7 +111,7 @@ async def serve_gateway(
     background: list[asyncio.Task[None]] = [
         following,
         heeding,
-        recalling,
+        keeping,
         asyncio.create_task(watcher.acknowledge_regularly()),
         asyncio.create_task(stages.forward.stalls.watch()),
         asyncio.create_task(once.stalls.watch()),

@@ -1,0 +1,181 @@
+"""Slices from the real Redis: its script against its model in Python, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from certificates import write_certificate
+from redis.asyncio import Redis
+from redis_server import SlowProxy, free_port, redis_server
+
+from penstock.sim.slices import MemorySlices
+from penstock.store.slices import RedisSlices, check_url
+from penstock.wire.errors import Problem
+from penstock.wire.slices import MOST, SEED_S, SETTLE_S, Ask
+
+debian = pytest.mark.debian
+SECRET = b"s" * 32
+
+
+@asynccontextmanager
+async def slices(
+    url: str, writer: str, *, secret: bytes = SECRET, timeout_s: float = 1.0
+) -> AsyncIterator[RedisSlices]:
+    opened = RedisSlices(url, secret, writer, timeout_s=timeout_s)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def random_ask(dice: Random, now: int) -> Ask:
+    kind = dice.choice(["minute", "window", "other window", "at a time"])
+    free = dice.randrange(0, 30)
+    common: dict[str, Any] = {
+        "amount": dice.choice([50, 200, MOST]),
+        "needs": tuple(dice.randrange(1, 120) for _ in range(dice.randrange(3))),
+        "extra": dice.choice([0, 0, 40]),
+        "free": free,
+        "rest": free + (dice.randrange(0, 30) if kind != "minute" else 0),
+    }
+    if kind == "minute":
+        slots = tuple((now + dice.randrange(-1, 4), dice.randrange(1, 40)) for _ in range(dice.randrange(4)))
+        return Ask(key=f"minute {dice.randrange(2)}", slots=slots, hold_s=dice.randrange(1, 4), **common)
+    if kind == "at a time":
+        return Ask(key="at a time", hold_s=1, **common)
+    begin = now - now % 1000 if kind == "window" else now - 5000
+    seeds = dice.choice([None, {}, {"gone": dice.randrange(100), "b": dice.randrange(40)}])
+    return Ask(key="window", begin=begin, end=begin + 1000, seeds=seeds, **common)
+
+
+@debian
+async def test_the_script_does_what_its_model_does(tmp_path: Path) -> None:
+    """For random statements of three writers over several seconds, every answer is the model's, to the millisecond."""
+    dice = Random(1)
+    clock = [0.0]
+    model = MemorySlices(lambda: clock[0])
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as a, slices(server.url, "b") as b, slices(server.url, "c") as c:
+            now = int((await a.take([])).now)
+            writers = {"a": a, "b": b, "c": c}
+            first = True
+            given = unmet = 0
+            for _ in range(600):
+                name = dice.choice("abc")
+                asks = [random_ask(dice, now) for _ in range(dice.randrange(1, 4))]
+                taken = await writers[name].take(asks)
+                if first:
+                    clock[0] = float(taken.epoch.split()[1])
+                    model.take("a", [])
+                    first = False
+                clock[0] = taken.now
+                expected = model.take(name, asks)
+                assert list(taken.answers) == list(expected.answers), asks
+                given += sum(answer.given for answer in taken.answers)
+                unmet += sum(fits is not None for answer in taken.answers for fits in answer.fits_s)
+                now = int(taken.now)
+                await asyncio.sleep(0.01)
+            assert given > 100 and unmet > 100
+
+
+@debian
+async def test_keys_are_named_by_rule_and_window_and_end_by_themselves(tmp_path: Path) -> None:
+    """Each key has the service's own prefix and a time to live; another secret's service shares nothing with it."""
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as one, slices(server.url, "a", secret=b"other" * 8) as stranger:
+            now = int((await one.take([])).now)
+            await stranger.take([])
+            await asyncio.sleep(SETTLE_S + 0.05)
+            day = Ask(key="tenant:t|tokens|day|", amount=100, needs=(60,), begin=now - 50, end=now + 50, seeds={})
+            minute = Ask(key="tenant:t|tokens|minute|", amount=100, needs=(60,), hold_s=71)
+            [first, second] = (await one.take([day, minute])).answers
+            assert first.given == second.given == 60 and first.left == 40
+            assert [answer.given for answer in (await stranger.take([day, minute])).answers] == [60, 60]
+            async with Redis.from_url(server.url) as plain:
+                keys = [key.decode() if isinstance(key, bytes) else key for key in await plain.keys("*")]
+                lives = {key: await plain.ttl(key) for key in keys}
+            found = [key for key in keys if "tenant" in key]
+            assert len(found) == 4 and all(
+                re.match(r"penstock:\{[0-9a-f]{16}\}:tenant:t\|tokens\|", key) for key in found
+            )
+            assert all(70 <= lives[key] <= 135 for key in found if "minute" in key)
+            assert all(86_400 < lives[key] <= 86_460 for key in found if f"day||{now - 50}" in key)
+            assert SECRET.decode() not in "".join(keys)
+
+
+@debian
+async def test_an_older_statement_replaces_no_newer_one(tmp_path: Path) -> None:
+    """A statement that was given up and arrives late is refused by Redis itself."""
+    with redis_server(tmp_path) as server:
+        proxy = SlowProxy(server.port)
+        port = await proxy.start()
+        async with slices(f"redis://127.0.0.1:{port}", "a", timeout_s=0.3) as one, slices(server.url, "b") as other:
+            await one.take([])
+            await asyncio.sleep(SETTLE_S + 0.05)
+            proxy.delay_s = 0.7
+            with pytest.raises(Problem) as away:
+                await one.take([Ask(key="k", amount=10, rest=0, hold_s=9)])
+            assert away.value.code == "limits_unavailable"
+            proxy.delay_s = 0.0
+            await one.take([Ask(key="k", amount=10, rest=9, hold_s=9)])
+            await asyncio.sleep(0.9)
+            [answer] = (await other.take([Ask(key="k", amount=10, needs=(2,), hold_s=9)])).answers
+            assert answer.given == 0
+        await proxy.stop()
+
+
+@debian
+async def test_a_server_that_began_anew_waits_to_be_told(tmp_path: Path) -> None:
+    """Another process of the server is another epoch: first nothing is given, and windows wait longer for seeds."""
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as one:
+            epoch = (await one.take([])).epoch
+            server.kill()
+            with pytest.raises(Problem):
+                await one.take([])
+            server.start()
+            taken = await one.take([Ask(key="k", amount=10, needs=(2,), hold_s=9)])
+            now = int(taken.now)
+            assert taken.epoch != epoch and taken.answers[0].status == "settling" and taken.answers[0].given == 0
+            day = Ask(key="d", amount=10, needs=(2,), begin=now - 50, end=now + 50)
+            await asyncio.sleep(SETTLE_S + 0.05)
+            [minute, window] = (await one.take([Ask(key="k", amount=10, needs=(2,), hold_s=9), day])).answers
+            assert minute.given == 2 and window.status == "settling"
+            await asyncio.sleep(SEED_S - SETTLE_S)
+            assert (await one.take([day])).answers[0].given == 2
+
+
+@debian
+async def test_a_password_and_tls_are_taken_from_the_url(tmp_path: Path) -> None:
+    """With both it works; with a wrong one it does not, and neither is in the message."""
+    cert, key = write_certificate(tmp_path)
+    tls = ("--tls-port", str(free_port()), "--tls-cert-file", str(cert), "--tls-key-file", str(key))
+    more = ("--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no", "--requirepass", "hunter-secret")
+    with redis_server(tmp_path, *tls, *more):
+        good = f"rediss://:hunter-secret@127.0.0.1:{tls[1]}/0?ssl_ca_certs={cert}"
+        async with slices(good, "a") as one:
+            assert (await one.take([])).epoch
+        for bad in (good.replace("hunter-secret", "wrong-secret"), good.split("?", maxsplit=1)[0]):
+            async with slices(bad, "a") as one:
+                with pytest.raises(Problem) as refused:
+                    await one.take([])
+            assert refused.value.code == "limits_unavailable"
+            assert "secret" not in refused.value.message and "secret" not in repr(refused.value.__context__)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "hunter-secret", "http://:hunter-secret@h:1", "redis://:hunter-secret@[h", "redis://u:hunter-secret@h:x"],
+)
+def test_what_is_no_url_of_redis_is_said_without_repeating_it(url: str) -> None:
+    """It may hold a password."""
+    with pytest.raises(Problem) as refused:
+        check_url(url)
+    assert refused.value.code == "invalid_setting" and "hunter" not in str(refused.value)
