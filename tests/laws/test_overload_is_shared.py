@@ -145,6 +145,21 @@ def test_priorities_go_first_until_others_have_aged() -> None:
     assert 10.0 <= waited <= 20.0
 
 
+def test_age_does_not_undo_the_shares() -> None:
+    """A backlog that has waited long goes before nobody of the same priority: the newcomers get their share at once."""
+    door = Door(AdmitRules(max_wait_s=1e9, ageing_s=5.0), 100)
+    for _ in range(100):
+        door.come("flood", 100)
+    door.now += 60.0
+    for _ in range(20):
+        door.come("quiet", 100, weight=3.0)
+    before = len(door.served)
+    for _ in range(20):
+        door.end_one()
+    served = [entry.tenant for entry in door.served[before:]]
+    assert 14 <= served.count("quiet") <= 16
+
+
 def test_a_queue_that_takes_too_long_is_not_joined() -> None:
     """Refused at once with the predicted time, rather than after having waited for it."""
     door = Door(AdmitRules(max_wait_s=30.0), 100)

@@ -33,6 +33,15 @@ Models = Annotated[
     list[str] | None,
     typer.Option("--model", metavar="NAME", help="A model it may use, by served name; again for more. Without: all."),
 ]
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        "--priority",
+        help="The most urgent class its requests may ask for, from -3 (first) to 3; without: that of whoever is above, "
+        "in the end 0.",
+        show_default=False,
+    ),
+]
 _HOUR_S, _DAY_S = 3600.0, 86400.0
 
 
@@ -78,6 +87,7 @@ def create_key(
     admin: Admin = False,
     model: Models = None,
     limit: Limits = None,
+    priority: Priority = None,
     expires_days: Annotated[
         float | None, typer.Option("--expires-days", help="Days until it ends.", show_default=False)
     ] = None,
@@ -94,6 +104,7 @@ def create_key(
         role="admin" if admin else "user",
         models=model or None,
         limits=limit or [],
+        priority=priority,
         expires_in_s=None if expires_days is None else expires_days * _DAY_S,
     )
     with _administration(store) as acts:
@@ -143,6 +154,7 @@ def create_tenant(
     admin: Admin = False,
     model: Models = None,
     limit: Limits = None,
+    priority: Priority = None,
     weight: Annotated[float, typer.Option(help="Its share of a contended engine.")] = 1.0,
     as_json: AsJson = False,
     store: Store = None,
@@ -152,7 +164,14 @@ def create_tenant(
 
     role = "admin" if admin else "user"
     asked = _checked(
-        NewTenant, name=name, parent=parent, role=role, models=model or None, limits=limit or [], weight=weight
+        NewTenant,
+        name=name,
+        parent=parent,
+        role=role,
+        models=model or None,
+        limits=limit or [],
+        priority=priority,
+        weight=weight,
     )
     with _administration(store) as acts:
         tenant = acts.create_tenant(None, asked)
@@ -178,6 +197,7 @@ def set_tenant(
     all_models: Annotated[bool, typer.Option("--all-models", help="All that its parent may use.")] = False,
     limit: Limits = None,
     no_limits: Annotated[bool, typer.Option("--no-limits", help="None but its parent's.")] = False,
+    priority: Priority = None,
     weight: Annotated[float | None, typer.Option(help="Its share of a contended engine.", show_default=False)] = None,
     as_json: AsJson = False,
     store: Store = None,
@@ -192,6 +212,8 @@ def set_tenant(
         given["models"] = None if all_models else model
     if limit or no_limits:
         given["limits"] = limit or []
+    if priority is not None:
+        given["priority"] = priority
     if weight is not None:
         given["weight"] = weight
     with _administration(store) as acts:

@@ -37,7 +37,8 @@ class MockScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     A prompt takes ``ttft_s`` plus its tokens at ``prefill_tokens_per_s``; ``None``: as many as there are, at once.
     ``jitter``: every time is multiplied by a number from 1 - jitter to 1 + jitter.  ``output_tokens``: where an
     answer comes to its own end.  ``slots``: sequences that run at once; ``max_waiting`` more wait for one.
-    ``load_s``: how long it seems to load.  ``seed`` decides which attempts the faults strike.
+    ``kv_tokens``: what its KV cache seems to hold; 0: it says nothing of one.  ``load_s``: how long it seems to load.
+    ``seed`` decides which attempts the faults strike.
     """
 
     ttft_s: float = 0.0
@@ -49,6 +50,7 @@ class MockScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     context_tokens: int = 131_072
     slots: int = 65_536
     max_waiting: int = 65_536
+    kv_tokens: int = 0
     load_s: float = 0.0
     drain_s: float = 8.0
     seed: int = 0

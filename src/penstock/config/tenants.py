@@ -33,12 +33,22 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("the amount of a limit is a finite number, 0 or more")
 
 
+MOST_URGENT, LEAST_URGENT = -3, 3
+"""The classes of priority, as vLLM counts them: the lower number goes first.  So few that the least urgent request has
+aged to the most urgent class within the time that a request may wait (``policy.admit``)."""
+
+
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
-    """``models`` by served name; ``None``: all.  A child's rights are never above its parent's."""
+    """``models`` by served name; ``None``: all.  A child's rights are never above its parent's.
+
+    ``priority``: the most urgent class that may be asked for, and that of a request that asks for none; ``None``: that
+    of whoever is above, and 0 where nobody has one.
+    """
 
     role: Role = "user"
     models: frozenset[str] | None = None
     limits: tuple[Limit, ...] = ()
+    priority: int | None = None
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +105,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     models: frozenset[str] | None = None
     scopes: tuple[Scope, ...] = ()
     weight: float = 1.0
+    priority: int = 0
 
 
 TOP = "default"

@@ -45,8 +45,9 @@ class Call:
 
     ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first;
     ``trail``: what was decided on the way, and when; ``refusal``: the words of what ended it; ``request_id``: the
-    ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs;
-    ``running_slot``: where what it has used is kept for the case of a kill, if ``is_kept``.
+    ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs; ``priority``: its
+    class, the lower number first; ``running_slot``: where what it has used is kept for the case of a kill, if
+    ``is_kept``.
     ``session``: as the caller names it; ``chain``: the models to ask, of which ``model`` is the one that answers, or
     the first; ``shadow``: who gets a copy.
     """
@@ -81,6 +82,7 @@ class Call:
     rate: Rate = FREE
     is_kept: bool = False
     running_slot: int | None = None
+    priority: int = 0
 
     @property
     def served_by(self) -> list[str]:

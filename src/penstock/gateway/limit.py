@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from penstock.config.tenants import LEAST_URGENT, MOST_URGENT
 from penstock.cost.money import FREE
 from penstock.events.list import RequestEnded
 from penstock.gateway.call import Call
@@ -50,6 +51,15 @@ class Limit:
         """The head is read, the body is not."""
         if self.draining:
             raise Problem("draining", "This server is shutting down and takes no new requests.", retry_after_s=1.0)
+
+    @staticmethod
+    def prioritise(call: Call, asked: int | None) -> None:
+        """Give the call its class: what was asked for, or what its key has.  Raises ``permission_denied``."""
+        allowed = call.principal.priority
+        call.priority = allowed if asked is None else min(max(asked, MOST_URGENT), LEAST_URGENT)
+        if call.priority < allowed:
+            message = f"This key may ask for priority {allowed} or a higher number, which is less urgent; not {asked}."
+            raise Problem("permission_denied", message, param="priority")
 
     async def reserve(self, call: Call, body_bytes: int, choices: Sequence[GenerateRequest] = ()) -> None:
         """Hold what the call may need: the input by the bytes of its body, since no token is shorter than one.
@@ -100,7 +110,7 @@ class Limit:
             )
             self._queues[model] = queue
         call.queue = queue
-        await queue.enter(call.id, call.principal, tokens)
+        await queue.enter(call.id, call.principal, tokens, call.priority)
 
     def cover(self, call: Call, index: int, events: list[Event], refusal: Verdict | None = None) -> list[Event] | None:
         """What of choice ``index``'s events is covered; less than it was ends in a ``Finished`` that says why.

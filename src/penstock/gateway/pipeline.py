@@ -72,6 +72,7 @@ class Gateway:
         try:
             call.principal = self.stages.identify.arrive(credentials)
             self.stages.limit.arrive(call)
+            self.stages.limit.prioritise(call, None)
             yield call
         except BaseException as raised:
             error = raised
@@ -89,6 +90,10 @@ class Gateway:
         ``user``, or the ``beginning`` of the conversation, keeps to one side of a name that is split.
         """
         return self.stages.route.find(call, model, user, beginning)
+
+    def prioritise(self, call: Call, asked: int | None) -> None:
+        """How urgent the call is, as its body asks.  Raises ``Problem`` ``permission_denied``."""
+        self.stages.limit.prioritise(call, asked)
 
     async def generate(
         self, call: Call, choices: list[GenerateRequest], body_bytes: int

@@ -50,12 +50,14 @@ class Queue:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    async def enter(self, id: str, principal: Principal, cost: int) -> None:
-        """Return when it is this request's turn.  Raises ``Problem``: ``overloaded`` or ``rate_limit_exceeded``.
+    async def enter(self, id: str, principal: Principal, cost: int, priority: int = 0) -> None:
+        """Return when it is this request's turn; the lower number of ``priority`` comes first.
+
+        Raises ``Problem``: ``overloaded`` or ``rate_limit_exceeded``.
 
         Being cancelled gives the turn up, whether it had come or not.
         """
-        entry = Entry(id=id, tenant=principal.tenant, cost=max(1, cost), weight=principal.weight)
+        entry = Entry(id=id, tenant=principal.tenant, cost=max(1, cost), weight=principal.weight, priority=-priority)
         waiting = [other for other, _ in self._waiting.values()]
         verdict, self._shares = arrive(entry, waiting, self._room(), self._rules, self._shares, self._clock.now())
         if verdict.shed is not None:

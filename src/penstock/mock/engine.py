@@ -23,6 +23,7 @@ from penstock.wire.errors import Problem
 
 _PATIENCE = 10.0
 """So many times as long as the script says a token may take, as far as this engine's own word goes."""
+_KV_BLOCK_TOKENS = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -166,6 +167,8 @@ class MockEngine:
             waiting=len(self._waiting),
             queued_tokens=sum(attempt.answer.num_prompt for attempt in self._waiting),
             step_time_s=self.script.gap_s,
+            kv_blocks_total=self.script.kv_tokens // _KV_BLOCK_TOKENS,
+            kv_block_tokens=_KV_BLOCK_TOKENS,
             exact=True,
         )
         if progress < 1 and not self.draining:

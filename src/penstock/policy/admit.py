@@ -21,7 +21,8 @@ _LEAST_RETRY_S = 1.0
 class AdmitRules(msgspec.Struct, frozen=True, kw_only=True):
     """``max_waiting`` requests wait, none of them longer than ``max_wait_s``.
 
-    ``ageing_s``: after so long a request counts as one priority higher, so that none waits for ever.
+    ``ageing_s``: after so long a request counts as one priority higher, up to the highest that waits, so that none
+    waits for ever.
     """
 
     max_waiting: int = 1024
@@ -109,8 +110,11 @@ def next_up(
     if not waiting:
         return None, shares
 
+    # Nobody ages beyond the highest priority that waits: among those that have it, the shares decide, not the age.
+    highest = max(entry.priority for entry in waiting)
+
     def turn(entry: Entry) -> tuple[float, float, float]:
-        aged = entry.priority + (now - entry.arrived) // rules.ageing_s
+        aged = min(highest, entry.priority + (now - entry.arrived) // rules.ageing_s)
         return -aged, entry.start, entry.arrived
 
     first = min(waiting, key=turn)

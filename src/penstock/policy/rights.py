@@ -36,7 +36,7 @@ def meet(one: Rights, other: Rights) -> Rights:
         models = other.models if one.models is None else one.models
     else:
         models = one.models & other.models
-    return Rights(role=role, models=models)
+    return Rights(role=role, models=models, priority=_less_urgent(one.priority, other.priority))
 
 
 def effective(tenant: str, tenants: Mapping[str, Tenant]) -> Rights:
@@ -51,6 +51,8 @@ def excess(asked: Rights, allowed: Rights) -> str | None:
     """Why ``asked`` is more than ``allowed``; ``None`` when it is not."""
     if asked.role == "admin" and allowed.role != "admin":
         return "the role admin"
+    if asked.priority is not None and allowed.priority is not None and asked.priority < allowed.priority:
+        return f"priority {asked.priority}"
     if allowed.models is None:
         return None
     if asked.models is None:
@@ -74,4 +76,11 @@ def principal(key: ApiKey, tenants: Mapping[str, Tenant]) -> Principal:
         models=rights.models,
         scopes=tuple(scope for scope in scopes if scope.limits),
         weight=above[0].weight if above else 1.0,
+        priority=rights.priority or 0,
     )
+
+
+def _less_urgent(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return max(one, other)

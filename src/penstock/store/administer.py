@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from penstock.config.tenants import TOP, ApiKey, Limit, Principal, Rights, Role, Tenant
+from penstock.config.tenants import LEAST_URGENT, MOST_URGENT, TOP, ApiKey, Limit, Principal, Rights, Role, Tenant
 from penstock.policy import rights as policy
 from penstock.store.access import AccessStore, Edit
 from penstock.store.audit import OPERATOR, Act, Entry
@@ -35,16 +35,21 @@ Models = Annotated[frozenset[Annotated[str, Meta(min_length=1, max_length=200)]]
 Limits = Annotated[tuple[Limit, ...], Meta(max_length=100)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
 Weight = Annotated[float, Meta(gt=0, le=1000)]
+Priority = Annotated[int, Meta(ge=MOST_URGENT, le=LEAST_URGENT)]
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key to create.  ``models``: null for all of its tenant's; ``expires_in_s``: null for never."""
+    """A key to create.  ``models``: null for all of its tenant's; ``expires_in_s``: null for never.
+
+    ``priority``: the most urgent class that its requests may ask for; null for its tenant's.
+    """
 
     tenant: Name = TOP
     name: Text = ""
     role: Role = "user"
     models: Models | None = None
     limits: Limits = ()
+    priority: Priority | None = None
     expires_in_s: Seconds | None = None
 
 
@@ -55,13 +60,17 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class NewTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tenant to create.  ``models``: null for all of its parent's; ``weight``: its share of a contended engine."""
+    """A tenant to create.  ``models``: null for all of its parent's; ``weight``: its share of a contended engine.
+
+    ``priority``: the most urgent class that its requests may ask for, and have without asking; null for its parent's.
+    """
 
     name: Name
     parent: Name = TOP
     role: Role = "user"
     models: Models | None = None
     limits: Limits = ()
+    priority: Priority | None = None
     weight: Weight = 1.0
 
 
@@ -71,6 +80,7 @@ class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     role: Role | msgspec.UnsetType = msgspec.UNSET
     models: Models | None | msgspec.UnsetType = msgspec.UNSET
     limits: Limits | msgspec.UnsetType = msgspec.UNSET
+    priority: Priority | None | msgspec.UnsetType = msgspec.UNSET
     weight: Weight | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -83,6 +93,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     models: frozenset[str] | None
     limits: tuple[Limit, ...]
+    priority: int | None
     created_at: float
     expires_at: float | None
     revoked_at: float | None
@@ -102,6 +113,7 @@ class TenantView(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     models: frozenset[str] | None
     limits: tuple[Limit, ...]
+    priority: int | None
     weight: float
 
 
@@ -133,7 +145,7 @@ class Administration:
         """A new key and its secret."""
         now, id = self._now(), f"key_{self._entropy(8).hex()}"
         secret = new_secret(self._entropy(SECRET_BYTES))
-        rights = Rights(role=asked.role, models=asked.models, limits=asked.limits)
+        rights = Rights(role=asked.role, models=asked.models, limits=asked.limits, priority=asked.priority)
         with self._change(actor, "keys.create", f"{id} of {asked.tenant}", now) as edit:
             tenants = tenants_of(edit)
             check_reach(actor, asked.tenant, tenants)
@@ -188,7 +200,7 @@ class Administration:
 
     def create_tenant(self, actor: Principal | None, asked: NewTenant) -> TenantView:
         """A new tenant below its parent."""
-        rights = Rights(role=asked.role, models=asked.models, limits=asked.limits)
+        rights = Rights(role=asked.role, models=asked.models, limits=asked.limits, priority=asked.priority)
         with self._change(actor, "tenants.create", f"{asked.name} below {asked.parent}", self._now()) as edit:
             tenants = tenants_of(edit)
             check_reach(actor, asked.parent, tenants)
@@ -261,6 +273,7 @@ def _key_view(key: ApiKey) -> KeyView:
         role=key.rights.role,
         models=key.rights.models,
         limits=key.rights.limits,
+        priority=key.rights.priority,
         created_at=key.created_at,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
@@ -275,5 +288,6 @@ def _tenant_view(tenant: Tenant) -> TenantView:
         role=rights.role,
         models=rights.models,
         limits=rights.limits,
+        priority=rights.priority,
         weight=tenant.weight,
     )

@@ -36,7 +36,8 @@ def check_reach(actor: Principal | None, tenant: str, tenants: dict[str, Tenant]
 def check_rights(actor: Principal | None, asked: Rights, tenant: str, tenants: dict[str, Tenant]) -> None:
     """``asked`` within what the tenant may and what the actor may; all models means all of the tenant's."""
     allowed = policy.effective(tenant, tenants)
-    asked = Rights(role=asked.role, models=allowed.models if asked.models is None else asked.models)
+    models = allowed.models if asked.models is None else asked.models
+    asked = Rights(role=asked.role, models=models, priority=asked.priority)
     _check_within(asked, allowed, f"tenant {tenant!r}")
     check_actor(actor, asked)
 
@@ -44,7 +45,7 @@ def check_rights(actor: Principal | None, asked: Rights, tenant: str, tenants: d
 def check_actor(actor: Principal | None, asked: Rights) -> None:
     """``asked`` within what the actor may itself."""
     if actor is not None:
-        _check_within(asked, Rights(role=actor.role, models=actor.models), "this key")
+        _check_within(asked, Rights(role=actor.role, models=actor.models, priority=actor.priority), "this key")
 
 
 def _check_within(asked: Rights, allowed: Rights, holder: str) -> None:

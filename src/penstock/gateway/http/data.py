@@ -185,6 +185,7 @@ async def chat_completions(exchange: Exchange, body: bytes) -> None:
     _check_copies(exchange.rules, request.choices_per_prompt, body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
     exchange.find(request.model, request.user, request.beginning)
+    exchange.gateway.prioritise(call, request.priority)
     choices = chat.engine_requests(request, call.id, _draw_seed())
     id, created, count = f"chatcmpl-{call.id}", int(time.time()), request.num_choices
     if request.stream:
@@ -202,6 +203,7 @@ async def text_completions(exchange: Exchange, body: bytes) -> None:
     _check_copies(exchange.rules, request.choices_per_prompt, body)
     call.streamed, call.choices_per_prompt = bool(request.stream), request.choices_per_prompt
     exchange.find(request.model, request.user, request.beginning)
+    exchange.gateway.prioritise(call, request.priority)
     choices = completions.engine_requests(request, call.id, _draw_seed())
     id, created, counts = f"cmpl-{call.id}", int(time.time()), (request.num_choices, request.choices_per_prompt)
     if request.stream:

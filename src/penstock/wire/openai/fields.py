@@ -54,6 +54,7 @@ class Shared(msgspec.Struct, kw_only=True, frozen=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
+    priority: int | None = None
     response_format: Field = UNSET
     structured_outputs: Field = UNSET
     guided_json: Field = UNSET
@@ -94,6 +95,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("frequency_penalty", -2, 2),
     ("repetition_penalty", 0, 10),  # not OpenAI's
     ("min_tokens", 0, MAX_TOKENS),
+    ("priority", -MAX_TOKEN_ID, MAX_TOKEN_ID),  # not OpenAI's; vLLM's: the lower number goes first
     ("seed", -(1 << 63), (1 << 63) - 1),
 )
 
