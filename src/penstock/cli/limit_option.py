@@ -5,27 +5,21 @@ In: text; out: limits, or a usage error that says what is allowed.
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from penstock.config.tenants import Limit, Unit, Window
+from penstock.config.tenants import Limit, limit_of
 
 _FORM = "UNIT=AMOUNT[/WINDOW][@MODEL]"
 
 
 def parse_limit(text: str) -> Limit:
     """One limit.  Raises ``typer.BadParameter``."""
-    rule, _, model = text.partition("@")
-    unit, equals, rest = rule.partition("=")
-    amount, _, window = rest.partition("/")
-    units, windows = get_args(Unit), get_args(Window)
-    if not equals or unit not in units or (window and window not in windows):
-        raise typer.BadParameter(f"{text!r} is not {_FORM}; units: {', '.join(units)}; windows: {', '.join(windows)}.")
     try:
-        return Limit(unit=unit, amount=float(amount), window=window or None, model=model or None)  # type: ignore[arg-type]
+        return limit_of(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no limit: {error}.") from None
+        raise typer.BadParameter(str(error)) from None
 
 
 Limits = Annotated[

@@ -6,9 +6,10 @@ In: what an administrator wrote; out: frozen values.  Secrets are not here: a ke
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
 Unit = Literal["requests", "tokens", "usd", "concurrency"]
 Window = Literal["minute", "day", "month"]
@@ -31,6 +32,27 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("concurrency has no window; every other unit is limited per minute, day or month")
         if not (math.isfinite(self.amount) and self.amount >= 0):
             raise ValueError("the amount of a limit is a finite number, 0 or more")
+
+
+_LIMIT_FORM = "UNIT=AMOUNT[/WINDOW][@MODEL]"
+
+
+def limit_of(text: str) -> Limit:
+    """A limit as it is written: ``tokens=100000/day``, ``usd=5/month@MODEL``, ``concurrency=8``.
+
+    Raises ``ValueError`` that says what is allowed.
+    """
+    rule, _, model = text.partition("@")
+    unit, equals, rest = rule.partition("=")
+    amount, _, window = rest.partition("/")
+    units, windows = get_args(Unit), get_args(Window)
+    if not equals or unit not in units or (window and window not in windows):
+        allowed = f"units: {', '.join(units)}; windows: {', '.join(windows)}"
+        raise ValueError(f"{text!r} is not {_LIMIT_FORM}; {allowed}.")
+    try:
+        return Limit(unit=unit, amount=float(amount), window=window or None, model=model or None)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no limit: {error}.") from None
 
 
 MOST_URGENT, LEAST_URGENT = -3, 3
@@ -58,6 +80,28 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     rights: Rights = Rights()
     weight: float = 1.0
     parent: str | None = None
+
+
+class DeclaredTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tenant as the service's file has it; ``limits`` as :func:`limit_of` reads them, the rest as of ``Tenant``.
+
+    Raises ``ValueError``.  Keys are not declared: their secrets have no place in a file.
+    """
+
+    parent: str = "default"
+    role: Role = "user"
+    models: frozenset[str] | None = None
+    limits: tuple[str, ...] = ()
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    priority: Annotated[int, Meta(ge=MOST_URGENT, le=LEAST_URGENT)] | None = None
+
+    def __post_init__(self) -> None:
+        self.rights()
+
+    def rights(self) -> Rights:
+        """What it may."""
+        limits = tuple(map(limit_of, self.limits))
+        return Rights(role=self.role, models=self.models, limits=limits, priority=self.priority)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
