@@ -75,7 +75,7 @@ class SharedGateway:
 
     def start(self, used: Sequence[object] = ()) -> None:
         async def recall(limits: Limits) -> None:
-            for window in ("day", "month"):
+            for window in ("minute", "day", "month"):
                 limits.recall(window, used)  # type: ignore[arg-type]
 
         self.keeping = asyncio.create_task(self.limits.keep(recall))

@@ -21,7 +21,8 @@ from penstock.store.spill import Spill
 from penstock.wire.errors import Problem
 
 _RETRY_S = 1.0
-_WINDOWS: tuple[Window, ...] = ("day", "month")
+_WINDOWS: tuple[Window, ...] = ("minute", "day", "month")
+_MINUTE_S = 61
 
 
 class Recording:
@@ -49,14 +50,15 @@ class Recording:
         return None if row is None else self._running.begin(row, rate)
 
     async def recall(self, limits: Limits) -> None:
-        """Tell the limits what the ledger knows of today and this month, as soon as it can be read."""
+        """Tell the limits what the ledger knows of this minute, day and month, as soon as it can be read."""
         while True:
             try:
                 # What a killed gateway left behind is in the ledger before it is asked, whoever is moving it.
                 await asyncio.to_thread(self._spill.move, wait=True)
                 await asyncio.to_thread(recover, self._spill.directory, self._ledger)
                 for window in _WINDOWS:
-                    begin = begin_of(window, window_of(window, limits.wall()))
+                    now = limits.wall()
+                    begin = now - _MINUTE_S if window == "minute" else begin_of(window, window_of(window, now))
                     limits.recall(window, await asyncio.to_thread(self._used, begin))
                 return
             except Problem:

@@ -23,14 +23,13 @@ from penstock.policy.limit import (
     Rule,
     Standing,
     Verdict,
-    begin_of,
     longer,
     reserve,
     rolled,
     settle,
     window_of,
 )
-from penstock.policy.slices import Share, state
+from penstock.policy.slices import Share, begin_now, state
 from penstock.ports import Clock, Slices
 from penstock.wire.errors import Problem
 from penstock.wire.slices import Answer, Taken
@@ -82,9 +81,8 @@ class SharedLimits(Limits):
         return self._clock.now() + self._offset_s
 
     def recall(self, window: Window, used: Iterable[Used]) -> None:
-        """What the ledger has of the ``window`` that is now, to be told to a store that does not know it."""
-        begin = int(begin_of(window, window_of(window, self.wall())))
-        self._seeds[window] = (begin, by_rule(window, used))
+        """What the ledger has of the ``window`` that is now, to be told to a store that began later."""
+        self._seeds[window] = (begin_now(window, self._moment()), by_rule(window, used))
 
     def take(self, rules: tuple[Rule, ...], want: Amounts) -> tuple[Verdict, Grant | None]:
         now = self._moment()
@@ -291,7 +289,7 @@ class SharedLimits(Limits):
         if window is None or window not in self._seeds:
             return None
         begin, seeds = self._seeds[window]
-        return seeds.get(share.rule.key, {}) if begin == int(begin_of(window, window_of(window, now.wall))) else None
+        return seeds.get(share.rule.key, {}) if begin == begin_now(window, now) else None
 
 
 def _refusal(rules: tuple[Rule, ...], lacking: list[Share], want: Amounts, now: Moment) -> Verdict:

@@ -202,9 +202,9 @@ def expire(rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[
 
 
 def carried(window: Window, account: Account, amount: int, now: Moment) -> Account:
-    """The account of a day or month with ``amount`` more in it, which nobody will give back."""
+    """The account with ``amount`` more in the window that is now, which nobody will give back."""
     account = rolled(window, account, now)
-    return _charged(account, account.slots[-1][0], amount)
+    return _charged(account, int(now.steady) if window == "minute" else account.slots[-1][0], amount)
 
 
 def total(grants: Sequence[Grant]) -> Amounts:

@@ -62,7 +62,7 @@ class Share:
 
     def room(self, now: Moment) -> int:
         """How much may be granted here now."""
-        return self.free if now.steady < self.until and self.begin == _begin(self.rule.window, now) else 0
+        return self.free if now.steady < self.until and self.begin == begin_now(self.rule.window, now) else 0
 
     def spend(self, amount: int, now: Moment) -> bool:
         """So much was granted; whether it is time to fetch more."""
@@ -125,7 +125,7 @@ def state(
     granted twice.
     """
     rule = share.rule
-    begin = _begin(rule.window, now)
+    begin = begin_now(rule.window, now)
     if share.begin != begin or now.steady >= share.until:
         share.free = 0
     share.begin = begin
@@ -155,11 +155,13 @@ def state(
         begin=begin,
         end=int(begin_of(rule.window, window_of(rule.window, now.wall) + 1)) if begin and rule.window else 0,
         hold_s=int(LEASE_S) + (61 if minute else 0),
+        counts_from=int(now.steady + offset_s) - 61 if minute else begin,
         seeds=None if share.seeded else seeds,
     )
 
 
-def _begin(window: Window | None, now: Moment) -> int:
+def begin_now(window: Window | None, now: Moment) -> int:
+    """When the day or month began that is now; 0 for what has none."""
     if window is None or window == "minute":
         return 0
     return int(begin_of(window, window_of(window, now.wall)))

@@ -21,7 +21,7 @@ class MemorySlices:
         self._run = 0
         self._since: float | None = None
         self._rules: dict[str, dict[str, _Record]] = {}
-        self._seeded: set[str] = set()
+        self._seeded: dict[str, float] = {}
 
     def restart(self) -> None:
         self._run += 1
@@ -50,14 +50,15 @@ class MemorySlices:
         key = f"{ask.key}|{ask.begin}" if ask.end else ask.key
         rule = self._rules.setdefault(key, {})
         settling = now < since + SETTLE_S
-        if ask.end and ask.begin < since and key not in self._seeded:
+        till = ask.end or math.ceil(now + ask.hold_s)
+        if 0 < ask.counts_from < since and self._seeded.get(key) != since:
             if ask.seeds is None:
                 settling = settling or now < since + SEED_S
             else:
                 for other, used in ask.seeds.items():
                     if used > _live(rule.get(other, []), now):
-                        rule[other] = [(ask.end, used)]
-                self._seeded.add(key)
+                        rule[other] = [(till, used)]
+                self._seeded[key] = since
         others = [slot for other, record in rule.items() if other != writer for slot in record if slot[0] > now]
         own = [slot for slot in ask.slots if slot[0] > now]
         left = ask.amount - sum(amount for _, amount in (*others, *own)) - ask.rest
@@ -65,7 +66,7 @@ class MemorySlices:
         left = max(0, left - given - bonus)
         given += bonus
         if ask.rest + given:
-            own.append((ask.end or math.ceil(now + ask.hold_s), ask.rest + given))
+            own.append((till, ask.rest + given))
         rule[writer] = own
         entries = sorted([*others, *own])
         fits = tuple(

@@ -2,7 +2,8 @@
 -- In: KEYS: the epoch, the writer's last number, one hash per rule; ARGV: writer, number, asks as JSON, SETTLE_S,
 -- SEED_S, SHARE_OF_LEFT.
 -- Out: {seconds, microseconds, epoch, {status, given, left, whole_ms, fits_ms...} per rule}; fits_ms -1: it fits.
--- A field of a rule's hash is a writer, its value "until amount until amount..."; the field * says: seeded.
+-- A field of a rule's hash is a writer, its value "until amount until amount..."; the field * is the epoch in which
+-- it was seeded.
 -- The meaning of every ask and answer: penstock/wire/slices.py.  The same in Python: penstock/sim/slices.py.
 
 local writer, number, asks = ARGV[1], tonumber(ARGV[2]), cjson.decode(ARGV[3])
@@ -26,6 +27,8 @@ if known[1] ~= run or since == nil then
   redis.call('HSET', KEYS[1], 'run', run, 'since', string.format('%.6f', now))
 end
 
+local epoch = run .. ' ' .. string.format('%.6f', since)
+
 local function parse(record)
   local live, entries = 0, {}
   for till, amount in string.gmatch(record, '(%d+) (%d+)') do
@@ -38,7 +41,7 @@ local function parse(record)
   return live, entries
 end
 
--- What the ledger has of writers that may be gone; once per window.
+-- What the ledger has of writers that may be gone; once in an epoch.
 local function seed(key, seeds, till)
   for other, used in pairs(seeds) do
     local record = redis.call('HGET', key, other)
@@ -46,7 +49,7 @@ local function seed(key, seeds, till)
       redis.call('HSET', key, other, text(till) .. ' ' .. text(used))
     end
   end
-  redis.call('HSET', key, '*', '1')
+  redis.call('HSET', key, '*', epoch)
 end
 
 local function others_of(key)
@@ -75,15 +78,15 @@ end
 
 local function take(key, ask)
   local amount, slots, rest, free = ask[2], ask[3], ask[4], ask[5]
-  local needs, extra, begin, window_end, hold_s, seeds = ask[6], ask[7], ask[8], ask[9], ask[10], ask[11]
+  local needs, extra, begin, window_end, hold_s, from, seeds = ask[6], ask[7], ask[8], ask[9], ask[10], ask[11], ask[12]
   if window_end > 0 and (now < begin or now >= window_end) then return {1, 0, 0, 0} end
+  local till = window_end > 0 and window_end or math.ceil(now + hold_s)
   local waits = now < since + settle_s
-  if window_end > 0 and begin < since and redis.call('HEXISTS', key, '*') == 0 then
-    if type(seeds) == 'table' then seed(key, seeds, window_end) else waits = waits or now < since + seed_s end
+  if from > 0 and from < since and redis.call('HGET', key, '*') ~= epoch then
+    if type(seeds) == 'table' then seed(key, seeds, till) else waits = waits or now < since + seed_s end
   end
 
   local others, entries = others_of(key)
-  local till = window_end > 0 and window_end or math.ceil(now + hold_s)
   local record, mine, last = {}, rest, till
   for _, slot in ipairs(slots) do
     if slot[1] > now then
@@ -126,6 +129,6 @@ local function take(key, ask)
   return answer
 end
 
-local answers = {time[1], time[2], run .. ' ' .. string.format('%.6f', since)}
+local answers = {time[1], time[2], epoch}
 for place, ask in ipairs(asks) do answers[3 + place] = take(KEYS[2 + place], ask) end
 return answers

@@ -17,7 +17,7 @@ MOST = 2**53 - 1
 SETTLE_S = 1.0
 """A store that began just now, perhaps without memory, gives nothing for so long: every gateway states what it has."""
 SEED_S = 3.0
-"""And for so long it waits to be told what was used before, of windows that began before it did."""
+"""And for so long it waits to be told what was used before it began and still counts."""
 SHARE_OF_LEFT = 8
 """Beyond what calls wait for, a gateway gets at most one part in so many of what is left."""
 
@@ -30,7 +30,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     ``slots``: (until, amount), what it has granted and until when that counts; ``rest``: what it holds besides,
     ``free`` of which is not granted yet; it counts for ``hold_s`` from now, or until ``end`` where there is a window
     from ``begin`` to ``end``.  ``needs``: what calls wait for, in their order, each whole or not at all; ``extra``:
-    what it would like to have beyond.  ``seeds``: what was used in the window by writer, as the ledger has it;
+    what it would like to have beyond.  ``counts_from``: what was used from then on still counts (0: nothing that has
+    ended does); a store that began later is told so by ``seeds``, what each writer has used as the ledger has it;
     ``None``: not known here.
     """
 
@@ -44,6 +45,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     begin: int = 0
     end: int = 0
     hold_s: int = 0
+    counts_from: int = 0
     seeds: dict[str, int] | None = None
 
 

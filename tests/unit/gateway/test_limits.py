@@ -205,7 +205,7 @@ async def test_no_company_exceeds_a_limit_and_none_leaks(seed: int) -> None:
 
 
 async def test_a_gateway_that_begins_anew_recalls_what_was_used() -> None:
-    """The day's and the month's limits go on where they were; a minute's begins afresh."""
+    """The limits of the minute, the day and the month go on where they were."""
     house = House(
         Limit(unit="tokens", amount=100, window="day"),
         Limit(unit="tokens", amount=500, window="month", model="m"),
@@ -217,8 +217,9 @@ async def test_a_gateway_that_begins_anew_recalls_what_was_used() -> None:
     house.limits.recall(
         "month", [Used("g", "tenant:t", "m", Amounts(tokens=300)), Used("g", "tenant:other", "m", Amounts(tokens=9))]
     )
+    house.limits.recall("minute", [Used("g", "tenant:t", "m", Amounts(tokens=7))])
     await house.ask(max_tokens=11)
-    assert [house.granted(number) for number in range(3)] == [70 + 16, 300 + 16, 16]
+    assert [house.granted(number) for number in range(3)] == [70 + 16, 300 + 16, 7 + 16]
     house.limits.recall("day", [Used("g", "tenant:t", "m", Amounts(tokens=10))])
     assert house.granted(0) == 96
     with pytest.raises(Problem, match="100 tokens per day"):

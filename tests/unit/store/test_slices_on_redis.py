@@ -47,12 +47,15 @@ def random_ask(dice: Random, now: int) -> Ask:
     }
     if kind == "minute":
         slots = tuple((now + dice.randrange(-1, 4), dice.randrange(1, 40)) for _ in range(dice.randrange(4)))
-        return Ask(key=f"minute {dice.randrange(2)}", slots=slots, hold_s=dice.randrange(1, 4), **common)
+        seeds = dice.choice([None, {}, {"gone": dice.randrange(100)}])
+        hold_s, counts_from = dice.randrange(1, 4), now - dice.randrange(4)
+        key = f"minute {dice.randrange(2)}"
+        return Ask(key=key, slots=slots, hold_s=hold_s, counts_from=counts_from, seeds=seeds, **common)
     if kind == "at a time":
         return Ask(key="at a time", hold_s=1, **common)
     begin = now - now % 1000 if kind == "window" else now - 5000
     seeds = dice.choice([None, {}, {"gone": dice.randrange(100), "b": dice.randrange(40)}])
-    return Ask(key="window", begin=begin, end=begin + 1000, seeds=seeds, **common)
+    return Ask(key="window", begin=begin, end=begin + 1000, counts_from=begin, seeds=seeds, **common)
 
 
 @debian
@@ -93,7 +96,15 @@ async def test_keys_are_named_by_rule_and_window_and_end_by_themselves(tmp_path:
             now = int((await one.take([])).now)
             await stranger.take([])
             await asyncio.sleep(SETTLE_S + 0.05)
-            day = Ask(key="tenant:t|tokens|day|", amount=100, needs=(60,), begin=now - 50, end=now + 50, seeds={})
+            day = Ask(
+                key="tenant:t|tokens|day|",
+                amount=100,
+                needs=(60,),
+                begin=now - 50,
+                end=now + 50,
+                counts_from=now - 50,
+                seeds={},
+            )
             minute = Ask(key="tenant:t|tokens|minute|", amount=100, needs=(60,), hold_s=71)
             [first, second] = (await one.take([day, minute])).answers
             assert first.given == second.given == 60 and first.left == 40
@@ -144,7 +155,7 @@ async def test_a_server_that_began_anew_waits_to_be_told(tmp_path: Path) -> None
             taken = await one.take([Ask(key="k", amount=10, needs=(2,), hold_s=9)])
             now = int(taken.now)
             assert taken.epoch != epoch and taken.answers[0].status == "settling" and taken.answers[0].given == 0
-            day = Ask(key="d", amount=10, needs=(2,), begin=now - 50, end=now + 50)
+            day = Ask(key="d", amount=10, needs=(2,), begin=now - 50, end=now + 50, counts_from=now - 50)
             await asyncio.sleep(SETTLE_S + 0.05)
             [minute, window] = (await one.take([Ask(key="k", amount=10, needs=(2,), hold_s=9), day])).answers
             assert minute.given == 2 and window.status == "settling"
