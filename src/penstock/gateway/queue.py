@@ -7,6 +7,7 @@ Room is what the ready replicas report of their KV caches; where one reports non
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,7 +20,8 @@ from penstock.wire.errors import Problem
 _OVERSUBSCRIBED = 2
 """How often a KV cache is given away: prompts share prefixes, and an engine's own queue must not run empty."""
 _RATE_WINDOW_S = 5.0
-"""Over about so long the speed is averaged at which tokens leave."""
+"""Over about so long the speed is averaged at which tokens leave, of the time in which somebody waited: of any other it
+would say how little was asked for."""
 
 
 class Queue:
@@ -43,8 +45,9 @@ class Queue:
         self._waiting: dict[str, tuple[Entry, asyncio.Future[None]]] = {}
         self._running: dict[str, int] = {}
         self._running_tokens = 0
-        self._rate = 0.0
-        self._left_at = clock.now()
+        self._drained_tokens = 0.0
+        self._drained_s = 0.0
+        self._full_since: float | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -72,6 +75,7 @@ class Queue:
         turn = asyncio.get_running_loop().create_future()
         self._waiting[id] = verdict.entry, turn
         self._one_waits()
+        self._note_full()
         try:
             async with asyncio.timeout(self._rules.max_wait_s):
                 await turn
@@ -79,6 +83,7 @@ class Queue:
             if self._waiting.pop(id, None) is None:
                 # Its turn came at this very moment.
                 self.leave(id)
+            self._note_full()
             if isinstance(error, TimeoutError):
                 raise _refusal(verdict, f"There was no room within {self._rules.max_wait_s:g} s") from None
             raise
@@ -91,6 +96,7 @@ class Queue:
         self._running_tokens -= cost
         self._note_drained(cost)
         self.advance()
+        self._note_full()
 
     def advance(self) -> None:
         """Let those go on that there is room for."""
@@ -110,14 +116,25 @@ class Queue:
         self._running_tokens += entry.cost
 
     def _room(self) -> Room:
-        return Room(capacity=self._capacity(), running=self._running_tokens, drained_per_s=self._rate)
+        rate = self._drained_tokens / self._drained_s if self._drained_s else 0.0
+        return Room(capacity=self._capacity(), running=self._running_tokens, drained_per_s=rate)
 
     def _note_drained(self, tokens: int) -> None:
+        if self._full_since is None:
+            return
         now = self._clock.now()
-        passed = max(now - self._left_at, 1e-3)
-        share = min(1.0, passed / _RATE_WINDOW_S)
-        self._rate += share * (tokens / passed - self._rate)
-        self._left_at = now
+        passed = now - self._full_since
+        kept = math.exp(-passed / _RATE_WINDOW_S)
+        self._drained_tokens = kept * self._drained_tokens + tokens
+        self._drained_s = kept * self._drained_s + passed
+        self._full_since = now
+
+    def _note_full(self) -> None:
+        """Somebody waits, or nobody any more."""
+        if not self._waiting:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = self._clock.now()
 
 
 def capacity_of(replicas: Replicas, model: str) -> int | None:

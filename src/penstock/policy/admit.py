@@ -91,8 +91,9 @@ def arrive(
             if shed is None:
                 why = f"{len(waiting)} requests wait already, and {entry.tenant} has its share of them"
                 return AdmitVerdict(action="refuse", why=why, entry=entry, retry_after_s=retry_after_s), shares
-        if not _in_time(entry, waiting, room, rules):
-            why = f"what waits before it takes {retry_after_s:.3g} s, more than {rules.max_wait_s:g} s"
+        wait_s = _wait_s(entry, waiting, room)
+        if wait_s > rules.max_wait_s:
+            why = f"its turn would come in {wait_s:.3g} s, and nobody waits for more than {rules.max_wait_s:g} s"
             return AdmitVerdict(action="refuse", why=why, entry=entry, retry_after_s=retry_after_s), shares
     ends[entry.tenant] = start + entry.cost / entry.weight
     if waiting or not _fits(entry, room):
@@ -134,10 +135,10 @@ def _fits(entry: Entry, room: Room) -> bool:
     return room.capacity is None or room.running == 0 or room.running + entry.cost <= room.capacity
 
 
-def _in_time(entry: Entry, waiting: Sequence[Entry], room: Room, rules: AdmitRules) -> bool:
-    """Whether the request, after all that has an earlier turn, is predicted to go on within the bound."""
+def _wait_s(entry: Entry, waiting: Sequence[Entry], room: Room) -> float:
+    """When the request is predicted to go on, after all that has an earlier turn."""
     before = [other for other in waiting if (-other.priority, other.start) <= (-entry.priority, entry.start)]
-    return _drain_s([*before, entry], room) <= rules.max_wait_s
+    return _drain_s([*before, entry], room)
 
 
 def _above_its_share(entry: Entry, waiting: Sequence[Entry]) -> Entry | None:

@@ -11,6 +11,7 @@ from gateways import Engines, House
 from penstock.config.desired import DesiredState
 from penstock.gateway.call import ClientGone
 from penstock.gateway.identify import Credentials
+from penstock.gateway.queue import Queue
 from penstock.policy.admit import AdmitRules
 from penstock.wire.errors import Problem
 
@@ -129,3 +130,33 @@ async def test_a_model_that_is_served_no_more_leaves_nobody_waiting() -> None:
     assert isinstance(results[0], dict)
     assert {result.code for result in results[1:] if isinstance(result, Problem)} == {"model_not_found"}
     assert house.gateway.in_flight == 0
+
+
+async def test_idle_time_says_nothing_of_the_speed() -> None:
+    """After an hour with a request a minute, a burst is queued: what left was all that was asked for."""
+    house = busy(1)
+    for _ in range(60):
+        house.clock.pass_time(60)
+        await ask(house, "a")
+    await asyncio.gather(*[ask(house, "a") for _ in range(30)])
+    assert {ended.outcome for ended in house.ended} == {"finished"}
+
+
+async def test_the_speed_is_known_from_the_first_seconds_on() -> None:
+    """After two seconds of a full queue, what is refused is told the time that the queue takes at that speed."""
+    house = busy(1)
+    queue = Queue(lambda: 100, house.clock, AdmitRules(max_wait_s=10.0))
+    entering = [asyncio.create_task(queue.enter(str(number), house.principal, 100)) for number in range(4)]
+    for number in range(2):
+        await asyncio.sleep(0)
+        house.clock.pass_time(1.0)
+        queue.leave(str(number))
+    await asyncio.sleep(0)
+    more = [asyncio.create_task(queue.enter(str(number), house.principal, 100)) for number in range(4, 13)]
+    await asyncio.sleep(0)
+    with pytest.raises(Problem, match="its turn would come in 11 s") as refused:
+        await queue.enter("last", house.principal, 100)
+    assert refused.value.retry_after_s == pytest.approx(10.0)
+    for task in (*entering, *more):
+        task.cancel()
+    await asyncio.gather(*entering, *more, return_exceptions=True)
