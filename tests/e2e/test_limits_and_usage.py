@@ -68,3 +68,26 @@ def test_a_days_limit_outlives_its_gateway(serve, tmp_path: Path) -> None:
     assert found["prompt_tokens"] + found["output_tokens"] == used
     assert found["cost_nusd"] == found["prompt_tokens"] * 150 + found["output_tokens"] * 600
     assert running.stop() == 0
+
+
+def test_tenants_are_declared_beside_the_models(serve, tmp_path: Path) -> None:
+    """A tenant of the file is there with its limits, grants and class; a second start changes nothing."""
+    config = tmp_path / "penstock.yaml"
+    config.write_text(
+        "models: {mock: {source: 'mock://'}}\n"
+        "tenants:\n"
+        "  team: {models: [mock], limits: [requests=2/day], priority: 1}\n"
+        "  others: {models: [another]}\n"
+    )
+    running = serve("--config", str(config), model="")
+    tenants = {tenant["name"]: tenant for tenant in json.loads(penstock(running.home, "tenants", "list", "--json"))}
+    assert tenants["team"]["models"] == ["mock"] and tenants["team"]["priority"] == 1
+    keys = {
+        name: json.loads(penstock(running.home, "keys", "create", "--tenant", name, "--json"))["secret"]
+        for name in ("team", "others")
+    }
+    running.until(lambda: ask(running.url, "wrong")[0] == 401, "the gateway knows that there are keys")
+    assert [ask(running.url, keys["team"])[0] for _ in range(3)] == [200, 200, 429]
+    status, body, _ = ask(running.url, keys["others"])
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    assert running.stop() == 0

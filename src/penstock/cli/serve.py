@@ -279,7 +279,7 @@ def _with_file(path: Path | None, settings: ServeSettings) -> ServeSettings:
             balance=first.balance,
             max_concurrent=first.max_concurrent,
         )
-    return msgspec.structs.replace(settings, also=models, names=file.names)
+    return msgspec.structs.replace(settings, also=models, names=file.names, tenants=file.tenants)
 
 
 def _read_prices(path: Path) -> tuple[Price, ...]:

@@ -1,4 +1,4 @@
-"""The service's file: the models of one service, and the names in front of them.
+"""The service's file: the models of one service, the names in front of them, and the tenants who may use them.
 
 In: YAML or JSON that somebody wrote; out: frozen values, or a ``ValueError`` that names the mistake.
 """
@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from penstock.config.desired import Balance
 from penstock.config.names import Name
+from penstock.config.tenants import DeclaredTenant
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,10 +25,11 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ServiceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Models by served name, and names."""
+    """Models by served name, names, and tenants; secrets of keys have no place here."""
 
     models: dict[str, ServedModel] = {}
     names: dict[str, Name] = {}
+    tenants: dict[str, DeclaredTenant] = {}
 
 
 def read_service(data: bytes) -> ServiceFile:

@@ -15,6 +15,7 @@ from penstock.config.issuers import Issuer
 from penstock.config.names import Name
 from penstock.config.prices import Price
 from penstock.config.service import ServedModel
+from penstock.config.tenants import DeclaredTenant
 
 DType = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8", "int4"]
@@ -99,6 +100,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Further models by served name; all other settings are theirs, too."""
     names: dict[str, Name] = {}
     drain_timeout_s: float = 30.0
+    tenants: dict[str, DeclaredTenant] = {}
+    """What the service's file declares; made when the service starts."""
     store: str | None = None
     """URL of the database of tenants, keys and records; ``None``: SQLite in PENSTOCK_HOME."""
     redis: str = ""

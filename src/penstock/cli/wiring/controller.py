@@ -36,6 +36,7 @@ from penstock.config.desired import Model
 from penstock.config.settings import ServeSettings
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
+from penstock.store.declare import declare
 from penstock.store.desired import DesiredStore
 from penstock.store.places import Opened, default_url, open_access
 from penstock.store.sources import Resolved, resolve
@@ -83,11 +84,24 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
             display.note(NO_MODEL_GIVEN)
         access = open_access(home, settings.store or default_url(home))
         _prepare(access, display)
+        _declare(settings, access, display)
         run = RunDir.create(home, os.getpid())
         try:
             asyncio.run(_control(settings, resolved, also, home, run, access, data, admin, display))
         finally:
             run.remove()
+
+
+def _declare(settings: ServeSettings, access: Opened, display: Display) -> None:
+    """The tenants of the service's file; a store that is lost keeps no service from starting."""
+    if not settings.tenants:
+        return
+    try:
+        declare(access.store, settings.tenants, time.time())
+    except Problem as problem:
+        if problem.code != "store_unavailable":
+            raise
+        display.note("The tenants of the file are as they were: the store is not there to take them.")
 
 
 def _prepare(access: Opened, display: Display) -> None:
