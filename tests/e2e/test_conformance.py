@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import pytest
+from commands import penstock
 
 from penstock.cli.conformance_rig import check_gateways
 from penstock.conformance.suite import Report
@@ -55,3 +58,56 @@ def test_errors_are_the_contracts_and_a_failure_is_an_exit_code(service) -> None
     wrong = {found["name"]: found["evidence"] for found in report["findings"] if found["verdict"] == "failed"}
     assert wrong.keys() == {"error-no-key", "error-wrong-key"}, wrong
     assert done.returncode == 1
+
+
+def judged(url: str, key: str, *groups: str) -> tuple[dict[str, str], dict[str, str], int]:
+    """What the command finds wrong and what it leaves out, by name; and its exit code."""
+    command = [sys.executable, "-m", "penstock", "conformance", url, "--api-key", key, "--json"]
+    for group in groups:
+        command += ["--group", group]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    (report,) = json.loads(done.stdout).values()
+    said = {
+        verdict: {found["name"]: found["evidence"] for found in report["findings"] if found["verdict"] == verdict}
+        for verdict in ("failed", "not applicable")
+    }
+    return said["failed"], said["not applicable"], done.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["requests=6/minute", "tokens=900/minute", "concurrency=2"])
+def test_a_service_with_keys_and_a_low_limit_keeps_the_contract(limited, limit: str) -> None:
+    """At the limit 429 with retry-after; and headers that say how it stands, but for concurrency, of which OpenAI's
+    headers say nothing.
+    """
+    wrong, left_out, code = judged(limited.url, known_key(limited, "--limit", limit), "limits")
+    assert (wrong, code) == ({}, 0)
+    assert left_out.keys() == ({"limit-headers"} if "concurrency" in limit else set()), left_out
+
+
+def test_a_service_with_keys_keeps_the_contract_of_errors(limited) -> None:
+    """Nothing is left out: without a key and with a wrong one it is 401."""
+    assert judged(limited.url, known_key(limited), "errors") == ({}, {}, 0)
+
+
+def known_key(service, *words: str) -> str:
+    secret: str = json.loads(penstock(service.home, "keys", "create", *words, "--json"))["secret"]
+    service.until(lambda: service.get(f"{service.url}/v1/models")[0] == 401, "there are keys")
+    service.until(lambda: models_shown_to(service, secret) == 200, "the key is known")
+    return secret
+
+
+def models_shown_to(service, secret: str) -> int:
+    request = urllib.request.Request(f"{service.url}/v1/models", headers={"authorization": f"Bearer {secret}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def limited(serve, tmp_path_factory):
+    script = tmp_path_factory.mktemp("script") / "script.yaml"
+    script.write_text("{ttft_s: 0.05, gap_s: 0.01, context_tokens: 4096}")
+    return serve(model=f"mock://{script}")
