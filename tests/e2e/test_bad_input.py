@@ -94,7 +94,7 @@ def damaged(directory: Path, damage: str) -> None:
     elif damage == "larger tokenizer":
         config.write_text(json.dumps(settings | {"vocab_size": 258}))
     elif damage == "quantised":
-        config.write_text(json.dumps(settings | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
+        config.write_text(json.dumps(settings | {"quantization_config": {"quant_method": "quip", "bits": 2}}))
     elif damage == "remote code":
         own = {"architectures": ["OwnForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
         config.write_text(json.dumps(settings | own))
@@ -118,7 +118,7 @@ def damaged(directory: Path, damage: str) -> None:
         ("missing tensor", "q_proj"),
         ("no tokenizer", "tokenizer.json"),
         ("larger tokenizer", "tokenizer.json has ids up to 258"),
-        ("quantised", "quantised (method: awq)"),
+        ("quantised", "quantised (method: quip)"),
         ("remote code", "never run"),
         ("NaN", "NaN or infinite"),
     ],

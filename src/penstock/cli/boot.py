@@ -81,7 +81,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
     if settings.exact:
         progress(0.0, "compiling the kernels of exact mode, once per machine")
-    chosen = numerics(settings, config.dtype if settings.dtype == "auto" else settings.dtype)
+    chosen = numerics(settings, config)
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack).requires_grad_(False)
     config = decoder.config
     needs = _kv_needs(config, settings, context)
@@ -100,7 +100,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         sampling_defaults=defaults,
         attention=chosen.attention,
     )
-    emit(WeightsLoaded(num_bytes=num_weight_bytes(decoder), quantization=settings.quantization))
+    emit(WeightsLoaded(num_bytes=num_weight_bytes(decoder), quantization=chosen.quantization))
     capacity = num_blocks * settings.block_tokens
     grammars = Grammars(tokenizer)
     grammars.start()
@@ -119,7 +119,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         pooling=Pooling(sentence.rows, sentence.normalize),
         embedding_size=config.hidden_size,
         exact=settings.exact,
-        quantization=settings.quantization,
+        quantization=chosen.quantization,
     )
 
 

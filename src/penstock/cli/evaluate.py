@@ -6,6 +6,7 @@ The reference is the same checkpoint in bfloat16, as released; both are in memor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from penstock.evaluate.divergence import Distributions, Divergence
+    from penstock.models.config import ModelConfig
     from penstock.models.decoder import Decoder
 
 
@@ -54,6 +56,7 @@ def evaluate(
     content = _read(text)
 
     from penstock.engine.cpu.threads import use_threads
+    from penstock.models.config import ModelConfig
     from penstock.models.load import load_decoder
     from penstock.store.sources import resolve
     from penstock.text.tokenizer import Tokenizer
@@ -62,13 +65,14 @@ def evaluate(
     directory = resolve(model).directory
     token_ids = Tokenizer.load(directory).encode(content)[:tokens]
     say = progress_line()
+    config = dataclasses.replace(ModelConfig.from_directory(directory), dtype="bfloat16")
     reference = load_decoder(directory, "bfloat16", lambda share, what: say(f"reference: {what}"))
     window = min(window, reference.config.max_position)
     windows = [part for part in _cut(token_ids, window) if len(part) > 1]
     if not windows:
         raise Problem("invalid_setting", f"{text} has fewer than two tokens.", param="text")
     kinds: tuple[Quantization, ...] = ("none", "int8", "int4") if quantization is None else (quantization,)
-    rows = [_evaluated(kind, directory, distributions(reference), windows, say) for kind in kinds]
+    rows = [_evaluated(kind, directory, config, distributions(reference), windows, say) for kind in kinds]
     say("")
     typer.echo(msgspec.json.encode(rows).decode() if as_json else "\n".join(table(rows)))
 
@@ -114,6 +118,7 @@ def table(rows: list[Evaluated]) -> list[str]:
 def _evaluated(
     kind: Quantization,
     directory: Path,
+    config: ModelConfig,
     reference: Distributions,
     windows: list[Sequence[int]],
     say: Callable[[str], None],
@@ -124,7 +129,7 @@ def _evaluated(
     from penstock.models.packed import num_weight_bytes
 
     settings = EngineSettings(replica="", socket="", model_dir=str(directory), served_name="", quantization=kind)
-    chosen = numerics(settings, "bfloat16")
+    chosen = numerics(settings, config)
     decoder = load_decoder(
         directory, "bfloat16", lambda share, what: say(f"{kind}: {what}"), chosen.ops, pack=chosen.pack
     ).requires_grad_(False)

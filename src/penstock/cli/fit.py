@@ -14,6 +14,7 @@ from penstock.cost.memory import megabytes, weights_bytes
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
+_FLOATS = ("F32", "F16", "BF16")
 # Bytes of a weight, its share of scales and zero points counted.
 _QUANTISED_BYTES: dict[Quantization, float] = {"int8": 1.02, "int4": 0.6}
 
@@ -32,6 +33,9 @@ def check_weights_fit(directory: Path, settings: EngineSettings, own_dtype: str,
     needed = 0
     for name, tensor in headers.items():
         # What is quantised for certain: the matrices of layers.
+        if tensor.dtype not in _FLOATS:
+            needed += tensor.num_bytes
+            continue
         each = in_layers if ".layers." in name and len(tensor.shape) > 1 else plain
         needed += weights_bytes(math.prod(tensor.shape), each)
     if needed > free_bytes:

@@ -11,27 +11,34 @@ from typing import TYPE_CHECKING
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
-    from penstock.config.settings import EngineSettings
+    from penstock.config.settings import EngineSettings, Quantization
     from penstock.engine.cpu.executor import StepAttention
+    from penstock.models.config import ModelConfig
     from penstock.models.ops import Ops
     from penstock.models.packed import Pack
 
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """``attention`` ``None``: the executor's own.  ``pack`` ``None``: weights stay as the checkpoint has them."""
+    """``attention`` ``None``: the executor's own.  ``pack`` ``None``: weights stay as the checkpoint has them.
+
+    ``quantization``: what most of them are kept in then, by the settings or by the checkpoint.
+    """
 
     ops: Ops
     attention: StepAttention | None = None
     pack: Pack | None = None
+    quantization: Quantization = "none"
 
 
-def numerics(settings: EngineSettings, dtype: str) -> Numerics:
-    """``dtype``: what the model computes in.  Docs: docs/decisions/002-table-of-ops.md and 005-exact-mode.md.
+def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
+    """For the checkpoint of ``config``.  Argued in docs/decisions/: 002, 005 and 019.
 
-    Raises ``invalid_setting`` for a quantisation that does not go with the rest, or that this CPU has no means for.
+    Raises ``invalid_setting`` for a quantisation that does not go with the rest, or that this CPU has no means for, and
+    ``checkpoint_unsupported`` where it is the checkpoint's.
     """
-    _check_quantization(settings, dtype)
+    dtype = config.dtype if settings.dtype == "auto" else settings.dtype
+    _check_quantization(settings, config, dtype)
     if not settings.exact:
         from penstock.models.ops import REFERENCE
 
@@ -39,7 +46,8 @@ def numerics(settings: EngineSettings, dtype: str) -> Numerics:
             return Numerics(REFERENCE)
         from penstock.models.fast.pack import packing
 
-        return Numerics(REFERENCE, pack=packing(settings.quantization))
+        kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
+        return Numerics(REFERENCE, pack=packing(settings.quantization), quantization=kept)
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels
     from penstock.models.exact.ops import EXACT
@@ -48,20 +56,31 @@ def numerics(settings: EngineSettings, dtype: str) -> Numerics:
     return Numerics(EXACT, ExactAttention)
 
 
-def _check_quantization(settings: EngineSettings, dtype: str) -> None:
-    if settings.quantization == "none":
+def _check_quantization(settings: EngineSettings, config: ModelConfig, dtype: str) -> None:
+    wish = f"--quantization {settings.quantization}"
+    if config.scheme is None:
+        if settings.quantization != "none" and (obstacle := _obstacle(settings, dtype)):
+            raise Problem("invalid_setting", f"{wish} {obstacle}", param="quantization")
         return
+    if settings.quantization != "none":
+        message = f"{wish} is for weights as released; these are quantised already ({config.scheme.layout})."
+        raise Problem("invalid_setting", message, param="quantization")
+    if obstacle := _obstacle(settings, dtype):
+        message = f"The checkpoint's quantisation ({config.scheme.layout}) {obstacle}"
+        raise Problem("checkpoint_unsupported", message)
+
+
+def _obstacle(settings: EngineSettings, dtype: str) -> str:
+    """What is in the way of quantised weights, to follow their name in a sentence; empty if nothing is."""
     if settings.exact:
-        message = f"--exact is for the weights as released: it does not go with --quantization {settings.quantization}."
-        raise Problem("invalid_setting", message, param="quantization")
+        return "does not go with --exact, which is for weights as released."
     if dtype == "float32":
-        message = f"--quantization {settings.quantization} is for models in bfloat16; add --dtype bfloat16."
-        raise Problem("invalid_setting", message, param="quantization")
+        return "is for models in bfloat16; add --dtype bfloat16."
     from penstock.models.fast.int8 import is_supported
 
     if not is_supported():
-        message = (
-            f"--quantization {settings.quantization} needs a CPU with AVX512-VNNI and AVX512-BF16, which this one is "
-            "not, or torch is kept from using it (ATEN_CPU_CAPABILITY). Leave it out."
+        return (
+            "needs a CPU with AVX512-VNNI and AVX512-BF16, which this one is not, or torch is kept from using it "
+            "(ATEN_CPU_CAPABILITY). Take the weights as released."
         )
-        raise Problem("invalid_setting", message, param="quantization")
+    return ""

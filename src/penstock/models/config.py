@@ -15,7 +15,8 @@ import torch
 from penstock.models.dtypes import TORCH_DTYPES, DType, read_dtype
 from penstock.models.encoder_config import ENCODERS
 from penstock.models.family import Family
-from penstock.models.fields import Fields, read_object, refuse_quantised
+from penstock.models.fields import Fields, read_object
+from penstock.models.quantised import Scheme, read_scheme
 from penstock.models.registry import FAMILIES, WHOLES
 from penstock.models.rope import YarnScaling
 from penstock.models.rope_fields import write_rope
@@ -33,6 +34,7 @@ class ModelConfig(Traits):
 
     ``max_position`` is the longest context in tokens that the model was made for, ``context_tokens`` the longest that
     will be computed (``None``: that one).  ``activation`` is that of the feed-forward's gate.
+    ``scheme``: how the checkpoint has weights that it has quantised.
     ``dtype`` is the one to compute in: config.json's, with float16 read as bfloat16, and float32 where it is silent.
     """
 
@@ -48,6 +50,7 @@ class ModelConfig(Traits):
     dtype: DType
     activation: Activation = "silu"
     context_tokens: int | None = None
+    scheme: Scheme | None = None
 
     @classmethod
     def from_directory(cls, directory: Path) -> ModelConfig:
@@ -59,7 +62,7 @@ class ModelConfig(Traits):
             raise Problem("source_not_found", f"{directory} is not a directory.")
         fields = read_object(directory / "config.json")
         family = _family(fields)
-        refuse_quantised(fields)
+        scheme = read_scheme(fields)
         fields = _decoder_fields(fields, family).over(family.defaults)
         num_heads = fields.integer("num_attention_heads", 1, 1 << 12)
         num_kv_heads = fields.integer("num_key_value_heads", 1, 1 << 12, default=num_heads)
@@ -80,6 +83,7 @@ class ModelConfig(Traits):
             # CPUs have no fast float16, and bfloat16, whose range is wider, cannot overflow.
             dtype=read_dtype(fields, half="bfloat16"),
             activation=_activation(fields),
+            scheme=scheme,
         )
 
     @property

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -24,13 +23,15 @@ from penstock.models.checkpoint import StoredTensor, read_headers
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.layout import Piece, pieces
+from penstock.models.numbers import QuantisedTensor, find, read_numbers
 from penstock.models.ops import REFERENCE, Ops
-from penstock.models.packed import Pack, Packed, put_rows
+from penstock.models.packed import Kept, Pack, Packed, put_numbers, put_rows
+from penstock.models.quantised import Scheme
+from penstock.models.stored import FLOATS, check_finite, read_part
 from penstock.wire.errors import Problem
 
 M = TypeVar("M", bound=nn.Module)
 Progress = Callable[[float, str], None]
-_STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Values that are read, checked and converted at a time.
 _PART = 1 << 18
 _BODY = ("embed_tokens.", "layers.", "norm.")
@@ -45,6 +46,7 @@ class Blueprint(Generic[M]):
     ``build`` allocates it on the ambient device; ``tensors`` is its table, as :class:`~.family.Family` has it.
     ``is_spare`` tells of a tensor's name that the model does without: derived, or of a head that is not served.
     ``own_name`` gives a stored tensor the name that the table knows it by, or ``None`` if it is another model's.
+    ``scheme``: how the checkpoint has those weights that it has quantised.
     """
 
     architecture: str
@@ -53,6 +55,7 @@ class Blueprint(Generic[M]):
     tensors: Mapping[str, tuple[str, ...]]
     is_spare: Callable[[str], bool]
     own_name: Callable[[str], str | None] = lambda name: name
+    scheme: Scheme | None = None
 
 
 def load_decoder(
@@ -81,6 +84,7 @@ def load_decoder(
         tensors=config.family.tensors,
         is_spare=lambda name: name.endswith(_DERIVED) or (config.tie_embeddings and name == "lm_head.weight"),
         own_name=_full_name if whole is None else whole.own_name,
+        scheme=config.scheme,
     )
     return load_model(directory, blueprint, progress, pack)
 
@@ -104,13 +108,26 @@ def load_model(
     if num_unread:
         progress(0.0, f"{num_unread} tensors of parts that do not read text stay unread")
     with torch.device("meta"):
-        plan = list(_checked(pieces(blueprint.build(), blueprint.tensors), stored, directory))
-    surplus = (name for name in stored.keys() - {piece.name for piece in plan} if not blueprint.is_spare(name))
-    _refuse_surplus(sorted(surplus), blueprint.architecture, directory)
-    num_parameters = sum(math.prod(piece.shape) for piece in plan)
-    model = _allocate(blueprint, num_parameters, pack)
-    _fill(model, [(piece, stored[piece.name]) for piece in plan], progress)
+        plan = list(_checked(pieces(blueprint.build(), blueprint.tensors), stored, blueprint.scheme, directory))
+    used = {name for step in plan for name in step.names}
+    _refuse_surplus(
+        sorted(name for name in stored.keys() - used if not blueprint.is_spare(name)), blueprint.architecture, directory
+    )
+    model = _allocate(blueprint, plan, pack)
+    _fill(model, plan, progress)
     return model
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One piece and where its values come from."""
+
+    piece: Piece
+    source: StoredTensor | QuantisedTensor
+
+    @property
+    def names(self) -> set[str]:
+        return {self.piece.name} if isinstance(self.source, StoredTensor) else self.source.names
 
 
 def _named(directory: Path, own_name: Callable[[str], str | None]) -> tuple[dict[str, StoredTensor], int]:
@@ -128,9 +145,15 @@ def _named(directory: Path, own_name: Callable[[str], str | None]) -> tuple[dict
     return stored, num_unread
 
 
-def _checked(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], directory: Path) -> Iterator[Piece]:
+def _checked(
+    plan: Iterable[Piece], stored: Mapping[str, StoredTensor], scheme: Scheme | None, directory: Path
+) -> Iterator[_Step]:
     """One by one: a config.json that claims experts without number ends at the first that is not there."""
     for piece in plan:
+        quantised = find(scheme, piece.name, piece.shape, stored)
+        if quantised is not None:
+            yield _Step(piece, quantised)
+            continue
         tensor = stored.get(piece.name)
         if tensor is None:
             raise Problem("checkpoint_invalid", f"{directory}: the tensor {piece.name} is missing.")
@@ -140,13 +163,13 @@ def _checked(plan: Iterable[Piece], stored: Mapping[str, StoredTensor], director
                 f"{tensor.file}: tensor {piece.name} has shape {list(tensor.shape)}, "
                 f"but config.json asks for {list(piece.shape)}. One of the two files is another model's.",
             )
-        if tensor.dtype not in _STORED_DTYPES:
+        if tensor.dtype not in FLOATS:
             raise Problem(
                 "checkpoint_unsupported",
-                f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(_STORED_DTYPES)}. "
+                f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(FLOATS)}. "
                 "Take the release whose weights are in one of these.",
             )
-        yield piece
+        yield _Step(piece, tensor)
 
 
 def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> None:
@@ -160,42 +183,66 @@ def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> N
         )
 
 
-def _allocate(blueprint: Blueprint[M], num_parameters: int, pack: Pack | None) -> M:
+def _allocate(blueprint: Blueprint[M], plan: list[_Step], pack: Pack | None) -> M:
+    kept = _kept(plan)
+    if kept and pack is None:
+        raise Problem(
+            "checkpoint_unsupported",
+            f"The weights are quantised ({', '.join(sorted({one.kind for one in kept.values()}))}) and are read for "
+            "serving on a CPU with AVX512-VNNI in fast mode alone. Take the release that they were made from.",
+        )
     try:
-        return blueprint.build() if pack is None else _allocate_packed(blueprint, pack)
+        return blueprint.build() if pack is None else _allocate_packed(blueprint, kept, pack)
     except RuntimeError:  # torch's only word for memory that the system refused
-        needed, dtype = num_parameters * blueprint.dtype.itemsize, str(blueprint.dtype).removeprefix("torch.")
+        needed = sum(math.prod(step.piece.shape) for step in plan) * blueprint.dtype.itemsize
+        dtype = str(blueprint.dtype).removeprefix("torch.")
         raise Problem(
             "insufficient_memory", f"The weights need {needed:,} bytes in {dtype}; the system refused them."
         ) from None
 
 
-def _allocate_packed(blueprint: Blueprint[M], pack: Pack) -> M:
+def _kept(plan: list[_Step]) -> dict[str, Kept]:
+    """The quantised parameters; where several pieces make up one, all have to be alike."""
+    kept: dict[str, set[Kept | None]] = {}
+    for step in plan:
+        source = step.source
+        kept.setdefault(step.piece.parameter, set()).add(source.kept if isinstance(source, QuantisedTensor) else None)
+    for step in plan:
+        if len(kept[step.piece.parameter]) > 1:
+            raise Problem(
+                "checkpoint_unsupported",
+                f"{step.piece.name} and what it is multiplied together with are not quantised alike.",
+            )
+    return {name: one for name, found in kept.items() for one in found if one is not None}
+
+
+def _allocate_packed(blueprint: Blueprint[M], kept: Mapping[str, Kept], pack: Pack) -> M:
     """The model with packed weights where ``pack`` gives some, and plain parameters elsewhere; none is filled yet."""
     with torch.device("meta"):
         model = blueprint.build()
     for name, parameter in list(model.named_parameters()):
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        packed = pack(module, leaf, parameter)
+        packed = pack(module, leaf, parameter, kept.get(name))
         if packed is None:
+            assert name not in kept
             setattr(module, leaf, nn.Parameter(torch.empty_like(parameter, device="cpu")))
         else:
             module.take_packed(packed)  # type: ignore[operator]  # what a Pack promises of such a module
     return model
 
 
-def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Progress) -> None:
+def _fill(model: nn.Module, plan: list[_Step], progress: Progress) -> None:
     """Largest first, so that the threads end together."""
-    total = sum(tensor.num_bytes for _, tensor in plan)
+    total = sum(step.source.num_bytes for step in plan)
     done = 0
-    plan.sort(key=lambda step: -step[1].num_bytes)
+    plan.sort(key=lambda step: -step.source.num_bytes)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        reads = {pool.submit(_read, _place(model, piece), tensor, piece.name): tensor for piece, tensor in plan}
+        reads = {pool.submit(_read, _place(model, step.piece), step): step for step in plan}
         try:
             for read in as_completed(reads):
                 read.result()
-                done += reads[read].num_bytes
+                done += reads[read].source.num_bytes
                 progress(done / total, f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB of weights")
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -204,10 +251,9 @@ def _fill(model: nn.Module, plan: list[tuple[Piece, StoredTensor]], progress: Pr
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of packed ``matrices`` that a piece is, from ``start`` on; each matrix has ``num_rows``."""
+    """The rows of packed ``matrices`` that a piece is, from ``start`` on."""
 
     matrices: Sequence[Packed]
-    num_rows: int
     start: int
     shape: tuple[int, ...]
 
@@ -219,61 +265,43 @@ def _place(model: nn.Module, piece: Piece) -> Tensor | _Rows:
     if isinstance(parameter, Tensor):
         return piece.of(parameter.detach())
     matrices: Sequence[Packed] = module.packed  # type: ignore[assignment]  # what _allocate_packed has put there
-    return _Rows(matrices, matrices[0].num_rows, piece.start, piece.shape)
+    return _Rows(matrices, piece.start, piece.shape)
 
 
-def _read(target: Tensor | _Rows, stored: StoredTensor, name: str) -> None:
-    if isinstance(target, Tensor):
-        _read_plain(target, stored, name)
-    else:
-        _read_packed(target, stored, name)
+def _read(target: Tensor | _Rows, step: _Step) -> None:
+    match target, step.source:
+        case _Rows(), QuantisedTensor() as source:
+            put_numbers(target.matrices, target.start, read_numbers(source))
+        case _Rows(), StoredTensor() as source:
+            _read_packed(target, source, step.piece.name)
+        case Tensor(), StoredTensor() as source:
+            _read_plain(target, source, step.piece.name)
 
 
 def _read_packed(target: _Rows, stored: StoredTensor, name: str) -> None:
     """Tensor ``name`` into packed weights, some rows at a time."""
     total, inputs = target.shape
     num_rows = max(1, _PART // inputs)
-    landing = torch.empty(min(num_rows, total), inputs, dtype=_STORED_DTYPES[stored.dtype])
+    landing = torch.empty(min(num_rows, total), inputs, dtype=FLOATS[stored.dtype])
     with stored.file.open("rb", buffering=0) as file:
         file.seek(stored.offset)
         for at in range(0, total, num_rows):
             landed = landing[: min(num_rows, total - at)]
-            _read_part(file, landed, stored)
-            _check_finite(landed, stored, name)
-            put_rows(target.matrices, target.num_rows, target.start + at, landed)
+            read_part(file, landed, stored)
+            check_finite(landed, stored, name)
+            put_rows(target.matrices, target.start + at, landed)
 
 
 def _read_plain(target: Tensor, stored: StoredTensor, name: str) -> None:
     """Tensor ``name`` into the contiguous ``target``, part by part, so that a conversion needs little memory."""
-    dtype = _STORED_DTYPES[stored.dtype]
+    dtype = FLOATS[stored.dtype]
     flat = target.view(-1)
     landing = None if target.dtype == dtype else torch.empty(min(_PART, len(flat)), dtype=dtype)
-    # Not a memory map: a file that shrinks meanwhile is a short read here and a SIGBUS there.
     with stored.file.open("rb", buffering=0) as file:
         file.seek(stored.offset)
         for part in torch.split(flat, _PART):
             landed = part if landing is None else landing[: len(part)]
-            _read_part(file, landed, stored)
-            _check_finite(landed, stored, name)
+            read_part(file, landed, stored)
+            check_finite(landed, stored, name)
             if landed is not part:
                 part.copy_(landed)
-
-
-def _read_part(file: FileIO, landed: Tensor, stored: StoredTensor) -> None:
-    view = memoryview(landed.view(torch.uint8).numpy().data).cast("B")
-    filled = 0
-    while filled < len(view):
-        count = file.readinto(view[filled:])
-        if not count:
-            raise Problem("checkpoint_invalid", f"{stored.file} became shorter while it was read.")
-        filled += count
-
-
-def _check_finite(part: Tensor, stored: StoredTensor, name: str) -> None:
-    """One pass over what is in the cache anyway, at the speed of memory: a NaN or an infinity is an extreme too."""
-    if part.numel() and not all(math.isfinite(extreme) for extreme in part.aminmax()):
-        raise Problem(
-            "checkpoint_invalid",
-            f"{stored.file}: tensor {name} holds values that are NaN or infinite. The checkpoint is damaged, or its "
-            "training diverged: fetch it again, or take another.",
-        )

@@ -231,7 +231,7 @@ class TestCheckpoint:
             ({**CONFIG, "num_attention_heads": "8"}, "num_attention_heads"),
             ({**CONFIG, "hidden_size": True}, "hidden_size"),
             ({**CONFIG, "max_position_embeddings": None}, "max_position_embeddings"),
-            ({**CONFIG, "quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+            ({**CONFIG, "quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
         ],
     )
     def test_a_bad_config_names_file_and_field(self, tmp_path: Path, config: object, named: str) -> None:

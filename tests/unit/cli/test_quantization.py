@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from quantised_checkpoints import quantise_checkpoint
 from random_checkpoints import make_checkpoint
 from seeded import write_seeded_checkpoint
 
@@ -16,6 +18,8 @@ from penstock.cli.boot import boot
 from penstock.cli.numerics import numerics
 from penstock.config.settings import EngineSettings
 from penstock.events.list import Event, WeightsLoaded
+from penstock.models.config import ModelConfig
+from penstock.models.dtypes import DType
 from penstock.models.fast import int8
 from penstock.wire.errors import Problem
 
@@ -26,6 +30,11 @@ def settings(directory: Path | str = "", **changes: Any) -> EngineSettings:
     return EngineSettings(
         replica="0", socket="", model_dir=str(directory), served_name="m", kv_memory_bytes=1 << 20, **changes
     )
+
+
+def config(directory: Path, dtype: DType = "bfloat16") -> ModelConfig:
+    write_seeded_checkpoint(directory)
+    return replace(ModelConfig.from_directory(directory), dtype=dtype)
 
 
 @needs_vnni
@@ -45,22 +54,37 @@ def test_an_engine_says_what_its_weights_are_kept_in(quantization: Any, tmp_path
     ("changes", "dtype", "says"),
     [({"exact": True}, "bfloat16", "--exact"), ({}, "float32", "--dtype bfloat16")],
 )
-def test_what_does_not_go_together_is_refused(changes: dict[str, Any], dtype: str, says: str) -> None:
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], dtype: Any, says: str, tmp_path: Path) -> None:
     """Before anything is compiled or loaded."""
     with pytest.raises(Problem) as caught:
-        numerics(settings(quantization="int8", **changes), dtype)
+        numerics(settings(quantization="int8", **changes), config(tmp_path, dtype))
     assert caught.value.code == "invalid_setting" and caught.value.param == "quantization"
     assert says in caught.value.message
 
 
-def test_a_cpu_without_the_instructions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_the_instructions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it lacks; weights as released are served all the same, unpacked."""
     import torch
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert numerics(settings(), "bfloat16").pack is None
+    assert numerics(settings(), config(tmp_path)).pack is None
     with pytest.raises(Problem, match="AVX512-VNNI"):
-        numerics(settings(quantization="int4"), "bfloat16")
+        numerics(settings(quantization="int4"), config(tmp_path))
+
+
+@needs_vnni
+def test_a_checkpoint_that_is_quantised_already_is_served_as_it_is(tmp_path: Path) -> None:
+    """The engine says so; neither a flag nor exact mode quantises it again."""
+    write_seeded_checkpoint(tmp_path)
+    make_checkpoint("qwen3", tmp_path)
+    quantise_checkpoint(tmp_path, "awq")
+    booted = boot(settings(tmp_path), lambda *_: None)
+    booted.grammars.close()
+    assert booted.quantization == "int4"
+    for changes, code in (({"quantization": "int8"}, "invalid_setting"), ({"exact": True}, "checkpoint_unsupported")):
+        with pytest.raises(Problem) as caught:
+            boot(settings(tmp_path, **changes), lambda *_: None)
+        assert caught.value.code == code and "awq" in caught.value.message
 
 
 @needs_vnni

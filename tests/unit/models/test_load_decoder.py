@@ -221,7 +221,7 @@ def test_file_that_shrinks_while_loading_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(100))
     with pytest.raises(Problem, match="became shorter"):
-        load._read(torch.empty(32), StoredTensor(file, "F32", (32,), 8, 128), "x")
+        load._read_plain(torch.empty(32), StoredTensor(file, "F32", (32,), 8, 128), "x")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

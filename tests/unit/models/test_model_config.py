@@ -177,7 +177,7 @@ def test_width_that_the_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}),
+        ("quantization_config", {"quant_method": "bitsandbytes", "bits": 4}),
         ("hidden_act", "relu2"),
         ("layer_types", ["full_attention", "chunked_attention"]),
         ("layer_types", "sliding_attention"),
@@ -249,10 +249,10 @@ def test_code_from_the_checkpoint_matters_only_for_an_unknown_architecture(tmp_p
 @pytest.mark.parametrize(
     ("stated", "method"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "bits": 4}}, "bitsandbytes"),
         ({"quantization_config": {"quant_algo": "FP8"}}, "FP8"),
         ({"quantization_config": True}, "unnamed"),
-        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"compression_config": {"quant_method": "fbgemm_fp8"}}, "fbgemm_fp8"),
     ],
 )
 def test_quantised_weights_are_refused_with_the_way_out(tmp_path: Path, stated: dict[str, Any], method: str) -> None:

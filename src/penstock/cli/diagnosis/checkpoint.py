@@ -19,6 +19,8 @@ from penstock.cost.memory import LOGITS_ROWS, kv_bytes_per_token, workspace_byte
 from penstock.store.sources import resolve, snapshot
 from penstock.wire.errors import Problem
 
+_READ = ("awq", "compressed-tensors", "gptq")
+
 
 def find(source: str | None) -> Model:
     """The model that ``source`` names, or the bundled one; without a directory if it is not on this machine."""
@@ -48,8 +50,11 @@ def inspect(directory: Path) -> Model:
 
 
 def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
-    if config.get("quantization_config") is not None:
-        raise ValueError("quantization_config: quantised weights are not read; take the release they were made from")
+    stated = config.get("quantization_config")
+    if stated is not None and not (isinstance(stated, dict) and stated.get("quant_method") in _READ):
+        raise ValueError(
+            f"quantization_config: weights are read when quantised by {', '.join(_READ)}, and not by others"
+        )
     if isinstance(config.get("text_config"), dict):
         # A larger model, of which the decoder is read; its section leaves out what only the engine knows.
         return Model(name=name, directory=directory)

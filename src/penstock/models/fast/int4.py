@@ -13,9 +13,10 @@ from torch import Tensor
 
 from penstock.models.fast import layout
 from penstock.models.fast.activations import quantise
+from penstock.models.fast.groups import quantise_groups
 from penstock.models.fast.jobs import Bias, new_output, product_items
 from penstock.models.fast.products import PAIR, multiply_int4
-from penstock.models.packed import Kind
+from penstock.models.packed import Kind, Numbers
 
 GROUPS = (64, 32)
 """Sizes of groups that a weight is quantised in: the first that its inputs are a multiple of, else the last."""
@@ -46,22 +47,20 @@ class Int4Weight:
 
     def put(self, start: int, rows: Tensor) -> None:
         filled = F.pad(rows.float(), (0, self.num_groups * self.group - self.num_inputs))
-        grouped = filled.view(len(rows), self.num_groups, self.group)
-        # Zero is always among the numbers, so that what is filled up with zeros stays so.
-        low, high = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
-        scales = (high - low) / _MOST
-        factors = torch.where(scales > 1e-30, 1 / scales, 0.0)
-        zeros = (-low * factors).round_()
-        values = (grouped * factors[..., None]).round_().add_(zeros[..., None]).clamp_(0, _MOST)
-        self.put_quantised(start, values.flatten(1).to(torch.uint8), scales, zeros.to(torch.uint8))
+        values = torch.empty(filled.shape, dtype=torch.uint8)
+        scales = torch.empty(len(rows), self.num_groups)
+        zeros = torch.empty(scales.shape, dtype=torch.uint8)
+        quantise_groups(filled.numpy(), values.numpy(), scales.numpy(), zeros.numpy())
+        self.put_numbers(start, Numbers(values, scales, zeros))
 
-    def put_quantised(self, start: int, values: Tensor, scales: Tensor, zeros: Tensor) -> None:
-        """Rows values[R, groups * group] of 0 .. 15, with their scales and zero points [R, groups], as they are."""
+    def put_numbers(self, start: int, numbers: Numbers) -> None:
+        values = F.pad(numbers.values, (0, self.num_groups * self.group - numbers.values.shape[1]))
         low, high = values.view(len(values), self.blocks.shape[1], 2, _LINE_INPUTS // 2).unbind(2)
         layout.put(self.blocks, start, (low | high << 4).flatten(1))
-        numbers = torch.arange(start, start + len(values))
-        self.scales[numbers // layout.BLOCK, :, numbers % layout.BLOCK] = scales.float()
-        self.zeros[numbers // layout.BLOCK, :, numbers % layout.BLOCK] = zeros
+        rows = torch.arange(start, start + len(values))
+        self.scales[rows // layout.BLOCK, :, rows % layout.BLOCK] = numbers.scales.float()
+        if numbers.zeros is not None:
+            self.zeros[rows // layout.BLOCK, :, rows % layout.BLOCK] = numbers.zeros
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._product(x, bias, torch.bfloat16)

@@ -14,7 +14,7 @@ from penstock.models.fast import layout, simd
 from penstock.models.fast.activations import quantise
 from penstock.models.fast.jobs import Bias, new_output, product_items
 from penstock.models.fast.products import multiply_int8
-from penstock.models.packed import Kind
+from penstock.models.packed import Kind, Numbers
 
 _GROUP = 16
 """Inputs that a register of the quantising kernel holds; there are no groups with scales of their own."""
@@ -46,18 +46,26 @@ class Int8Weight:
         return self.blocks.nbytes + self.scales.nbytes + self.offsets.nbytes
 
     def put(self, start: int, rows: Tensor) -> None:
+        if rows.dtype == torch.bfloat16:
+            # What the kernel does with rows to multiply is what rows of a weight need, in a quarter of the time.
+            quantised = quantise(rows, self._num_groups * _GROUP, num_groups=1, offset=0)
+            self._put(start, quantised.values.view(torch.int8), quantised.scales, quantised.sums[:, 0])
+            return
         rows = rows.float()
         scales = rows.abs().amax(dim=1) / _MOST
         # A row of zeros, or of numbers too small to divide by, is all zeros.
         factors = torch.where(scales > 1e-30, 1 / scales, 0.0)
-        self.put_quantised(start, (rows * factors[:, None]).round_().to(torch.int8), scales)
+        values = (rows * factors[:, None]).round_()
+        self._put(start, values.to(torch.int8), scales, values.sum(dim=1))
 
-    def put_quantised(self, start: int, values: Tensor, scales: Tensor) -> None:
-        """Rows values[R, I] int8, each times its scale [R], as they are."""
+    def put_numbers(self, start: int, numbers: Numbers) -> None:
+        self._put(start, numbers.values, numbers.scales[:, 0].float(), numbers.values.sum(dim=1))
+
+    def _put(self, start: int, values: Tensor, scales: Tensor, sums: Tensor) -> None:
         end = start + len(values)
         layout.put(self.blocks, start, values)
         self.scales[start:end] = scales
-        self.offsets[start:end] = values.sum(dim=1, dtype=torch.int32).mul_(-_OFFSET)
+        self.offsets[start:end] = sums * -_OFFSET
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._product(x, bias, torch.bfloat16)

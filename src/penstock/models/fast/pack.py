@@ -18,7 +18,7 @@ from penstock.models.fast.bf16 import Bf16Weight
 from penstock.models.fast.int4 import Int4Weight, group_size
 from penstock.models.fast.int8 import Int8Weight
 from penstock.models.linear import Linear
-from penstock.models.packed import Kind, Pack, Packed
+from penstock.models.packed import Kept, Kind, Pack, Packed
 
 
 def packing(quantization: Literal["none", "int8", "int4"] = "none") -> Pack | None:
@@ -28,7 +28,7 @@ def packing(quantization: Literal["none", "int8", "int4"] = "none") -> Pack | No
     return partial(_packed, quantization)
 
 
-def _packed(kind: Kind, module: nn.Module, leaf: str, parameter: Tensor) -> Sequence[Packed] | None:
+def _packed(kind: Kind, module: nn.Module, leaf: str, parameter: Tensor, kept: Kept | None) -> Sequence[Packed] | None:
     if isinstance(module, Router):
         # A router's weight is small, and another expert changes more than a rounded product does.
         kind = "bf16"
@@ -41,14 +41,16 @@ def _packed(kind: Kind, module: nn.Module, leaf: str, parameter: Tensor) -> Sequ
     else:
         return None
     outputs, inputs = parameter.shape
-    return [_empty(kind, outputs // num_matrices, inputs) for _ in range(num_matrices)]
+    if kept is None:
+        kept = Kept(kind, group_size(inputs))
+    return [_empty(kept, outputs // num_matrices, inputs) for _ in range(num_matrices)]
 
 
-def _empty(kind: Kind, num_rows: int, num_inputs: int) -> Packed:
-    match kind:
+def _empty(kept: Kept, num_rows: int, num_inputs: int) -> Packed:
+    match kept.kind:
         case "bf16":
             return Bf16Weight(num_rows, num_inputs)
         case "int8":
             return Int8Weight(num_rows, num_inputs)
         case "int4":
-            return Int4Weight(num_rows, num_inputs, group_size(num_inputs))
+            return Int4Weight(num_rows, num_inputs, kept.group)

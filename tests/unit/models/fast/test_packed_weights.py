@@ -127,7 +127,7 @@ def test_matrices_below_one_another_get_their_rows() -> None:
     stacked = values(60, 8)
     matrices = [Bf16Weight(20, 8) for _ in range(3)]
     for start, end in ((0, 7), (7, 45), (45, 60)):
-        put_rows(matrices, 20, start, stacked[start:end])
+        put_rows(matrices, start, stacked[start:end])
     for index, matrix in enumerate(matrices):
         assert torch.equal(matrix.rows(torch.arange(20)), stacked[index * 20 : index * 20 + 20])
 
