@@ -192,7 +192,7 @@ async def shared_fleet(
     fleet = SharedFleet(home, redis_url)
     async with AsyncExitStack() as stack:
         fleet.session = await stack.enter_async_context(
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(30))
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(90))
         )
         settings = MockSettings(served_name=MODEL, socket=fleet.engine_socket, script=script or MockScript())
         command = [sys.executable, "-P", "-m", "penstock", "mock"]
