@@ -34,6 +34,8 @@ def check_laws(loop: Loop) -> None:
     owners = Counter(block for sequence in scheduler.running for block in sequence.block_ids)
     assert len(owners) == pool.num_used
     assert all(not sequence.block_ids for sequence in scheduler.waiting)
+    assert len(list(scheduler.waiting)) == len(scheduler.waiting)
+    assert [one.level for one in scheduler.running] == sorted(one.level for one in scheduler.running)
     for sequence in scheduler.running:
         for index in range(sequence.num_computed // BLOCK_TOKENS, len(sequence.block_ids)):
             assert owners[sequence.block_ids[index]] == 1, "a block that is not full yet has two writers"
@@ -41,7 +43,7 @@ def check_laws(loop: Loop) -> None:
 
 @st.composite
 def traces(draw: st.DrawFn) -> list[TracedRequest]:
-    """Requests that share prefixes, arrive in bursts, and each fit alone into 16 blocks of 4 tokens."""
+    """Requests of tenants and classes that share prefixes, come in bursts, and each fit alone into 16 blocks of 4."""
     requests = []
     for _ in range(draw(st.integers(1, 25))):
         shared = draw(st.integers(0, 20))
@@ -49,7 +51,16 @@ def traces(draw: st.DrawFn) -> list[TracedRequest]:
         output = draw(st.integers(0, 64 - shared - own))
         family = draw(st.integers(0, 2))
         tail = draw(st.integers(0, 3))
-        requests.append(TracedRequest(draw(st.integers(0, 50)) / 1000, [family] * shared + [10 + tail] * own, output))
+        requests.append(
+            TracedRequest(
+                draw(st.integers(0, 50)) / 1000,
+                [family] * shared + [10 + tail] * own,
+                output,
+                tenant=draw(st.sampled_from(["", "a", "b"])),
+                weight=draw(st.sampled_from([1.0, 3.0])),
+                priority=draw(st.integers(-1, 1)),
+            )
+        )
     return requests
 
 
@@ -116,7 +127,9 @@ class Lottery:
         sampling = Sampling(seed=len(self.recorders))
         root = prefix_root(cache_salt=self.dice.choice("ab"))
         limit = self.dice.randint(0, 40)
-        self.loop.submit(Sequence(name, prompt, len(prompt), limit, sampling, recorder, prefix_root=root))
+        sequence = Sequence(name, prompt, len(prompt), limit, sampling, recorder, prefix_root=root)
+        sequence.tenant, sequence.priority = self.dice.choice("xyz"), self.dice.randint(-2, 2)
+        self.loop.submit(sequence)
 
     def abort(self) -> None:
         self.loop.abort(f"request-{self.dice.randint(1, 60)}")

@@ -71,6 +71,7 @@ class Loop:
         """Hand out what a step computed.  Sequences preempted or ended since the plan are passed over."""
         assert self._in_step and result.step == plan.step
         self._in_step = False
+        self.scheduler.passed(result.seconds)
         self._apply_aborts()
         for i, sequence in enumerate(plan.sequences):
             if sequence.epoch == plan.epochs[i] and sequence.id in self._sequences:

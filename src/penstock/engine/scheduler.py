@@ -1,17 +1,21 @@
 """The queues: who waits, who runs, and whose blocks are whose.
 
 In: sequences; out: a step plan, decided by ``policy.batch`` and carried out here on the block pool.
-Deterministic and without I/O: knows no tensors, no text and no clock.
+Deterministic and without I/O: knows no tensors, no text and no clock.  Its time is what its steps took: whoever waits,
+waits for steps.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
+from collections.abc import Iterable
 
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.prefix import extend_chain
 from penstock.engine.sequence import Sequence, StepPlan
+from penstock.engine.waiting import Waiting, WaitingLine
 from penstock.policy.batch import BatchRules, BatchVerdict, batch
+from penstock.policy.fair import Counters
 
 
 class Scheduler:
@@ -22,10 +26,17 @@ class Scheduler:
         self.pool = pool
         self.prefix_caching = prefix_caching
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waiting()
+        self.counters = Counters()
+        self.now_s = 0.0
+        """The engine's time: seconds that its steps took so far."""
         self.num_preempted = 0
         """Preemptions since the start."""
         self._step = 0
+
+    @property
+    def lines(self) -> Iterable[WaitingLine]:
+        return self.waiting.lines
 
     @property
     def num_idle_blocks(self) -> int:
@@ -45,7 +56,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         assert self.rules.stateless or sequence.num_tokens <= self.max_sequence_tokens
-        self.waiting.append(sequence)
+        sequence.arrived_s = self.now_s
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was aborted, running or waiting; its blocks are idle afterwards."""
@@ -58,8 +70,8 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step, or ``None`` when there is nothing to compute."""
         verdict = self._decide()
-        if not verdict.works and verdict.preempted:
-            # Victims that shared blocks freed more than the policy could know: look again.
+        while verdict.again or (verdict.preempted and not verdict.works):
+            # Victims that shared blocks may have freed more than the policy could know.
             verdict = self._decide()
         if not verdict.works:
             assert not self.running and not self.waiting, "somebody waits and nobody progresses"
@@ -83,18 +95,24 @@ class Scheduler:
         """Take note that ``count`` more tokens have keys and values, and make the blocks they filled findable."""
         before = sequence.num_computed // self.rules.block_tokens
         sequence.num_computed += count
+        sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
         after = sequence.num_computed // self.rules.block_tokens
         if self.prefix_caching and after > before:
             self._extend_keys(sequence, after)
             for block in range(before, after):
                 self.pool.register(sequence.block_ids[block], sequence.block_keys[block])
 
+    def passed(self, seconds: float) -> None:
+        """Take note that a step took so long."""
+        self.now_s += seconds
+
     def _decide(self) -> BatchVerdict[Sequence]:
-        verdict = batch(self, self.rules)
+        verdict, self.counters = batch(self, self.rules, self.counters, self.now_s)
         for sequence in verdict.preempted:
             self._preempt(sequence)
-        for _ in range(verdict.num_admitted):
-            self._admit(self.waiting.popleft())
+        for sequence, level in zip(verdict.admitted, verdict.levels, strict=True):
+            self.waiting.remove(sequence)
+            self._admit(sequence, level)
         return verdict
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -104,16 +122,17 @@ class Scheduler:
         sequence.pooled = None
         sequence.epoch += 1
         self.num_preempted += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.add(sequence, first=True)
 
-    def _admit(self, sequence: Sequence) -> None:
+    def _admit(self, sequence: Sequence, level: int) -> None:
         blocks, _ = self._find_prefix(sequence)
         self.pool.share(blocks)
         sequence.block_ids = blocks
         sequence.num_computed = len(blocks) * self.rules.block_tokens
         if sequence.epoch == 0:
             sequence.num_cached = min(sequence.num_computed, sequence.num_prompt_tokens)
-        self.running.append(sequence)
+        sequence.level = level
+        self.running.insert(bisect_right(self.running, level, key=lambda other: other.level), sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.give_back(sequence.block_ids)

@@ -76,6 +76,7 @@ class Sequence:
     ``token_ids`` is prompt, then output (a resumed request starts with its emitted tokens in the output part).
     ``num_computed`` tokens have their keys and values in ``block_ids``.
     ``epoch`` counts preemptions: a step result that carries an older epoch is dropped.
+    ``tenant``, ``weight``, ``priority``, ``level``, ``arrived_s`` and ``num_charged`` are what ``policy.fair`` goes by.
     With ``pooling`` there is no output: the sequence finishes with its prompt, and ``pooled`` is its vector in
     little-endian float32.  Before that ``pooled`` is what the executor goes on from; it restarts with the prompt.
     """
@@ -92,6 +93,12 @@ class Sequence:
     constraint: Constraint | None = None
     num_logprobs: int | None = None
     score_prompt: bool = False
+    tenant: str = ""
+    weight: float = 1.0
+    priority: int = 0
+    level: int = 0
+    arrived_s: float = 0.0
+    num_charged: int = 0
     num_prompt_scored: int = 0
     pooling: Pooling | None = None
     pooled: bytes | None = None

@@ -8,7 +8,7 @@ While the store is lost, known keys go on; of an unknown one nobody can say that
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ REFUSALS = frozenset({"invalid_api_key", "permission_denied", "store_unavailable
 """Codes with which this stage turns somebody away."""
 
 _RETRY_AFTER_S = 1.0
+
+R = TypeVar("R", GenerateRequest, EmbedRequest)
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,15 +88,15 @@ class Identify:
             self._denied(credentials.address, problem.code)
             raise
 
-    def salted(self, principal: Principal, requests: list[GenerateRequest]) -> list[GenerateRequest]:
-        """The requests with their tenant's salt: what one tenant sent is never a cached prefix of another's."""
-        salt = _salt(principal)
-        return [msgspec.structs.replace(request, cache_salt=salt) for request in requests] if salt else requests
+    def owned(self, principal: Principal, request: R) -> R:
+        """The request as its tenant's: its prefixes are cached apart from those of others, and it has its share.
 
-    def salted_embed(self, principal: Principal, request: EmbedRequest) -> EmbedRequest:
-        """As :meth:`salted`."""
-        salt = _salt(principal)
-        return msgspec.structs.replace(request, cache_salt=salt) if salt else request
+        The anonymous share one cache and one queue: there is nobody to keep them apart by.
+        """
+        if principal is ANONYMOUS:
+            return request
+        tenant, weight = principal.tenant, principal.weight
+        return msgspec.structs.replace(request, cache_salt=f"tenant:{tenant}", tenant=tenant, weight=weight)
 
     def _find(self, credentials: Credentials, keyring: Keyring) -> Principal:
         shown = secret_of(credentials.authorization, credentials.api_key)
@@ -112,8 +114,3 @@ class Identify:
     def _unsure(self) -> Problem:
         message = "Whether this key is a good one cannot be told now; the store of keys is not available."
         return Problem("store_unavailable", message, retry_after_s=_RETRY_AFTER_S)
-
-
-def _salt(principal: Principal) -> str:
-    # The anonymous share one cache: there is nobody to keep them apart by.
-    return f"tenant:{principal.tenant}" if principal is not ANONYMOUS else ""

@@ -1,6 +1,6 @@
 """What the next step computes, for whom, and who has to give way.
 
-In: a read-only view of the queues and of the idle KV blocks; out: a verdict with its why.
+In: a read-only view of the queues and of the idle KV blocks, the tenants' counters, now; out: a verdict with its why.
 Pure: touches no queue and no block.  There is no prefill phase and no decode phase, only tokens not computed yet,
 under one token budget (the idea of vLLM's V1 scheduler); decodes come first, so that no prompt stalls a stream.
 """
@@ -12,10 +12,13 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
+from penstock.policy.fair import CACHED_COST, OUTPUT_COST, PROMPT_COST, Account, Counters, FairRules, Line, Turns
+from penstock.policy.yielding import Holder, who_yields_to_growth, who_yields_to_newcomer
+
 Held = Literal["", "budget", "blocks", "sequences", "preempting", "whole"]
 
 
-class Work(Protocol):
+class Work(Holder, Protocol):
     """A sequence as the policy sees it."""
 
     @property
@@ -24,8 +27,6 @@ class Work(Protocol):
     def num_computed(self) -> int: ...
     @property
     def num_remaining(self) -> int: ...
-    @property
-    def block_ids(self) -> list[int]: ...
 
 
 W = TypeVar("W", bound=Work)
@@ -33,12 +34,12 @@ V = TypeVar("V", bound=Work)
 
 
 class BatchView(Protocol[V]):
-    """Live state, read-only.  ``running`` is in order of admission, ``waiting`` in order of service."""
+    """Live state, read-only.  ``running`` is in order of protection: by level, then by admission."""
 
     @property
     def running(self) -> Items[V]: ...
     @property
-    def waiting(self) -> Iterable[V]: ...
+    def lines(self) -> Iterable[Line[V]]: ...
     @property
     def num_idle_blocks(self) -> int: ...
     def count_private_blocks(self, work: V, /) -> int: ...
@@ -58,111 +59,233 @@ class BatchRules:
     max_num_seqs: int
     block_tokens: int
     stateless: bool = False
+    fair: FairRules = FairRules()
 
 
 @dataclass(slots=True)
 class BatchVerdict(Generic[W]):
-    """Who computes how many tokens: decodes first.  ``held`` says why the first waiting sequence was not admitted."""
+    """Who computes how many tokens: decodes first.  ``held`` says why the first waiting sequence was not admitted.
+
+    ``levels`` are those of the admitted.  ``again``: these gave way to somebody who waits; carry it out and ask again.
+    """
 
     works: list[W] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     num_decodes: int = 0
-    num_admitted: int = 0
+    admitted: list[W] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
     preempted: list[W] = field(default_factory=list)
     held: Held = ""
+    again: bool = False
 
 
-def batch(view: BatchView[W], rules: BatchRules) -> BatchVerdict[W]:
-    """Decide one step.
+def batch(view: BatchView[W], rules: BatchRules, counters: Counters, now: float) -> tuple[BatchVerdict[W], Counters]:
+    """Decide one step.  ``now`` in seconds of the engine's time.
 
-    Blocks are given in order of admission: whoever came earlier may take the blocks of whoever came last (preemption
+    Blocks are given in order of protection: whoever comes first may take the blocks of whoever comes after (preemption
     by recompute), so the first running sequence always progresses and every sequence that fits alone ends.
-    A sequence that gets no blocks and has nobody behind it stalls for the step.
+    A sequence that gets no blocks and has nobody to take them from stalls for the step.
+    Nobody overtakes the waiting sequence whose turn it is, however small: a large one would never get its blocks.
     """
-    verdict: BatchVerdict[W] = BatchVerdict()
+    draft = _Draft(view, rules, counters, now)
     if rules.stateless:
-        _admit_whole(view, rules, verdict)
-        return verdict
-    idle, budget = _serve_running(view, rules, verdict)
-    if verdict.preempted:
-        verdict.held = "preempting"
+        draft.admit_whole()
     else:
-        _admit(view, rules, verdict, idle, budget)
-    return verdict
+        draft.decode()
+        draft.prefill()
+    verdict = draft.verdict
+    if verdict.again:
+        return verdict, counters
+    return verdict, draft.close()
 
 
-def _serve_running(view: BatchView[W], rules: BatchRules, verdict: BatchVerdict[W]) -> tuple[int, int]:
-    running = view.running
-    idle, budget, block_tokens = view.num_idle_blocks, rules.max_step_tokens, rules.block_tokens
-    remaining = [work.num_remaining for work in running]
-    decodes = [i for i, left in enumerate(remaining) if left == 1]
-    order = decodes + [i for i, left in enumerate(remaining) if left != 1]
-    counts = [0] * len(running)
-    needs = [0] * len(running)
-    num_kept = len(running)
-    for i in order:
-        if i >= num_kept or budget <= 0:
-            continue
-        work = running[i]
-        count = min(remaining[i], budget)
+class _Draft(Generic[W]):
+    """A step while it is decided: what has been given to ``running[i]``, and what is left."""
+
+    def __init__(self, view: BatchView[W], rules: BatchRules, counters: Counters, now: float) -> None:
+        self.verdict: BatchVerdict[W] = BatchVerdict()
+        self._view = view
+        self._rules = rules
+        self._account = Account(counters, rules.fair)
+        self._running = view.running
+        self._lines = list(view.lines)
+        self._now = now
+        self._idle = view.num_idle_blocks
+        self._budget = rules.max_step_tokens
+        self._counts = [0] * len(self._running)
+        self._needs = [0] * len(self._running)
+        self._gone: set[int] = set()
+        self._promised = 0
+        self._held: dict[str, float] = {}
+        for work in self._running:
+            tenant = work.tenant
+            self._held[tenant] = self._held.get(tenant, 0.0) + len(work.block_ids) / work.weight
+
+    def close(self) -> Counters:
+        """The counters after the step."""
+        return self._account.close({*self._held, *(line.tenant for line in self._lines)})
+
+    def decode(self) -> None:
+        """One token for everybody whose only uncomputed token is the last."""
+        running, verdict = self._running, self.verdict
+        decodes = [i for i, work in enumerate(running) if work.num_remaining == 1]
+        for i in decodes:
+            if self._budget > 0 and i not in self._gone:
+                self._give(i, 1)
+        for i in decodes:
+            if self._counts[i]:
+                work = running[i]
+                verdict.works.append(work)
+                verdict.counts.append(1)
+                self._account.charge(work, work.num_computed, 1, OUTPUT_COST)
+        verdict.num_decodes = len(verdict.works)
+
+    def prefill(self) -> None:
+        """What is left of the budget, in order of turns, to prompts under way and to those that are admitted."""
+        if not self._lines and self.verdict.num_decodes == len(self._running):
+            return
+        running = self._running
+        positions = {id(work): i for i, work in enumerate(running) if i not in self._gone and work.num_remaining > 1}
+        prefilling = [running[i] for i in positions.values()]
+        block_tokens = self._rules.block_tokens
+        # What the rest of a prompt under way will need is not given to newcomers.
+        self._promised = sum(-(-work.num_tokens // block_tokens) - len(work.block_ids) for work in prefilling)
+        turns = self._turns(prefilling)
+        for work, level, waits in turns:
+            if self.verdict.preempted:
+                self._hold(turns, "preempting")
+            if not waits:
+                self._go_on(positions[id(work)])
+            elif not self.verdict.preempted:
+                self._try_to_admit(work, level, turns)
+                if self.verdict.again:
+                    return
+
+    def admit_whole(self) -> None:
+        """Prompts in order, for as long as the next one fits whole; the first has a step of its own if need be."""
+        assert not self._running, "a stateless sequence ends with its only step"
+        verdict = self.verdict
+        for work, level, _ in self._turns([]):
+            if len(verdict.admitted) >= self._rules.max_num_seqs:
+                verdict.held = "sequences"
+                return
+            if verdict.works and work.num_tokens > self._budget:
+                verdict.held = "whole"
+                return
+            self._admit(work, level, 0, work.num_tokens)
+
+    def _turns(self, prefilling: list[W]) -> Turns[W]:
+        best = self._running[0].level if self._running else None
+        return Turns(prefilling, self._lines, self._account, self._held, self._rules.fair, self._now, best)
+
+    def _hold(self, turns: Turns[W], why: Held) -> None:
+        if self._lines:
+            self.verdict.held = why
+        turns.close_lines()
+
+    def _go_on(self, i: int) -> None:
+        work = self._running[i]
+        if i in self._gone or self._budget <= 0:
+            return
+        count = self._give(i, min(work.num_remaining, self._budget))
+        self._promised -= self._needs[i]
+        if count:
+            self.verdict.works.append(work)
+            self.verdict.counts.append(count)
+            self._account.charge(work, work.num_computed, count, PROMPT_COST)
+
+    def _give(self, i: int, count: int) -> int:
+        """Give ``running[i]`` up to ``count`` tokens and the blocks for them, be it at the cost of others."""
+        work = self._running[i]
+        block_tokens = self._rules.block_tokens
         room = len(work.block_ids) * block_tokens - work.num_computed
         need = -(-(count - room) // block_tokens) if count > room else 0
-        while need > idle and num_kept > i + 1:
-            num_kept -= 1
-            verdict.preempted.append(running[num_kept])
-            idle += view.count_private_blocks(running[num_kept]) + needs[num_kept]
-            budget += counts[num_kept]
-            counts[num_kept] = 0
-        if need > idle:
-            count = max(0, room + idle * block_tokens)
-            need = idle if count else 0
-        counts[i], needs[i] = count, need
-        idle -= need
-        budget -= count
-    granted = [i for i in order if counts[i]]
-    verdict.works = [running[i] for i in granted]
-    verdict.counts = [counts[i] for i in granted]
-    verdict.num_decodes = sum(remaining[i] == 1 for i in granted)
-    return idle, budget
+        while need > self._idle:
+            victim = who_yields_to_growth(self._running, self._gone, i, self._held)
+            if victim is None:
+                count = max(0, room + self._idle * block_tokens)
+                need = self._idle if count else 0
+                break
+            self._take_away(victim)
+        self._counts[i], self._needs[i] = count, need
+        self._idle -= need
+        self._budget -= count
+        return count
 
+    def _take_away(self, i: int) -> None:
+        """Somebody else gets the blocks of ``running[i]``, and whatever this step had given to it."""
+        work, verdict = self._running[i], self.verdict
+        verdict.preempted.append(work)
+        self._gone.add(i)
+        self._idle += self._view.count_private_blocks(work) + self._needs[i]
+        self._budget += self._counts[i]
+        self._held[work.tenant] -= len(work.block_ids) / work.weight
+        if self._counts[i] and work in verdict.works:
+            at = verdict.works.index(work)
+            was_decode = at < verdict.num_decodes
+            self._account.refund(work, work.num_computed, self._counts[i], OUTPUT_COST if was_decode else PROMPT_COST)
+            verdict.num_decodes -= was_decode
+            del verdict.works[at], verdict.counts[at]
+        self._counts[i] = self._needs[i] = 0
 
-def _admit(view: BatchView[W], rules: BatchRules, verdict: BatchVerdict[W], idle: int, budget: int) -> None:
-    block_tokens = rules.block_tokens
-    num_running = len(view.running)
-    for work in view.waiting:
-        if num_running >= rules.max_num_seqs:
-            verdict.held = "sequences"
+    def _try_to_admit(self, work: W, level: int, turns: Turns[W]) -> None:
+        if self._budget <= 0:
+            self._hold(turns, "budget")
             return
-        if budget <= 0:
-            verdict.held = "budget"
+        block_tokens = self._rules.block_tokens
+        num_running = len(self._running) + len(self.verdict.admitted)
+        if num_running >= self._rules.max_num_seqs:
+            self._make_room(work, level, turns, "sequences", 1, 1)
             return
-        num_cached, num_cached_idle = view.cached_prefix(work)
+        num_cached, num_cached_idle = self._view.cached_prefix(work)
         num_blocks = -(-work.num_tokens // block_tokens)
         # One block per running sequence stays back: whoever decodes will soon need it, and preempting costs more.
-        if num_blocks - num_cached + num_cached_idle > idle - num_running:
-            verdict.held = "blocks"
+        lacking = num_blocks - num_cached + num_cached_idle - (self._idle - self._promised - num_running)
+        if lacking > 0:
+            self._make_room(work, level, turns, "blocks", num_blocks, lacking)
             return
-        count = min(work.num_tokens - num_cached * block_tokens, budget)
-        idle -= -(-(num_cached * block_tokens + count) // block_tokens) - num_cached + num_cached_idle
-        budget -= count
-        num_running += 1
-        verdict.num_admitted += 1
+        count = min(work.num_tokens - num_cached * block_tokens, self._budget)
+        self._idle -= -(-(num_cached * block_tokens + count) // block_tokens) - num_cached + num_cached_idle
+        self._promised += num_blocks - -(-(num_cached * block_tokens + count) // block_tokens)
+        self._admit(work, level, num_cached * block_tokens, count)
+
+    def _admit(self, work: W, level: int, num_cached: int, count: int) -> None:
+        verdict = self.verdict
+        self._budget -= count
+        verdict.admitted.append(work)
+        verdict.levels.append(level)
         verdict.works.append(work)
         verdict.counts.append(count)
+        self._account.charge(work, 0, num_cached, CACHED_COST)
+        self._account.charge(work, num_cached, count, PROMPT_COST)
+
+    def _make_room(
+        self, work: W, level: int, turns: Turns[W], what: Literal["blocks", "sequences"], size: int, lacking: int
+    ) -> None:
+        """Let others give way to ``work`` unless somebody was admitted in this step; else hold it."""
+        positions: list[int] = []
+        if not self.verdict.admitted:
+            if what == "blocks":
+                shares, freed = self._held, self._freed_blocks
+            else:
+                shares, freed = self._places(), _one_place
+            positions = who_yields_to_newcomer(self._running, work, level, size, lacking, shares, freed)
+        if positions:
+            victims = [self._running[i] for i in positions]
+            self.verdict = BatchVerdict(preempted=victims, held="preempting", again=True)
+        else:
+            self._hold(turns, what)
+
+    def _freed_blocks(self, work: W) -> int:
+        # Its own, and the one that is kept back for it.
+        return self._view.count_private_blocks(work) + 1
+
+    def _places(self) -> dict[str, float]:
+        places: dict[str, float] = {}
+        for work in self._running:
+            places[work.tenant] = places.get(work.tenant, 0.0) + 1 / work.weight
+        return places
 
 
-def _admit_whole(view: BatchView[W], rules: BatchRules, verdict: BatchVerdict[W]) -> None:
-    """Prompts in order, for as long as the next one fits whole; the first has a step of its own if need be."""
-    assert not view.running, "a stateless sequence ends with its only step"
-    budget = rules.max_step_tokens
-    for work in view.waiting:
-        if verdict.num_admitted >= rules.max_num_seqs:
-            verdict.held = "sequences"
-            return
-        if verdict.works and work.num_tokens > budget:
-            verdict.held = "whole"
-            return
-        budget -= work.num_tokens
-        verdict.num_admitted += 1
-        verdict.works.append(work)
-        verdict.counts.append(work.num_tokens)
+def _one_place(work: Work) -> int:
+    return 1

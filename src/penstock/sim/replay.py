@@ -24,11 +24,14 @@ from penstock.wire.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class TracedRequest:
-    """One line of a trace: when it came (seconds), its prompt's token ids, how many tokens it asked for."""
+    """One line of a trace: when it came (seconds), its prompt, how many tokens it asked for, and for whom."""
 
     arrival_s: float
     token_ids: list[int]
     output_tokens: int
+    tenant: str = ""
+    weight: float = 1.0
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -113,4 +116,7 @@ def _sequence(index: int, request: TracedRequest, recorder: Recorder) -> Sequenc
         sampling=Sampling(seed=index),
         sink=recorder,
         prefix_root=prefix_root(),
+        tenant=request.tenant,
+        weight=request.weight,
+        priority=request.priority,
     )

@@ -7,7 +7,7 @@ Argued in docs/decisions/001-engine-protocol.md.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -79,7 +79,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     ``None`` means up to the context.  ``logprobs`` is the number of alternatives (0: the token alone).
     ``echo`` asks for the prompt's text (and, with ``logprobs``, its log-probabilities) in :class:`Accepted`.
     ``tool_use`` goes with ``messages``: only a chat's answer has parts.
-    ``cache_salt`` separates tenants in the prefix cache and is set by the gateway, never by its caller.
+    ``cache_salt`` separates tenants in the prefix cache; ``tenant``, with its ``weight``, is who has to share the
+    engine with others.  All three are set by the gateway, never by its caller.
+    ``priority``: the lower, the earlier, as vLLM has it; waiting makes it better.
     """
 
     id: str
@@ -98,6 +100,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     logprobs: int | None = None
     echo: bool = False
     cache_salt: str = ""
+    tenant: str = ""
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    priority: int = 0
     grammar: Grammar | None = None
     tool_use: ToolUse | None = None
     emitted_token_ids: list[int] = []
@@ -285,7 +290,8 @@ class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Texts to embed, all of one request.  Exactly one of ``texts`` and ``token_ids`` is set, one item per input.
 
-    ``num_dimensions`` keeps so many of a vector's first numbers; ``cache_salt`` is as in :class:`GenerateRequest`.
+    ``num_dimensions`` keeps so many of a vector's first numbers; ``cache_salt``, ``tenant``, ``weight`` and
+    ``priority`` are as in :class:`GenerateRequest`.
     Repeating a request repeats its vectors, so one that is lost is sent again.
     """
 
@@ -294,6 +300,9 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     token_ids: list[list[int]] | None = None
     num_dimensions: int | None = None
     cache_salt: str = ""
+    tenant: str = ""
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    priority: int = 0
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,7 +16,11 @@ from penstock.wire.errors import Problem
 
 SERVER_SECRET = b"s" * 32
 BODY = {"model": "org/m", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 2}
-TENANTS = (Tenant(name=TOP, rights=Rights(role="admin")), Tenant(name="lab", parent=TOP), Tenant(name="b", parent=TOP))
+TENANTS = (
+    Tenant(name=TOP, rights=Rights(role="admin")),
+    Tenant(name="lab", parent=TOP, weight=3.0),
+    Tenant(name="b", parent=TOP),
+)
 
 
 def key(secret: str, **fields) -> ApiKey:
@@ -234,6 +238,18 @@ async def test_the_prefix_cache_is_salted_by_tenant_and_never_by_the_caller(guar
     salts = [request.cache_salt for request in guarded.engines[0].requests]
     assert salts[0] == salts[2] != salts[1] and all(salts) and set(salts[3:]) <= {salts[0]}
     assert [request.cache_salt for request in guarded.engines[0].embedded] == [salts[1]]
+
+
+async def test_a_request_is_its_keys_tenants_whatever_it_says(guarded):
+    """The engine shares itself out by the tenant and the weight of the key; a body cannot name others."""
+    claim = {"tenant": "b", "weight": 1000.0}
+    for secret in ("pk-good", "pk-b"):
+        await ask(guarded, f"x-api-key: {secret}", body=BODY | claim)
+        assert (await ask(guarded, f"x-api-key: {secret}"))[0] == 200
+    await ask(guarded, "x-api-key: pk-b", path="/v1/embeddings", body={"model": "org/m", "input": "a"})
+    seen = [(request.tenant, request.weight) for request in guarded.engines[0].requests]
+    assert set(seen) == {("lab", 3.0), ("b", 1.0)}
+    assert [(request.tenant, request.weight) for request in guarded.engines[0].embedded] == [("b", 1.0)]
 
 
 async def test_a_key_of_a_tenant_that_is_gone_may_nothing(start_world):

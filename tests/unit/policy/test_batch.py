@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from penstock.policy.batch import BatchRules, batch
+from penstock.policy.batch import BatchRules, BatchVerdict
+from penstock.policy.batch import batch as decide
+from penstock.policy.fair import Counters, FairRules
 
 RULES = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4)
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeWork:
     num_tokens: int
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list)
+    tenant: str = ""
+    weight: float = 1.0
+    priority: int = 0
+    level: int = 0
+    arrived_s: float = 0.0
+    num_charged: int = 0
+    epoch: int = 0
 
     @property
     def num_remaining(self) -> int:
         return self.num_tokens - self.num_computed
+
+
+@dataclass
+class FakeLine:
+    tenant: str
+    priority: int
+    works: list[FakeWork]
+
+    def __iter__(self) -> Iterator[FakeWork]:
+        return iter(self.works)
 
 
 @dataclass
@@ -27,6 +47,14 @@ class FakeView:
     num_idle_blocks: int = 100
     cached: int = 0
 
+    @property
+    def lines(self) -> list[FakeLine]:
+        lines: dict[tuple[str, int], FakeLine] = {}
+        for work in self.waiting:
+            line = lines.setdefault((work.tenant, work.priority), FakeLine(work.tenant, work.priority, []))
+            line.works.append(work)
+        return list(lines.values())
+
     def count_private_blocks(self, work: FakeWork) -> int:
         return len(work.block_ids)
 
@@ -34,8 +62,14 @@ class FakeView:
         return self.cached, self.cached
 
 
-def running(num_tokens: int, num_computed: int) -> FakeWork:
-    return FakeWork(num_tokens, num_computed, list(range(-(-num_computed // 4))))
+def running(num_tokens: int, num_computed: int, **who: object) -> FakeWork:
+    return FakeWork(num_tokens, num_computed, list(range(-(-num_computed // 4))), **who)  # type: ignore[arg-type]
+
+
+def batch(
+    view: FakeView, rules: BatchRules, counters: Counters | None = None, now: float = 0.0
+) -> BatchVerdict[FakeWork]:
+    return decide(view, rules, counters or Counters(), now)[0]
 
 
 def test_decodes_come_before_prompts_whatever_the_order_of_admission() -> None:
@@ -55,7 +89,7 @@ def test_a_waiting_request_starts_behind_its_cached_prefix() -> None:
 
     verdict = batch(FakeView([], [waiting], cached=2), RULES)
 
-    assert (verdict.works, verdict.counts, verdict.num_admitted) == ([waiting], [5], 1)
+    assert (verdict.works, verdict.counts, verdict.admitted) == ([waiting], [5], [waiting])
 
 
 def test_the_latest_gives_way_when_the_first_needs_a_block() -> None:
@@ -66,7 +100,7 @@ def test_the_latest_gives_way_when_the_first_needs_a_block() -> None:
 
     assert verdict.preempted == [last]
     assert verdict.works == [first]
-    assert verdict.num_admitted == 0
+    assert verdict.admitted == []
     assert verdict.held == "preempting"
 
 
@@ -76,7 +110,7 @@ def test_the_why_of_waiting_is_named() -> None:
 
     assert batch(FakeView([busy], [FakeWork(1)]), RULES).held == "budget"
     assert batch(FakeView([], [FakeWork(40)], num_idle_blocks=9), RULES).held == "blocks"
-    assert batch(FakeView([running(5, 4)] * 4, [FakeWork(1)]), RULES).held == "sequences"
+    assert batch(FakeView([running(5, 4) for _ in range(4)], [FakeWork(1)]), RULES).held == "sequences"
     assert batch(FakeView([], [FakeWork(4)]), RULES).held == ""
 
 
@@ -90,6 +124,17 @@ def test_a_decode_without_a_block_stalls_rather_than_harming_those_before_it() -
     assert verdict.preempted == []
 
 
+def test_the_rest_of_a_prompt_under_way_is_not_given_to_newcomers() -> None:
+    """Blocks that a half computed prompt will need are kept for it, so that no newcomer makes it stall."""
+    prompt, newcomer = running(40, 12, tenant="a", epoch=1), FakeWork(2, tenant="b")
+    counters = Counters(100.0, {"a": 100.0})
+
+    verdict = batch(FakeView([prompt], [newcomer], num_idle_blocks=8), RULES, counters)
+
+    assert (verdict.works, verdict.held) == ([prompt], "blocks")
+    assert batch(FakeView([prompt], [newcomer], num_idle_blocks=9), RULES, counters).works == [newcomer, prompt]
+
+
 STATELESS = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4, stateless=True)
 
 
@@ -100,7 +145,7 @@ def test_a_stateless_model_computes_prompts_whole() -> None:
     verdict = batch(FakeView([], [short, medium, long], num_idle_blocks=0), STATELESS)
 
     assert (verdict.works, verdict.counts) == ([short, medium], [3, 6])
-    assert (verdict.num_admitted, verdict.num_decodes, verdict.held) == (2, 0, "whole")
+    assert (len(verdict.admitted), verdict.num_decodes, verdict.held) == (2, 0, "whole")
 
 
 def test_a_prompt_longer_than_a_step_has_one_of_its_own() -> None:
@@ -115,3 +160,147 @@ def test_a_stateless_step_holds_no_more_than_its_sequences() -> None:
     verdict = batch(FakeView([], [FakeWork(1) for _ in range(9)]), STATELESS)
 
     assert (verdict.counts, verdict.held) == ([1, 1, 1, 1], "sequences")
+
+
+def test_tenants_take_turns_by_what_they_were_charged() -> None:
+    """Whoever was charged least goes first, and being served moves the turn on."""
+    first, second = FakeWork(4, tenant="busy"), FakeWork(4, tenant="busy")
+    other, another = FakeWork(4, tenant="seldom"), FakeWork(4, tenant="seldom")
+    counters = Counters(10.0, {"busy": 13.0, "seldom": 10.0})
+
+    verdict = batch(FakeView([], [first, second, other, another]), BatchRules(16, 4, 4), counters)
+
+    assert verdict.works == [other, first, another, second]
+
+
+def test_a_weight_makes_turns_longer() -> None:
+    """A tenant of weight three has three tokens for every one of a tenant of weight one."""
+    heavy = [FakeWork(4, tenant="heavy", weight=3.0) for _ in range(9)]
+    light = [FakeWork(4, tenant="light") for _ in range(9)]
+
+    verdict = batch(FakeView([], light + heavy), BatchRules(32, 16, 4))
+
+    assert [work.tenant for work in verdict.works].count("heavy") == 6
+
+
+def test_a_tenant_with_credit_goes_before_the_prompts_of_others_that_are_under_way() -> None:
+    """A long prompt of whoever has had much leaves its budget to the request of whoever comes seldom."""
+    long, quick = running(100, 40, tenant="busy"), FakeWork(6, tenant="seldom")
+
+    verdict = batch(FakeView([long], [quick]), RULES, Counters(500.0, {"busy": 500.0}))
+
+    assert (verdict.works, verdict.counts) == ([quick, long], [6, 4])
+
+
+def test_charges_and_floor_are_remembered() -> None:
+    """A prompt's token costs one, a cached one a tenth, one of the output two; what was paid for is not paid twice."""
+    decode = running(9, 8, tenant="a", num_charged=8)
+    again = running(12, 4, tenant="b", num_charged=11)
+    new = FakeWork(11, tenant="c", weight=2.0)
+    before = Counters(0.0, dict.fromkeys("abc", 0.0))
+
+    _, after = decide(FakeView([decode, again], [new], cached=2), BatchRules(20, 4, 4), before, 0.0)
+
+    assert after.charged == {"a": 2.0, "b": 1.0, "c": (0.8 + 3) / 2}
+    assert after.floor == 1.0
+
+
+def test_an_idle_tenant_keeps_a_bounded_credit() -> None:
+    """However long it was away, it comes back behind the others by the credit and no further."""
+    counters = Counters(90_000.0, {"busy": 90_000.0})
+    work = FakeWork(4, tenant="seldom")
+
+    _, after = decide(FakeView([], [work]), BatchRules(16, 4, 4, fair=FairRules(credit=1000.0)), counters, 0.0)
+
+    assert after.charged["seldom"] == 89_004.0
+
+
+def test_a_better_class_goes_first() -> None:
+    """Whatever its tenant was charged, and whoever came before it."""
+    batch_job, chat = FakeWork(4, priority=5, tenant="a"), FakeWork(4, priority=-1, tenant="b", arrived_s=3.0)
+
+    verdict = batch(FakeView([], [batch_job, chat]), RULES, Counters(0.0, {"b": 1e6}), now=4.0)
+
+    assert verdict.works == [chat, batch_job]
+
+
+def test_waiting_makes_a_class_better_down_to_the_best_there_is() -> None:
+    """A class further for every ageing_s; at the best one's, the tenants' counters decide again."""
+    old, new = FakeWork(4, priority=3, tenant="a"), FakeWork(4, priority=1, tenant="b", arrived_s=100.0)
+    counters = Counters(0.0, {"a": 0.0, "b": 1.0})
+
+    for waited, first in ((19.0, new), (20.5, old), (1000.0, old)):
+        new.arrived_s = waited
+        verdict = batch(FakeView([], [new, old]), BatchRules(16, 4, 4), counters, now=waited)
+        assert verdict.works[0] is first
+    assert verdict.levels == [1, 1]
+
+
+def test_the_worst_class_gives_way_first() -> None:
+    """For a block that a stream needs: the worst class before the latest admitted."""
+    first, low, last = running(5, 4), running(9, 8, level=0), running(9, 8, level=2, priority=2)
+
+    verdict = batch(FakeView([first, low, last], [], num_idle_blocks=0), RULES)
+
+    assert verdict.preempted[0] is last
+
+
+def test_the_tenant_that_holds_most_gives_way_first() -> None:
+    """The flood's own latest sequence pays for its growth, and not the latest of all."""
+    flood = [running(9, 8, tenant="flood") for _ in range(3)]
+    quiet = running(9, 8, tenant="quiet")
+
+    verdict = batch(FakeView([*flood, quiet], [], num_idle_blocks=1), RULES)
+
+    assert verdict.preempted == [flood[2]]
+
+
+def test_one_that_holds_little_is_not_robbed_by_the_last_of_a_flood() -> None:
+    """With nobody of its own behind it, a sequence of the larger holder stalls; only the first of all takes anyway."""
+    large, quiet = running(17, 16, tenant="flood"), running(8, 6, tenant="quiet")
+    first = running(6, 5, tenant="flood")
+
+    verdict = batch(FakeView([first, large, quiet], [], num_idle_blocks=0), RULES)
+    assert (verdict.preempted, verdict.works) == ([], [first, quiet])
+
+    verdict = batch(FakeView([large, quiet], [], num_idle_blocks=0), RULES)
+    assert (verdict.preempted, verdict.works) == ([quiet], [large])
+
+
+def test_a_tenant_below_its_share_gets_room_from_one_above() -> None:
+    """Of the flood's sequences the latest give way, only as many as are needed, and the policy is asked again."""
+    flood = [running(9, 8, tenant="flood") for _ in range(4)]
+    counters = Counters(100.0, {"flood": 100.0})
+    view = FakeView(flood, [FakeWork(8, tenant="quiet")], num_idle_blocks=4)
+
+    verdict, after = decide(view, BatchRules(10, 8, 4), counters, 0.0)
+
+    assert (verdict.preempted, verdict.again, verdict.works) == ([flood[3], flood[2]], True, [])
+    assert after is counters
+
+
+def test_a_place_is_made_as_well_as_blocks() -> None:
+    """With every place taken by one tenant, its latest sequence leaves one to another's."""
+    flood = [running(9, 8, tenant="flood") for _ in range(4)]
+
+    verdict = batch(FakeView(flood, [FakeWork(8, tenant="quiet")]), RULES)
+
+    assert (verdict.preempted, verdict.again) == ([flood[3]], True)
+
+
+def test_nobody_gives_way_twice_to_newcomers() -> None:
+    """Whoever was preempted before keeps its room, so that it ends in the end."""
+    flood = [running(9, 8, tenant="flood", epoch=1) for _ in range(4)]
+
+    verdict = batch(FakeView(flood, [FakeWork(8, tenant="quiet")]), RULES)
+
+    assert (verdict.preempted, verdict.held) == ([], "sequences")
+
+
+def test_nobody_gives_way_in_vain() -> None:
+    """Where all that may be taken would not suffice, nothing is taken."""
+    flood = [running(9, 8, tenant="flood"), running(9, 8, tenant="flood", epoch=1)]
+
+    verdict = batch(FakeView(flood, [FakeWork(40, tenant="quiet")], num_idle_blocks=2), BatchRules(10, 8, 4))
+
+    assert (verdict.preempted, verdict.held) == ([], "blocks")

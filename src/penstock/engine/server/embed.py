@@ -69,11 +69,14 @@ def _check_length(num_tokens: int, index: int, booted: Booted) -> None:
 class Embedding:
     """One request's inputs under way.  Made, run and aborted on the event loop's thread."""
 
-    def __init__(self, id: str, inputs: list[list[int]], pooling: Pooling, cache_salt: str, runner: Runner) -> None:
+    def __init__(
+        self, id: str, inputs: list[list[int]], pooling: Pooling, request: EmbedRequest, runner: Runner
+    ) -> None:
         self.id = id
         self._inputs = inputs
         self._pooling = pooling
-        self._root = prefix_root(cache_salt=cache_salt)
+        self._request = request
+        self._root = prefix_root(cache_salt=request.cache_salt)
         self._runner = runner
         self._vectors = [""] * len(inputs)
         self._num_submitted = 0
@@ -128,6 +131,9 @@ class Embedding:
             sampling=_NO_SAMPLING,
             sink=_InputSink(self, index, sequence_id),
             prefix_root=self._root,
+            tenant=self._request.tenant,
+            weight=self._request.weight,
+            priority=self._request.priority,
             pooling=self._pooling,
         )
         self._runner.submit(sequence)

@@ -98,7 +98,7 @@ class Service:
         self._refuse_overload()
         pooling = pooling_of(request, self._booted)
         inputs = await self._beside(lambda request: input_ids(request, self._booted), request)
-        embedding = Embedding(f"{request.id}#{next(self._attempts)}", inputs, pooling, request.cache_salt, self._runner)
+        embedding = Embedding(f"{request.id}#{next(self._attempts)}", inputs, pooling, request, self._runner)
         self._open[request.id].add(embedding.id)
         self._embeddings[embedding.id] = embedding
         try:
@@ -245,6 +245,9 @@ class Service:
             stop_token_ids=self._stop_token_ids(request),
             constraint=opened.constraint,
             prefix_root=prefix_root(cache_salt=request.cache_salt),
+            tenant=request.tenant,
+            weight=request.weight,
+            priority=request.priority,
             num_logprobs=request.logprobs,
             score_prompt=request.echo and request.logprobs is not None,
         )
