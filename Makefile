@@ -6,6 +6,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PORT ?= 8000
 ARGS ?=
+MINUTES ?= 60
 # Which torch: auto, cpu, cuda, or a wheel's path or URL.  tools/install_torch.py explains the choice.
 TORCH ?= auto
 export PYTORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -20,7 +21,7 @@ beyond_test := slow or debian or soak or live
 pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 workers := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help serve test test-all check format surface docs lock clean install install-test install-test-all force
+.PHONY: help serve test test-all soak check format surface docs lock clean install install-test install-test-all force
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -34,6 +35,9 @@ test: .venv/.test ## the tests that need nothing but this machine; 5 minutes at 
 
 test-all: .venv/.test-all ## also slow ones, Debian's packages, long kills and fuzz; QUICK=1: only what `make test` leaves out and is quick
 	@$(pytest) -m "$(if $(QUICK),(slow or debian) and not (soak or live),not live)" $(ARGS)
+
+soak: .venv/.test ## random requests at an engine for MINUTES=60: answers right, memory flat; prints it over time
+	@SOAK_MINUTES=$(MINUTES) $(pytest) -q -m soak tests/e2e/test_soak.py $(ARGS)
 
 check: .venv/.test ## format, lint, strict types, floors, generated pages
 	@$(python) -m ruff format --check --quiet . || { echo "not formatted: make format"; exit 1; }

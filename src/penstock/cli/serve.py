@@ -63,6 +63,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _milliseconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise typer.BadParameter(f"{text!r} is not a number of milliseconds above 0.")
+    return number
+
+
 def serve(
     model: Annotated[
         str | None,
@@ -141,6 +151,16 @@ def serve(
         int, _option("--max-step-tokens", help="Tokens computed in one step.", **_count(1))
     ] = 512,
     max_num_seqs: Annotated[int, _option("--max-num-seqs", help="Sequences computed at a time.", **_count(1))] = 256,
+    itl_target: Annotated[
+        float | None,
+        _option(
+            "--itl-target-ms",
+            help="Milliseconds between two tokens of a stream to keep, at the cost of prompts and of how many run; "
+            "by default none.",
+            parser=_milliseconds,
+            metavar="MS",
+        ),
+    ] = None,
     prefix_caching: Annotated[
         bool, _option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
     ] = True,
@@ -246,6 +266,7 @@ def serve(
             kv_memory_bytes=kv_memory,
             max_step_tokens=max_step_tokens,
             max_num_seqs=max_num_seqs,
+            itl_target_ms=itl_target,
             prefix_caching=prefix_caching,
             threads=threads,
             reasoning_parser=reasoning_parser,

@@ -48,6 +48,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: int = 512
     max_num_seqs: int = 256
     max_waiting: int = 4096
+    itl_target_ms: float | None = None
+    """Milliseconds between two tokens of a stream to keep; not for those of a priority above 0."""
     prefix_caching: bool = True
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"
@@ -120,6 +122,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_memory_bytes: int | None = None
     max_step_tokens: int = 512
     max_num_seqs: int = 256
+    itl_target_ms: float | None = None
     prefix_caching: bool = True
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"

@@ -58,7 +58,7 @@ class Loop:
             self._aborted.append(sequence_id)
             if not self._in_step:
                 self._apply_aborts()
-                self._report(0, 0, 0.0)
+                self._report(None, 0.0)
 
     def plan(self) -> StepPlan | None:
         """The next step, or ``None`` when idle."""
@@ -71,7 +71,7 @@ class Loop:
         """Hand out what a step computed.  Sequences preempted or ended since the plan are passed over."""
         assert self._in_step and result.step == plan.step
         self._in_step = False
-        self.scheduler.passed(result.seconds)
+        self.scheduler.passed(plan, result.seconds)
         self._apply_aborts()
         for i, sequence in enumerate(plan.sequences):
             if sequence.epoch == plan.epochs[i] and sequence.id in self._sequences:
@@ -83,7 +83,7 @@ class Loop:
                     self._take_pooled(sequence, result.pooled[i])
                 elif token_id is not None:
                     self._take(sequence, token_id, result.scores[i])
-        self._report(plan.num_decodes, plan.num_tokens - plan.num_decodes, result.seconds)
+        self._report(plan, result.seconds)
 
     def fail(self, plan: StepPlan, problem: Problem) -> None:
         """The step raised: its sequences end with ``problem``, everybody else goes on."""
@@ -155,15 +155,17 @@ class Loop:
             if sequence is not None:
                 self._finish(sequence, "cancelled")
 
-    def _report(self, decode_tokens: int, prefill_tokens: int, seconds: float) -> None:
+    def _report(self, plan: StepPlan | None, seconds: float) -> None:
         scheduler, pool = self.scheduler, self.scheduler.pool
         preempted = scheduler.num_preempted - self._preempted_before
         self._preempted_before = scheduler.num_preempted
         self._emit(
             StepDone(
                 seconds=seconds,
-                decode_tokens=decode_tokens,
-                prefill_tokens=prefill_tokens,
+                decode_tokens=0 if plan is None else plan.num_decodes,
+                prefill_tokens=0 if plan is None else plan.num_tokens - plan.num_decodes,
+                token_budget=None if plan is None else plan.token_budget,
+                spread=scheduler.step_model.spread,
                 running=len(scheduler.running),
                 waiting=len(scheduler.waiting),
                 preempted=preempted,

@@ -16,6 +16,10 @@ from penstock.engine.sequence import Sequence, StepPlan
 from penstock.engine.waiting import Waiting, WaitingLine
 from penstock.policy.batch import BatchRules, BatchVerdict, batch
 from penstock.policy.fair import Counters
+from penstock.policy.step_time import StepModel, StepShape, learn
+
+_LEARN_FROM = 8
+"""Of the steps that only decode every eighth is learned from: they are alike, and the shortest ones."""
 
 
 class Scheduler:
@@ -28,11 +32,13 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = Waiting()
         self.counters = Counters()
+        self.step_model = StepModel()
         self.now_s = 0.0
         """The engine's time: seconds that its steps took so far."""
         self.num_preempted = 0
         """Preemptions since the start."""
         self._step = 0
+        self._held = ""
 
     @property
     def lines(self) -> Iterable[WaitingLine]:
@@ -57,14 +63,14 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         assert self.rules.stateless or sequence.num_tokens <= self.max_sequence_tokens
         sequence.arrived_s = self.now_s
-        self.waiting.add(sequence)
+        self.waiting.add(sequence, self.now_s)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was aborted, running or waiting; its blocks are idle afterwards."""
         if sequence in self.running:
             self.running.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            self.waiting.remove(sequence, self.now_s)
         self._release(sequence)
 
     def plan(self) -> StepPlan | None:
@@ -82,6 +88,7 @@ class Scheduler:
             if lacking > 0 and not self.rules.stateless:
                 sequence.block_ids += self.pool.lease(-(-lacking // block_tokens))
         self._step += 1
+        self._held = verdict.held
         return StepPlan(
             step=self._step,
             sequences=verdict.works,
@@ -89,6 +96,7 @@ class Scheduler:
             counts=verdict.counts,
             epochs=[sequence.epoch for sequence in verdict.works],
             num_decodes=verdict.num_decodes,
+            token_budget=verdict.token_budget,
         )
 
     def computed(self, sequence: Sequence, count: int) -> None:
@@ -102,16 +110,24 @@ class Scheduler:
             for block in range(before, after):
                 self.pool.register(sequence.block_ids[block], sequence.block_keys[block])
 
-    def passed(self, seconds: float) -> None:
+    def passed(self, plan: StepPlan, seconds: float) -> None:
         """Take note that a step took so long."""
         self.now_s += seconds
+        if self._held:
+            self.waiting.held(self._held, seconds)
+        num_decodes = plan.num_decodes
+        if seconds > 0 and (len(plan.sequences) > num_decodes or plan.step % _LEARN_FROM == 0):
+            shape = StepShape(num_decodes, sum(plan.starts[:num_decodes]) + num_decodes)
+            for start, count in zip(plan.starts[num_decodes:], plan.counts[num_decodes:], strict=True):
+                shape = shape.and_prefill(start, count)
+            self.step_model = learn(self.step_model, shape, seconds)
 
     def _decide(self) -> BatchVerdict[Sequence]:
         verdict, self.counters = batch(self, self.rules, self.counters, self.now_s)
         for sequence in verdict.preempted:
             self._preempt(sequence)
         for sequence, level in zip(verdict.admitted, verdict.levels, strict=True):
-            self.waiting.remove(sequence)
+            self.waiting.remove(sequence, self.now_s)
             self._admit(sequence, level)
         return verdict
 
@@ -122,7 +138,8 @@ class Scheduler:
         sequence.pooled = None
         sequence.epoch += 1
         self.num_preempted += 1
-        self.waiting.add(sequence, first=True)
+        sequence.waits.preemptions += 1
+        self.waiting.add(sequence, self.now_s, first=True)
 
     def _admit(self, sequence: Sequence, level: int) -> None:
         blocks, _ = self._find_prefix(sequence)

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from penstock.wire.engine import FinishReason, Sampling
+from penstock.wire.engine import FinishReason, Sampling, Waits
 from penstock.wire.errors import Problem
 
 
@@ -76,7 +76,9 @@ class Sequence:
     ``token_ids`` is prompt, then output (a resumed request starts with its emitted tokens in the output part).
     ``num_computed`` tokens have their keys and values in ``block_ids``.
     ``epoch`` counts preemptions: a step result that carries an older epoch is dropped.
-    ``tenant``, ``weight``, ``priority``, ``level``, ``arrived_s`` and ``num_charged`` are what ``policy.fair`` goes by.
+    ``tenant``, ``weight``, ``priority``, ``level``, ``arrived_s`` and ``num_charged`` are what ``policy.fair`` goes by;
+    ``itl_target_s`` what ``policy.pace`` does: the seconds between its tokens that are aimed at.
+    ``waits`` is what it waited for so far.
     With ``pooling`` there is no output: the sequence finishes with its prompt, and ``pooled`` is its vector in
     little-endian float32.  Before that ``pooled`` is what the executor goes on from; it restarts with the prompt.
     """
@@ -99,6 +101,8 @@ class Sequence:
     level: int = 0
     arrived_s: float = 0.0
     num_charged: int = 0
+    itl_target_s: float | None = None
+    waits: Waits = field(default_factory=Waits)
     num_prompt_scored: int = 0
     pooling: Pooling | None = None
     pooled: bytes | None = None
@@ -132,6 +136,7 @@ class StepPlan:
     """What one step computes: for sequence ``i``, tokens ``starts[i] .. starts[i] + counts[i] - 1``.
 
     Decodes (count 1, reaching the sequence's end) come first; ``num_decodes`` says how many.
+    ``token_budget``: the most tokens that it could have been given.
     ``reaches_end(i)`` tells whether a token is sampled for sequence ``i``, or its vector due, in this step.
     """
 
@@ -141,6 +146,7 @@ class StepPlan:
     counts: list[int]
     epochs: list[int]
     num_decodes: int
+    token_budget: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -1,6 +1,7 @@
 """Who waits, in lines: one for each tenant and priority, in order of arrival; whoever was preempted stands first.
 
-In: sequences; out: the lines that ``policy.fair`` takes turns over.  Knows no rules: which line is served is not its.
+In: sequences; out: the lines that ``policy.fair`` takes turns over, and what each sequence waited for.
+Knows no rules: which line is served is not its.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Waiting:
     def __init__(self) -> None:
         self._lines: dict[tuple[str, int], WaitingLine] = {}
         self._count = 0
+        self._held_s: dict[str, float] = {}
+        self._since: dict[str, tuple[float, dict[str, float]]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -41,7 +44,13 @@ class Waiting:
     def lines(self) -> ValuesView[WaitingLine]:
         return self._lines.values()
 
-    def add(self, sequence: Sequence, *, first: bool = False) -> None:
+    def held(self, why: str, seconds: float) -> None:
+        """Whoever was first in line was held for so long, and with it everybody who waits."""
+        self._held_s[why] = self._held_s.get(why, 0.0) + seconds
+
+    def add(self, sequence: Sequence, now_s: float, *, first: bool = False) -> None:
+        """Let it stand in its line, ``first`` or last."""
+        self._since[sequence.id] = now_s, dict(self._held_s)
         key = (sequence.tenant, sequence.priority)
         line = self._lines.get(key)
         if line is None:
@@ -52,13 +61,17 @@ class Waiting:
             line.sequences.append(sequence)
         self._count += 1
 
-    def remove(self, sequence: Sequence) -> None:
-        """Raises ``ValueError`` for a sequence that does not wait."""
+    def remove(self, sequence: Sequence, now_s: float) -> None:
+        """It waits no more, and is told for what it did."""
         key = (sequence.tenant, sequence.priority)
-        line = self._lines.get(key)
-        if line is None:
-            raise ValueError(f"{sequence.id} does not wait")
+        line = self._lines[key]
         line.sequences.remove(sequence)
         self._count -= 1
         if not line.sequences:
             del self._lines[key]
+        since, before = self._since.pop(sequence.id)
+        waits = sequence.waits
+        waits.queued_s += now_s - since
+        for why, seconds in self._held_s.items():
+            if seconds > before.get(why, 0.0):
+                waits.held[why] = waits.held.get(why, 0.0) + seconds - before.get(why, 0.0)

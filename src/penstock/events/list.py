@@ -90,7 +90,11 @@ class WeightsLoaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepDone(msgspec.Struct, frozen=True, kw_only=True):
-    """Engine: one step was computed and committed; with no tokens, only the state changed (an abort while idle)."""
+    """Engine: one step was computed and committed; with no tokens, only the state changed (an abort while idle).
+
+    ``token_budget``: the most tokens that it could have had; ``spread``: by what share of their time steps are usually
+    mispredicted.
+    """
 
     seconds: float
     decode_tokens: int
@@ -101,6 +105,8 @@ class StepDone(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_used: int
     kv_blocks_cached: int
     kv_blocks_total: int
+    token_budget: int | None = None
+    spread: float = 0.0
 
 
 class ReplicaChanged(msgspec.Struct, frozen=True, kw_only=True):

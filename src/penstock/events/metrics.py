@@ -224,6 +224,18 @@ WEIGHTS = _metric(
     "Memory of the weights, by what they are kept in.",
     ("quantization",),
 )
+STEP_BUDGET = _metric(
+    "penstock_engine_step_budget_tokens",
+    "gauge",
+    "tokens",
+    "Tokens that the last step could have had: fewer than --max-step-tokens where an inter-token target is kept.",
+)
+STEP_ERROR = _metric(
+    "penstock_engine_step_prediction_error_ratio",
+    "gauge",
+    "ratio",
+    "By what share of its time a step is usually mispredicted, lately.",
+)
 RUNNING = _metric(
     "penstock_engine_running_sequences", "gauge", "sequences", "Sequences that hold KV blocks, after the last step."
 )
@@ -297,6 +309,8 @@ _feed(WeightsLoaded, WEIGHTS, lambda e: e.num_bytes, lambda e: (e.quantization,)
 _feed(StepDone, STEP, lambda e: e.seconds if e.decode_tokens + e.prefill_tokens else None)
 _feed(StepDone, STEP_TOKENS, lambda e: e.decode_tokens, lambda e: ("decode",))
 _feed(StepDone, STEP_TOKENS, lambda e: e.prefill_tokens, lambda e: ("prefill",))
+_feed(StepDone, STEP_BUDGET, lambda e: e.token_budget)
+_feed(StepDone, STEP_ERROR, lambda e: e.spread)
 _feed(StepDone, RUNNING, lambda e: e.running)
 _feed(StepDone, WAITING, lambda e: e.waiting)
 _feed(StepDone, PREEMPTIONS, lambda e: e.preempted)

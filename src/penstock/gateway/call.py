@@ -18,7 +18,7 @@ from penstock.policy.names import NameVerdict
 from penstock.policy.retry import RetryVerdict
 from penstock.policy.route import RouteVerdict
 from penstock.policy.shadow import ShadowVerdict
-from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished
+from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished, Waits
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class Call:
     """Times are the clock's seconds.  ``num_tokens[i]``: tokens that choice ``i`` has delivered so far.
 
     ``hold``: what it holds of its limits, where there are any; ``standings``: how it stood with them at first;
-    ``trail``: what was decided on the way, and when; ``refusal``: the words of what ended it; ``request_id``: the
-    ``x-request-id`` of its answer; ``queue``: where it waited for its turn; ``rate``: what it costs; ``priority``: its
-    class, the lower number first; ``running_slot``: where what it has used is kept for the case of a kill, if
-    ``is_kept``.
+    ``trail``: what was decided on the way, and when; ``waits``: what its choices waited for inside their engines, as
+    these told at the end; ``refusal``: the words of what ended it; ``request_id``: the ``x-request-id`` of its answer;
+    ``queue``: where it waited for its turn; ``rate``: what it costs; ``priority``: its class, the lower number first;
+    ``running_slot``: where what it has used is kept for the case of a kill, if ``is_kept``.
     ``session``: as the caller names it; ``chain``: the models to ask, of which ``model`` is the one that answers, or
     the first; ``shadow``: who gets a copy.
     """
@@ -77,6 +77,7 @@ class Call:
     num_reasoning_tokens: int = 0
     request_id: str = ""
     trail: Trail = field(default_factory=list)
+    waits: list[tuple[float, Waits]] = field(default_factory=list)
     refusal: str = ""
     ended_as: RequestEnded | None = None
     rate: Rate = FREE
@@ -105,6 +106,8 @@ class Call:
                 self.num_prompt_tokens[index] = event.usage.prompt
                 self.num_cached_tokens[index] = event.usage.cached
                 self.num_reasoning_tokens += event.usage.reasoning
+                if event.waits is not None:
+                    self.waits.append((now, event.waits))
 
     def note_embedded(self, embedded: Embedded) -> None:
         """Count what an embedding took; it has no output."""

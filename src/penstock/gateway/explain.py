@@ -14,10 +14,20 @@ from penstock.policy.limit import amount_text, describe
 from penstock.policy.names import NameVerdict
 from penstock.policy.route import RouteVerdict
 from penstock.policy.shadow import ShadowVerdict
+from penstock.wire.engine import Waits
 from penstock.wire.errors import Problem
 from penstock.wire.gateway import ExplainedStep, Explanation
 
 _PREFIXES = ("chatcmpl-", "cmpl-")
+_LACKED = {
+    "blocks": "KV blocks",
+    "sequences": "a place among those that run",
+    "budget": "tokens of a step",
+    "target": "the inter-token target of those that run",
+    "preempting": "others to give their blocks back",
+    "whole": "a step into which the next text fits whole",
+}
+"""What whoever is first in an engine's line is held for."""
 
 
 class Recent:
@@ -73,6 +83,7 @@ def explain(call: Call) -> Explanation:
         else:
             why = f"{'go on' if verdict.resume else 'give up'}: {verdict.why}"
             steps.append(ExplainedStep(at_s=since, stage="retry", why=why))
+    steps += [ExplainedStep(at_s=at - call.started, stage="batch", why=waited(waits)) for at, waits in call.waits]
     if call.ended_as is not None:
         end = call.ended_as
         why = f"{end.outcome} with status {end.status}" + (f": {end.code}" if end.code else "")
@@ -80,6 +91,19 @@ def explain(call: Call) -> Explanation:
             why += f", {call.refusal}"
         steps.append(ExplainedStep(at_s=end.duration_s, stage="meter", why=f"{why}; {_tokens(call)}"))
     return Explanation(id=call.id, request_id=call.request_id, route=call.route, model=call.model, steps=steps)
+
+
+def waited(waits: Waits) -> str:
+    """What a sequence waited for inside its engine."""
+    held = {_LACKED.get(why, why): seconds for why, seconds in waits.held.items()}
+    turns_s = waits.queued_s - sum(waits.held.values())
+    if turns_s > 0.05 * waits.queued_s:
+        held["the turns of others"] = turns_s
+    causes = ", ".join(f"{seconds:.3g} s for {what}" for what, seconds in sorted(held.items(), key=lambda x: -x[1]))
+    why = f"waited {waits.queued_s:.3g} s in the engine" + (f": {causes}" if causes else "")
+    if waits.preemptions:
+        why += "; gave its KV blocks back " + ("once" if waits.preemptions == 1 else f"{waits.preemptions} times")
+    return why
 
 
 def _who(call: Call) -> str:

@@ -7,76 +7,15 @@ under one token budget (the idea of vLLM's V1 scheduler); decodes come first, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic
 
-from penstock.policy.fair import CACHED_COST, OUTPUT_COST, PROMPT_COST, Account, Counters, FairRules, Line, Turns
-from penstock.policy.yielding import Holder, who_yields_to_growth, who_yields_to_newcomer
+from penstock.policy.batch_view import BatchRules, BatchVerdict, BatchView, Held, W, Work
+from penstock.policy.fair import CACHED_COST, OUTPUT_COST, PROMPT_COST, Account, Counters, Turns
+from penstock.policy.pace import Pace, in_reach, keeps_target
+from penstock.policy.step_time import StepShape
+from penstock.policy.yielding import who_yields_to_growth, who_yields_to_newcomer
 
-Held = Literal["", "budget", "blocks", "sequences", "preempting", "whole"]
-
-
-class Work(Holder, Protocol):
-    """A sequence as the policy sees it."""
-
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def num_computed(self) -> int: ...
-    @property
-    def num_remaining(self) -> int: ...
-
-
-W = TypeVar("W", bound=Work)
-V = TypeVar("V", bound=Work)
-
-
-class BatchView(Protocol[V]):
-    """Live state, read-only.  ``running`` is in order of protection: by level, then by admission."""
-
-    @property
-    def running(self) -> Items[V]: ...
-    @property
-    def lines(self) -> Iterable[Line[V]]: ...
-    @property
-    def num_idle_blocks(self) -> int: ...
-    def count_private_blocks(self, work: V, /) -> int: ...
-    def cached_prefix(self, work: V, /) -> tuple[int, int]:
-        """Cached blocks that ``work`` would start from, and how many of those are idle."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRules:
-    """Limits of one step.  ``max_step_tokens`` bounds how long a prompt's chunk may hold up the running streams.
-
-    ``stateless``: the model keeps nothing from one step to the next (an encoder, where every token sees the later
-    ones too), so that a prompt is computed whole and needs no blocks.
-    """
-
-    max_step_tokens: int
-    max_num_seqs: int
-    block_tokens: int
-    stateless: bool = False
-    fair: FairRules = FairRules()
-
-
-@dataclass(slots=True)
-class BatchVerdict(Generic[W]):
-    """Who computes how many tokens: decodes first.  ``held`` says why the first waiting sequence was not admitted.
-
-    ``levels`` are those of the admitted.  ``again``: these gave way to somebody who waits; carry it out and ask again.
-    """
-
-    works: list[W] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    num_decodes: int = 0
-    admitted: list[W] = field(default_factory=list)
-    levels: list[int] = field(default_factory=list)
-    preempted: list[W] = field(default_factory=list)
-    held: Held = ""
-    again: bool = False
+__all__ = ["BatchRules", "BatchVerdict", "batch"]
 
 
 def batch(view: BatchView[W], rules: BatchRules, counters: Counters, now: float) -> tuple[BatchVerdict[W], Counters]:
@@ -93,10 +32,7 @@ def batch(view: BatchView[W], rules: BatchRules, counters: Counters, now: float)
     else:
         draft.decode()
         draft.prefill()
-    verdict = draft.verdict
-    if verdict.again:
-        return verdict, counters
-    return verdict, draft.close()
+    return draft.verdict, counters if draft.verdict.again else draft.close()
 
 
 class _Draft(Generic[W]):
@@ -112,9 +48,11 @@ class _Draft(Generic[W]):
         self._now = now
         self._idle = view.num_idle_blocks
         self._budget = rules.max_step_tokens
+        self._pace: Pace | None = None
         self._counts = [0] * len(self._running)
         self._needs = [0] * len(self._running)
         self._gone: set[int] = set()
+        self._prefilling: list[int] = []
         self._promised = 0
         self._held: dict[str, float] = {}
         for work in self._running:
@@ -127,26 +65,39 @@ class _Draft(Generic[W]):
 
     def decode(self) -> None:
         """One token for everybody whose only uncomputed token is the last."""
-        running, verdict = self._running, self.verdict
-        decodes = [i for i, work in enumerate(running) if work.num_remaining == 1]
-        for i in decodes:
-            if self._budget > 0 and i not in self._gone:
-                self._give(i, 1)
-        for i in decodes:
-            if self._counts[i]:
-                work = running[i]
-                verdict.works.append(work)
-                verdict.counts.append(1)
-                self._account.charge(work, work.num_computed, 1, OUTPUT_COST)
-        verdict.num_decodes = len(verdict.works)
+        running, counts, block_tokens = self._running, self._counts, self._rules.block_tokens
+        for i, work in enumerate(running):
+            if work.num_remaining != 1:
+                self._prefilling.append(i)
+            elif self._budget > 0 and i not in self._gone:
+                if len(work.block_ids) * block_tokens > work.num_computed:
+                    counts[i] = 1
+                    self._budget -= 1
+                else:
+                    self._give(i, 1)
+        works = self.verdict.works = [work for work, count in zip(running, counts, strict=True) if count]
+        self.verdict.counts = [1] * len(works)
+        self.verdict.num_decodes = len(works)
+        self._account.charge_each(works, OUTPUT_COST)
+        self.verdict.token_budget = self._rules.max_step_tokens
+        targets = [work.itl_target_s for work in works if work.itl_target_s is not None]
+        if targets:
+            self._keep_pace(min(targets))
+
+    def _keep_pace(self, target_s: float) -> None:
+        """Bound what prompts may have in this step by the strictest target of the streams that run."""
+        works = self.verdict.works
+        shape = StepShape(len(works), sum(work.num_tokens for work in works))
+        self._pace = Pace(self._view.step_model, shape, target_s)
+        self._budget = min(self._budget, self._pace.most_tokens)
+        self.verdict.token_budget = len(works) + min(self._budget, self._pace.tokens_from(0))
 
     def prefill(self) -> None:
         """What is left of the budget, in order of turns, to prompts under way and to those that are admitted."""
-        if not self._lines and self.verdict.num_decodes == len(self._running):
+        if not self._lines and not self._prefilling:
             return
-        running = self._running
-        positions = {id(work): i for i, work in enumerate(running) if i not in self._gone and work.num_remaining > 1}
-        prefilling = [running[i] for i in positions.values()]
+        positions = {id(self._running[i]): i for i in self._prefilling if i not in self._gone}
+        prefilling = [self._running[i] for i in positions.values()]
         block_tokens = self._rules.block_tokens
         # What the rest of a prompt under way will need is not given to newcomers.
         self._promised = sum(-(-work.num_tokens // block_tokens) - len(work.block_ids) for work in prefilling)
@@ -185,14 +136,24 @@ class _Draft(Generic[W]):
 
     def _go_on(self, i: int) -> None:
         work = self._running[i]
-        if i in self._gone or self._budget <= 0:
+        room = self._room_from(work.num_computed)
+        if i in self._gone or room <= 0:
             return
-        count = self._give(i, min(work.num_remaining, self._budget))
+        count = self._give(i, min(work.num_remaining, room))
         self._promised -= self._needs[i]
         if count:
+            self._note_prefill(work.num_computed, count)
             self.verdict.works.append(work)
             self.verdict.counts.append(count)
             self._account.charge(work, work.num_computed, count, PROMPT_COST)
+
+    def _room_from(self, start: int) -> int:
+        """How many tokens of a prompt this step has room for, from position ``start`` on."""
+        return self._budget if self._pace is None else min(self._budget, self._pace.tokens_from(start))
+
+    def _note_prefill(self, start: int, count: int) -> None:
+        if self._pace is not None:
+            self._pace.take(start, count)
 
     def _give(self, i: int, count: int) -> int:
         """Give ``running[i]`` up to ``count`` tokens and the blocks for them, be it at the cost of others."""
@@ -229,13 +190,16 @@ class _Draft(Generic[W]):
         self._counts[i] = self._needs[i] = 0
 
     def _try_to_admit(self, work: W, level: int, turns: Turns[W]) -> None:
-        if self._budget <= 0:
-            self._hold(turns, "budget")
+        if self._room_from(0) <= 0:
+            self._hold(turns, "budget" if self._budget <= 0 else "target")
             return
         block_tokens = self._rules.block_tokens
         num_running = len(self._running) + len(self.verdict.admitted)
         if num_running >= self._rules.max_num_seqs:
             self._make_room(work, level, turns, "sequences", 1, 1)
+            return
+        if num_running and not self._keeps_targets_with(work):
+            self._make_room(work, level, turns, "target", 1, 1)
             return
         num_cached, num_cached_idle = self._view.cached_prefix(work)
         num_blocks = -(-work.num_tokens // block_tokens)
@@ -244,10 +208,13 @@ class _Draft(Generic[W]):
         if lacking > 0:
             self._make_room(work, level, turns, "blocks", num_blocks, lacking)
             return
-        count = min(work.num_tokens - num_cached * block_tokens, self._budget)
-        self._idle -= -(-(num_cached * block_tokens + count) // block_tokens) - num_cached + num_cached_idle
-        self._promised += num_blocks - -(-(num_cached * block_tokens + count) // block_tokens)
-        self._admit(work, level, num_cached * block_tokens, count)
+        start = num_cached * block_tokens
+        count = min(work.num_tokens - start, max(self._room_from(start), 1))
+        self._note_prefill(start, count)
+        num_leased = -(-(start + count) // block_tokens)
+        self._idle -= num_leased - num_cached + num_cached_idle
+        self._promised += num_blocks - num_leased
+        self._admit(work, level, start, count)
 
     def _admit(self, work: W, level: int, num_cached: int, count: int) -> None:
         verdict = self.verdict
@@ -259,9 +226,7 @@ class _Draft(Generic[W]):
         self._account.charge(work, 0, num_cached, CACHED_COST)
         self._account.charge(work, num_cached, count, PROMPT_COST)
 
-    def _make_room(
-        self, work: W, level: int, turns: Turns[W], what: Literal["blocks", "sequences"], size: int, lacking: int
-    ) -> None:
+    def _make_room(self, work: W, level: int, turns: Turns[W], what: Held, size: int, lacking: int) -> None:
         """Let others give way to ``work`` unless somebody was admitted in this step; else hold it."""
         positions: list[int] = []
         if not self.verdict.admitted:
@@ -275,6 +240,14 @@ class _Draft(Generic[W]):
             self.verdict = BatchVerdict(preempted=victims, held="preempting", again=True)
         else:
             self._hold(turns, what)
+
+    def _keeps_targets_with(self, newcomer: W) -> bool:
+        works = [*self._running, *self.verdict.admitted, newcomer]
+        targets = [work.itl_target_s for work in works if work.itl_target_s is not None]
+        if not targets or not in_reach(self._view.step_model, min(targets)):
+            return True
+        context = sum(work.num_tokens for work in works)
+        return keeps_target(self._view.step_model, min(targets), len(works), context)
 
     def _freed_blocks(self, work: W) -> int:
         # Its own, and the one that is kept back for it.

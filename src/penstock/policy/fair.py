@@ -91,6 +91,14 @@ class Account:
         if fresh > 0:
             self._charged[work.tenant] = self[work.tenant] + fresh * cost / work.weight
 
+    def charge_each(self, works: Iterable[Served], cost: float) -> None:
+        """One fresh token each, which is what decodes get."""
+        spent: dict[str, float] = {}
+        for work in works:
+            spent[work.tenant] = spent.get(work.tenant, 0.0) + cost / work.weight
+        for tenant, charge in spent.items():
+            self._charged[tenant] = self[tenant] + charge
+
     def refund(self, work: Served, begin: int, count: int, cost: float) -> None:
         """Take a charge of this step back: somebody else gets what it was for."""
         self.charge(work, begin, count, -cost)

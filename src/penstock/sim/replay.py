@@ -32,6 +32,7 @@ class TracedRequest:
     tenant: str = ""
     weight: float = 1.0
     priority: int = 0
+    itl_target_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Recorder:
     clock: VirtualClock
     arrival_s: float
     token_ids: list[int] = field(default_factory=list)
+    token_s: list[float] = field(default_factory=list)
     first_token_s: float | None = None
     ended_s: float | None = None
     reason: str = ""
@@ -54,6 +56,7 @@ class Recorder:
         if self.first_token_s is None:
             self.first_token_s = self.clock.now()
         self.token_ids.append(token_id)
+        self.token_s.append(self.clock.now())
         return False
 
     def finish(self, reason: FinishReason, stop_token_id: int | None, num_cached_tokens: int) -> None:
@@ -119,4 +122,5 @@ def _sequence(index: int, request: TracedRequest, recorder: Recorder) -> Sequenc
         tenant=request.tenant,
         weight=request.weight,
         priority=request.priority,
+        itl_target_s=request.itl_target_s,
     )

@@ -177,12 +177,24 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     logprobs: list[TokenLogprob] | None = None
 
 
+class Waits(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a sequence waited for inside its engine, in seconds of steps.
+
+    ``held``: for so long whoever was first in line was held for this reason, as ``policy.batch`` names it; what is left
+    of ``queued_s`` is the turns of others.  ``preemptions``: how often it gave its blocks back and waited again.
+    """
+
+    queued_s: float = 0.0
+    held: dict[str, float] = {}
+    preemptions: int = 0
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="finished"):
     """Terminal.  ``text``, ``reasoning`` and ``tool_calls`` are what was held back.
 
     ``stop`` is the stop string or token id that matched.  ``limit``: the limit of the caller's that ended it, in words;
     set by the gateway, never by an engine.  ``tool_calls`` is the reason of an answer with calls in it
-    that came to its own end.
+    that came to its own end.  ``waits`` is left out where it did not wait.
     """
 
     reason: FinishReason
@@ -192,6 +204,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     tool_calls: list[CallDelta] = []
     stop: str | int | None = None
     limit: str = ""
+    waits: Waits | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

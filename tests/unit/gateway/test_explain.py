@@ -6,7 +6,8 @@ import aiohttp
 import pytest
 
 from penstock.gateway.call import Call
-from penstock.gateway.explain import Recent
+from penstock.gateway.explain import Recent, explain
+from penstock.wire.engine import Finished, Usage, Waits
 from penstock.wire.errors import Problem
 
 BODY = {"model": "org/m", "messages": [{"role": "user", "content": "a b"}], "seed": 3, "max_tokens": 8}
@@ -67,3 +68,19 @@ def test_only_the_last_calls_are_remembered():
     assert recent.find("2").id == "2" and recent.find("chatcmpl-1").id == "1"
     with pytest.raises(Problem, match="the last 2 requests"):
         recent.find("0")
+
+
+def test_what_a_sequence_waited_for_in_its_engine_is_told():
+    """Each cause with its seconds, the longest first; what is left are others' turns."""
+    call = Call(id="1", route="/", started=10.0)
+    waits = Waits(queued_s=2.0, held={"blocks": 0.5, "sequences": 1.0}, preemptions=1)
+    call.note(0, [Finished(reason="stop", usage=Usage(prompt=1), waits=waits)], 14.0)
+    call.note(1, [Finished(reason="stop", usage=Usage(prompt=1))], 15.0)
+    told = [step for step in explain(call).steps if step.stage == "batch"]
+    assert [(step.at_s, step.why) for step in told] == [
+        (
+            4.0,
+            "waited 2 s in the engine: 1 s for a place among those that run, 0.5 s for KV blocks, "
+            "0.5 s for the turns of others; gave its KV blocks back once",
+        )
+    ]

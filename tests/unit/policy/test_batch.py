@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from penstock.policy.batch import BatchRules, BatchVerdict
 from penstock.policy.batch import batch as decide
 from penstock.policy.fair import Counters, FairRules
+from penstock.policy.step_time import StepModel
 
 RULES = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4)
 
@@ -24,6 +25,7 @@ class FakeWork:
     arrived_s: float = 0.0
     num_charged: int = 0
     epoch: int = 0
+    itl_target_s: float | None = None
 
     @property
     def num_remaining(self) -> int:
@@ -46,6 +48,7 @@ class FakeView:
     waiting: list[FakeWork]
     num_idle_blocks: int = 100
     cached: int = 0
+    step_model: StepModel = field(default_factory=StepModel)
 
     @property
     def lines(self) -> list[FakeLine]:

@@ -124,6 +124,7 @@ def _engine_launch(member: Member, serve: ServeSettings, resolved: Resolved, cou
         kv_share=1.0 / count,
         max_step_tokens=serve.max_step_tokens,
         max_num_seqs=serve.max_num_seqs,
+        itl_target_ms=serve.itl_target_ms,
         prefix_caching=serve.prefix_caching,
         threads=serve.threads or _threads_each(count),
         reasoning_parser=serve.reasoning_parser,

@@ -7,7 +7,9 @@ are served meanwhile; text work happens between steps, where it does not compete
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from penstock.engine.loop import Loop
@@ -35,6 +37,7 @@ class Runner:
         self._num_planned = 0
         self._executor = executor
         self._work = asyncio.Event()
+        self._turned_at = 0.0
 
     @property
     def step_age_s(self) -> float:
@@ -61,6 +64,7 @@ class Runner:
             while True:
                 await self._work.wait()
                 self._work.clear()
+                self._turned_at = time.perf_counter()
                 while await self._step(thread):
                     pass
 
@@ -81,6 +85,12 @@ class Runner:
             self._began, self._num_planned = None, 0
         self.num_steps += 1
         self._slowest_s_per_token = max(self._slowest_s_per_token * _FORGET, result.seconds / plan.num_tokens)
-        self.step_time_s += 0.1 * (result.seconds - self.step_time_s) if self.step_time_s else result.seconds
-        self.loop.commit(plan, result)
+        self.loop.commit(plan, dataclasses.replace(result, seconds=self._turn_s()))
         return True
+
+    def _turn_s(self) -> float:
+        """Seconds since the step before: all that lies between two tokens of a stream, and not the computing alone."""
+        now = time.perf_counter()
+        seconds, self._turned_at = now - self._turned_at, now
+        self.step_time_s += 0.1 * (seconds - self.step_time_s) if self.step_time_s else seconds
+        return seconds

@@ -92,7 +92,13 @@ async def _boot_and_run(settings: EngineSettings, boot: Boot, status: _Status, a
         await asyncio.Event().wait()
         return
     runner = Runner(booted.loop, booted.executor)
-    service = Service(booted, runner, model=settings.served_name, max_waiting=settings.max_waiting)
+    service = Service(
+        booted,
+        runner,
+        model=settings.served_name,
+        max_waiting=settings.max_waiting,
+        itl_target_s=settings.itl_target_ms / 1000 if settings.itl_target_ms is not None else None,
+    )
     status.service = app.service = service
     _log.info("ready after %.1f s: %s", time.monotonic() - begin, status())
     await runner.run()

@@ -55,13 +55,16 @@ class Opened:
 
 
 class Service:
-    """The verbs of one booted engine."""
+    """The verbs of one booted engine.  ``itl_target_s``: what streams of priority 0 and better aim at."""
 
-    def __init__(self, booted: Booted, runner: Runner, *, model: str, max_waiting: int) -> None:
+    def __init__(
+        self, booted: Booted, runner: Runner, *, model: str, max_waiting: int, itl_target_s: float | None = None
+    ) -> None:
         self._booted = booted
         self._runner = runner
         self._model = model
         self._max_waiting = max_waiting
+        self._itl_target_s = itl_target_s
         self._attempts = itertools.count()
         self._open: defaultdict[str, set[str]] = defaultdict(set)
         self._embeddings: dict[str, Embedding] = {}
@@ -248,6 +251,8 @@ class Service:
             tenant=request.tenant,
             weight=request.weight,
             priority=request.priority,
+            itl_target_s=self._itl_target_s if request.priority <= 0 else None,
+            waits=opened.stream.waits,
             num_logprobs=request.logprobs,
             score_prompt=request.echo and request.logprobs is not None,
         )

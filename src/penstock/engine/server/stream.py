@@ -27,6 +27,7 @@ from penstock.wire.engine import (
     TokenLogprob,
     TopLogprob,
     Usage,
+    Waits,
     failed,
 )
 from penstock.wire.errors import Problem
@@ -52,6 +53,8 @@ class TextStream:
         self._tokenizer = tokenizer
         self._answer = answer or AnswerParser()
         self._call_id = call_id
+        self.waits = Waits()
+        """What its sequence waited for, as the scheduler keeps it."""
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, self._answer.shown)
         self._stops = StopMatcher(request.stop)
         self._stopped_by: str | None = None
@@ -127,6 +130,7 @@ class TextStream:
                 reasoning=before.reasoning + last.reasoning,
                 tool_calls=[*self._calls(before), *self._calls(last)],
                 stop=stop,
+                waits=self.waits if self.waits.queued_s or self.waits.preemptions else None,
             )
         )
 
