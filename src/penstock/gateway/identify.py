@@ -88,15 +88,17 @@ class Identify:
             self._denied(credentials.address, problem.code)
             raise
 
-    def owned(self, principal: Principal, request: R) -> R:
+    def owned(self, principal: Principal, request: R, priority: int) -> R:
         """The request as its tenant's: its prefixes are cached apart from those of others, and it has its share.
 
         The anonymous share one cache and one queue: there is nobody to keep them apart by.
         """
         if principal is ANONYMOUS:
-            return request
-        tenant, weight = principal.tenant, principal.weight
-        return msgspec.structs.replace(request, cache_salt=f"tenant:{tenant}", tenant=tenant, weight=weight)
+            return msgspec.structs.replace(request, priority=priority) if priority else request
+        tenant, salt = principal.tenant, f"tenant:{principal.tenant}"
+        return msgspec.structs.replace(
+            request, cache_salt=salt, tenant=tenant, weight=principal.weight, priority=priority
+        )
 
     def _find(self, credentials: Credentials, keyring: Keyring) -> Principal:
         shown = secret_of(credentials.authorization, credentials.api_key)

@@ -147,7 +147,7 @@ class Gateway:
         self, call: Call, choices: list[GenerateRequest], body_bytes: int
     ) -> AsyncGenerator[tuple[int, list[Event]], None]:
         stages = self.stages
-        choices = [stages.identify.owned(call.principal, choice) for choice in choices]
+        choices = [stages.identify.owned(call.principal, choice, call.priority) for choice in choices]
         prompt_tokens = body_bytes // _BYTES_PER_TOKEN // max(len(choices) // call.choices_per_prompt, 1)
         await stages.limit.enter(call, sum(expected_tokens(choice, prompt_tokens) for choice in choices))
         if call.shadow is not None and self.shadows is not None:
@@ -182,7 +182,7 @@ class Gateway:
         """The vectors of all inputs, metered."""
         await self.stages.limit.reserve(call, body_bytes)
         await self.stages.limit.enter(call, body_bytes // _BYTES_PER_TOKEN)
-        owned = self.stages.identify.owned(call.principal, request)
+        owned = self.stages.identify.owned(call.principal, request, call.priority)
         embedded = await self.stages.forward.call(
             call.model,
             lambda socket: self.upstream.embed(socket, owned),

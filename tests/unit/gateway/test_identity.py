@@ -252,6 +252,13 @@ async def test_a_request_is_its_keys_tenants_whatever_it_says(guarded):
     assert [(request.tenant, request.weight) for request in guarded.engines[0].embedded] == [("b", 1.0)]
 
 
+async def test_the_priority_that_was_allowed_reaches_the_engine(guarded):
+    """As the body asked; without a word of it, it is the usual class."""
+    await ask(guarded, "x-api-key: pk-good", body=BODY | {"priority": 2})
+    await ask(guarded, "x-api-key: pk-good")
+    assert [request.priority for request in guarded.engines[0].requests] == [2, 0]
+
+
 async def test_a_key_of_a_tenant_that_is_gone_may_nothing(start_world):
     """It is known, and no model exists for it."""
     world = await start_world(1, access=access(key("pk-lost", tenant="nowhere")))
