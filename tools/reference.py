@@ -45,6 +45,7 @@ ROUTES = {
     "/admin/tenants": "GET: the tenants. POST: a new one.",
     "/admin/tenants/{name}": "GET: one tenant. PATCH: changes it. DELETE: removes one without keys.",
     "/admin/names": "GET: the public names and what they lead to. PATCH: adds, replaces and removes some.",
+    "/admin/upgrade": "GET: the upgrade under way, or the last one. POST: begins one. DELETE: stops it and goes back.",
     "/admin/audit": "The newest rows of the audit log.",
     "/admin/openapi.json": "The admin listener as an OpenAPI document.",
     "/gateway/load": "Control socket: the version routed by, and the requests in flight.",

@@ -66,6 +66,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     from penstock.engine.cpu.executor import CpuExecutor
     from penstock.engine.cpu.memory import free_memory_bytes
     from penstock.models.config import ModelConfig
+    from penstock.models.digest import vocabulary_digest, weights_digest
     from penstock.models.load import load_decoder
     from penstock.models.packed import num_weight_bytes
     from penstock.models.sentence import SentenceConfig
@@ -120,6 +121,8 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         embedding_size=config.hidden_size,
         exact=settings.exact,
         quantization=chosen.quantization,
+        weights=weights_digest(directory, config.dtype, chosen.quantization, "exact" if settings.exact else "fast"),
+        vocabulary=vocabulary_digest(directory),
     )
 
 

@@ -30,6 +30,7 @@ def boot_encoder(settings: EngineSettings, tokenizer: Tokenizer, progress: Progr
     """
     from penstock.engine.cpu.encoder import EncoderExecutor
     from penstock.engine.cpu.memory import free_memory_bytes
+    from penstock.models.digest import vocabulary_digest, weights_digest
     from penstock.models.encoder_checkpoint import load_encoder
     from penstock.models.encoder_config import EncoderConfig
     from penstock.models.sentence import SentenceConfig
@@ -67,6 +68,8 @@ def boot_encoder(settings: EngineSettings, tokenizer: Tokenizer, progress: Progr
         pooling=Pooling(sentence.rows, sentence.normalize),
         embedding_size=own.hidden_size,
         generates=False,
+        weights=weights_digest(directory, encoder.config.dtype),
+        vocabulary=vocabulary_digest(directory),
     )
 
 

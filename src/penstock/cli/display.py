@@ -11,7 +11,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from penstock.cli.console import program, say
-from penstock.cluster.controller import MemberState, ServiceState, Tell
+from penstock.cluster.actions import Tell
+from penstock.cluster.controller import MemberState, ServiceState
 from penstock.config.settings import DEFAULT_URL
 
 if TYPE_CHECKING:

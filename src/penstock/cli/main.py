@@ -31,6 +31,7 @@ from penstock.cli import (
     serve,
     store,
     train,
+    upgrade,
     usage,
 )
 from penstock.cli.console import print_problem
@@ -38,6 +39,7 @@ from penstock.wire.errors import Problem
 
 _COMMANDS = (
     serve,
+    upgrade,
     chat,
     keys,
     names,

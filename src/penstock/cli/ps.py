@@ -6,13 +6,13 @@ In: run directories and each service's admin listener; out: a table, or JSON wit
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from penstock.cli.console import columns, print_json, program
+from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
     from penstock.cluster.controller import ServiceState
@@ -113,23 +113,12 @@ def _phase(state: ServiceState | None) -> str:
 
 
 def _ask(service: Service) -> ServiceState | None:
-    import urllib.request
-
+    from penstock.cli.admin_call import call_admin
     from penstock.cluster.controller import ServiceState
 
-    # Without the environment's proxies: the address is this machine's own.
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if service.tls_cert:
-        from penstock.asgi.tls import client_context
-
-        handlers.append(urllib.request.HTTPSHandler(context=client_context(Path(service.tls_cert))))
-    opener = urllib.request.build_opener(*handlers)
     try:
-        headers = {"authorization": f"Bearer {service.token}"}
-        question = urllib.request.Request(f"{service.admin_url}/admin/state", headers=headers)
-        with opener.open(question, timeout=_ADMIN_TIMEOUT_S) as response:
-            return msgspec.json.decode(response.read(), type=ServiceState)
-    except (OSError, msgspec.MsgspecError):
+        return call_admin(service, "GET", "/admin/state", ServiceState, timeout_s=_ADMIN_TIMEOUT_S)
+    except Problem:
         return None  # shown as unreachable
 
 

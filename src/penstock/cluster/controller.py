@@ -13,28 +13,19 @@ from typing import Literal
 
 import msgspec
 
+from penstock.cluster.actions import Action, Finish, Forget, Kill, Publish, Start, Tell, Terminate
 from penstock.cluster.reconcile import Memory, Observed, Rules, decide
+from penstock.cluster.rollout import Member, Rollout, RolloutStatus
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.names import Name
 from penstock.events.list import ReplicaChanged
 from penstock.policy.names import check
+from penstock.policy.rollout import Duty, ReplicaView, RolloutRules
 from penstock.ports import Emit
 from penstock.wire.engine import Load
 from penstock.wire.errors import Problem
 
 Stage = Literal["serving", "draining", "stopping", "stopped"]
-
-
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One process that should run.  ``socket``: where an engine speaks its protocol, a gateway its control routes.
-
-    ``model``: which one an engine serves; empty: the service's first.
-    """
-
-    id: str
-    kind: Literal["engine", "gateway"]
-    socket: str
-    model: str = ""
 
 
 class EndRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,56 +34,6 @@ class EndRules(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 10.0
     hurried_stop_s: float = 2.0
-
-
-class Start(msgspec.Struct, frozen=True):
-    """Start this member; ``incarnation`` counts from 1."""
-
-    id: str
-    incarnation: int
-
-
-class Terminate(msgspec.Struct, frozen=True):
-    """Ask it to finish what it does and exit."""
-
-    id: str
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """End it and whatever it started, at once."""
-
-    id: str
-
-
-class Forget(msgspec.Struct, frozen=True):
-    """It has ended and that has been dealt with."""
-
-    id: str
-
-
-class Publish(msgspec.Struct, frozen=True):
-    """Make this the next desired state; answer with :meth:`Controller.published`."""
-
-    models: list[Model]
-    admitting: bool
-    names: dict[str, Name] = {}
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Something a person should know; ``lines`` is the end of the log of the process it is about."""
-
-    id: str
-    text: str
-    lines: tuple[str, ...] = ()
-
-
-class Finish(msgspec.Struct, frozen=True):
-    """Nothing runs any more.  ``problem`` is why, when nobody had asked for it."""
-
-    problem: Problem | None
-
-
-Action = Start | Terminate | Kill | Forget | Publish | Tell | Finish
 
 
 class MemberState(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +99,11 @@ class Controller:
         self._phase = {member.id: "" for member in members}
         self._seen: dict[str, Observed] = {}
         self._asked: set[tuple[str, int, str]] = set()  # (id, pid, verb): a signal is sent once
+        self._rollout: Rollout | None = None
+        self._duties: dict[str, Duty] = {}
+        self._failed: dict[str, str] = {}
+        self._hopeless: set[str] = set()
+        self._leaves_until: dict[str, float] = {}
         self.rename(names or {})
 
     @property
@@ -181,6 +127,32 @@ class Controller:
         """Drain and end; asked for again: hurry.  Takes effect with the next step."""
         self._stop_requests += 1
 
+    def upgrade(self, model: str, new: Sequence[Member], rules: RolloutRules, now: float) -> None:
+        """Begin to replace a model's engines by as many new ones, with the next step.  Raises ``Problem``."""
+        if self._rollout is not None and not self._rollout.is_over:
+            raise Problem("conflict", "An upgrade is under way already.")
+        if self._stage != "serving" or self._stop_requests:
+            raise Problem("draining", "The service is shutting down.")
+        self._rollout = Rollout(self.engines(model), new, rules, now)
+
+    def stop_upgrade(self, why: str) -> None:
+        """Go back to the old engines.  Raises ``Problem`` ``conflict`` where nothing is under way."""
+        if self._rollout is None or self._rollout.is_over:
+            raise Problem("conflict", "No upgrade is under way.")
+        self._rollout.stop(why)
+
+    def engines(self, model: str) -> list[Member]:
+        """The engines that are to serve this model."""
+        return [m for m in self._members if self._is_of(m, model) and self._duty(m) == "serve"]
+
+    def _is_of(self, member: Member, model: str) -> bool:
+        return member.kind == "engine" and (member.model or self._model) == model
+
+    @property
+    def rollout(self) -> RolloutStatus | None:
+        """The present upgrade, or the last one."""
+        return None if self._rollout is None else self._rollout.status
+
     def published(self, state: DesiredState) -> None:
         """The last :class:`Publish` has become ``state``."""
         self._desired = state
@@ -201,12 +173,72 @@ class Controller:
         if self._stage == "stopping":  # from an earlier step, so that what that one started has been observed
             actions += self._stop(now)
         elif self._stage != "stopped":
-            for member in self._members:
-                actions += self._reconcile(member, now)
+            actions += self._roll(acknowledgements, now)
+            for member in list(self._members):
+                actions += self._reconcile(member, now) if self._is_wanted(member) else self._let_go(member, now)
             actions += self._publish()
             self._advance(acknowledgements, now)
         self._note_phases()
         return actions
+
+    def _roll(self, acknowledgements: Sequence[Acknowledgement], now: float) -> list[Action]:
+        """Duties as the upgrade has them now; who gets one becomes a member."""
+        rollout = self._rollout
+        if rollout is None or rollout.is_over:
+            return []
+        before = rollout.status
+        duties = rollout.step(self._replica_view, self._settled(acknowledgements), now)
+        for member in rollout.members:
+            self._duties[member.id] = duties.get(member.id, "leave")
+            if self._duties[member.id] in ("warm", "serve") and member not in self._members:
+                self._enter(member)
+        after = rollout.status
+        return [] if before.why == after.why else [Tell("upgrade", after.why)]
+
+    def _enter(self, member: Member) -> None:
+        self._members.append(member)
+        self._memory[member.id] = Memory()
+        self._why[member.id], self._phase[member.id] = "not started yet", ""
+        self._failed.pop(member.id, None)
+        self._hopeless.discard(member.id)
+
+    def _duty(self, member: Member) -> Duty:
+        """What no upgrade is about serves."""
+        return self._duties.get(member.id, "serve")
+
+    def _is_wanted(self, member: Member) -> bool:
+        duty = self._duty(member)
+        # One that ended while it drained is not missed.
+        return duty in ("warm", "serve") or (duty == "drain" and member.id in self._seen)
+
+    def _replica_view(self, member: Member) -> ReplicaView:
+        seen, load = self._seen.get(member.id), None
+        if seen is not None:
+            load = seen.load
+        return ReplicaView(
+            id=member.id,
+            present=seen is not None,
+            ready=seen is not None and seen.ready,
+            failed=self._failed.get(member.id, ""),
+            hopeless=member.id in self._hopeless,
+            num_busy=0 if load is None else load.running + load.waiting,
+            vocabulary="" if load is None else load.vocabulary,
+        )
+
+    def _let_go(self, member: Member, now: float) -> list[Action]:
+        """End a replica that is replaced; when it is gone it is no member any more."""
+        seen = self._seen.get(member.id)
+        self._why[member.id] = "replaced"
+        if seen is None or seen.exit_code is not None:
+            self._members.remove(member)
+            self._leaves_until.pop(member.id, None)
+            return [] if self._seen.pop(member.id, None) is None else [Forget(member.id)]
+        deadline = self._leaves_until.setdefault(member.id, now + self._end.stop_timeout_s)
+        if self._first(member.id, seen.pid, "terminate"):
+            return [Terminate(member.id)]
+        if now >= deadline and self._first(member.id, seen.pid, "kill"):
+            return [Kill(member.id), Tell(member.id, "did not exit in time and was killed")]
+        return []
 
     def _reconcile(self, member: Member, now: float) -> list[Action]:
         seen = self._seen.get(member.id)
@@ -215,18 +247,26 @@ class Controller:
         actions: list[Action] = []
         if verdict.do == "start":
             actions.append(Start(member.id, self._memory[member.id].starts))
-        if verdict.do == "give_up" and not self._others_serve(member):
+        if verdict.do == "give_up":
+            self._hopeless.add(member.id)
+        if verdict.do == "give_up" and not self._others_serve(member) and not self._on_trial(member):
             self._problem = self._problem or verdict.problem
         told: list[Action] = []
         if seen is not None and seen.exit_code is not None:
             actions.append(Forget(member.id))
             told.append(Tell(member.id, verdict.why, seen.last_lines))
+            self._failed[member.id] = seen.problem.message if seen.problem else verdict.why
             del self._seen[member.id]
         elif seen is not None and verdict.do in ("kill", "give_up") and self._first(member.id, seen.pid, "kill"):
             actions.append(Kill(member.id))
             told.append(Tell(member.id, verdict.why))
+            self._failed[member.id] = verdict.why
         ends_all = verdict.problem is not None and verdict.problem is self._problem  # and is then told as the end
         return actions if ends_all else actions + told
+
+    def _on_trial(self, member: Member) -> bool:
+        """What an upgrade starts must not end the service that it was to upgrade."""
+        return self._rollout is not None and not self._rollout.is_over and member in self._rollout.members
 
     def _others_serve(self, member: Member) -> bool:
         # A checkpoint that vanished must not end the replicas that hold it in memory.
@@ -238,7 +278,7 @@ class Controller:
             for other in self._members
         )
 
-    def _publish(self) -> list[Action]:
+    def _models(self) -> list[Model]:
         first = Model(
             name=self._model,
             replicas=[],
@@ -246,8 +286,10 @@ class Controller:
             balance=self._balance,
             max_concurrent=self._max_concurrent,
         )
-        models = [msgspec.structs.replace(model, replicas=self._living(model.name)) for model in (first, *self._also)]
-        admitting = self._stage == "serving" and self._stop_requests == 0
+        return [msgspec.structs.replace(model, replicas=self._living(model.name)) for model in (first, *self._also)]
+
+    def _publish(self) -> list[Action]:
+        models, admitting = self._models(), self._stage == "serving" and self._stop_requests == 0
         wanted = (models, self._names, admitting)
         if wanted == (self._desired.models, self._desired.names, self._desired.admitting):
             return []
@@ -255,9 +297,9 @@ class Controller:
 
     def _living(self, model: str) -> list[Replica]:
         return [
-            Replica(id=member.id, socket=member.socket)
+            Replica(id=member.id, socket=member.socket, draining=self._duty(member) != "serve")
             for member in self._members
-            if member.kind == "engine" and member.id in self._seen and (member.model or self._model) == model
+            if self._is_of(member, model) and member.id in self._seen
         ]
 
     def _advance(self, acknowledgements: Sequence[Acknowledgement], now: float) -> None:
@@ -270,19 +312,27 @@ class Controller:
             if self._stop_requests > 1 or now >= self._deadline or self._drained(acknowledgements):
                 self._stage, self._deadline = "stopping", None
 
+    def _settled(self, acknowledgements: Sequence[Acknowledgement]) -> bool:
+        """Every gateway routes by the duties as they are."""
+        last_words = self._last_words(acknowledgements)
+        return self._models() == self._desired.models and all(
+            last.version >= self._desired.version for last in last_words
+        )
+
     def _drained(self, acknowledgements: Sequence[Acknowledgement]) -> bool:
-        if self._desired.admitting:
-            return False
+        return not self._desired.admitting and all(
+            last.version >= self._desired.version and last.in_flight == 0 for last in self._last_words(acknowledgements)
+        )
+
+    def _last_words(self, acknowledgements: Sequence[Acknowledgement]) -> list[Acknowledgement]:
+        """Of the gateways that live and have spoken: a silent one routes by no state, so it cannot hold a request."""
         said = {a.gateway: a for a in acknowledgements}
-        for member in self._members:
-            seen = self._seen.get(member.id)
-            if member.kind != "gateway" or seen is None or seen.exit_code is not None:
-                continue
-            last = said.get(gateway_name(member.id, self._memory[member.id].starts))
-            # Silent so far means that it routes by no state at all, so it cannot hold a request.
-            if last is not None and (last.version < self._desired.version or last.in_flight > 0):
-                return False
-        return True
+        living = [
+            gateway_name(member.id, self._memory[member.id].starts)
+            for member in self._members
+            if member.kind == "gateway" and (seen := self._seen.get(member.id)) is not None and seen.exit_code is None
+        ]
+        return [said[name] for name in living if name in said]
 
     def _stop(self, now: float) -> list[Action]:
         if self._deadline is None:
@@ -314,6 +364,8 @@ class Controller:
         for member in self._members:
             seen = self._seen.get(member.id)
             phase = _phase(seen, self._memory[member.id])
+            if phase == "ready" and self._duty(member) in ("drain", "leave"):
+                phase = "draining"
             if phase != self._phase[member.id]:
                 self._phase[member.id] = phase
                 if member.kind == "engine":

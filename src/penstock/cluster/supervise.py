@@ -10,18 +10,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from penstock.cluster.controller import (
-    Action,
-    Controller,
-    Finish,
-    Forget,
-    Kill,
-    Publish,
-    ServiceState,
-    Start,
-    Tell,
-    Terminate,
-)
+from penstock.cluster.actions import Action, Finish, Forget, Kill, Publish, Start, Tell, Terminate
+from penstock.cluster.controller import Controller, ServiceState
 from penstock.cluster.reconcile import Observed
 from penstock.config.desired import Acknowledgement
 from penstock.ports import Clock

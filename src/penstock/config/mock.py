@@ -39,6 +39,8 @@ class MockScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     answer comes to its own end.  ``slots``: sequences that run at once; ``max_waiting`` more wait for one.
     ``kv_tokens``: what its KV cache seems to hold; 0: it says nothing of one.  ``load_s``: how long it seems to load.
     ``seed`` decides which attempts the faults strike.
+    ``weights``: which model it pretends to be: others draw other tokens; ``vocabulary``: of which tokens.
+    ``exact``: it takes back only tokens that it would draw itself, so that a wrong resume is told; otherwise any.
     """
 
     ttft_s: float = 0.0
@@ -54,6 +56,9 @@ class MockScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     load_s: float = 0.0
     drain_s: float = 8.0
     seed: int = 0
+    weights: str = ""
+    vocabulary: str = ""
+    exact: bool = True
     faults: tuple[Fault, ...] = ()
 
 

@@ -23,6 +23,7 @@ from penstock.gateway.replicas import Lease, ModelState, Replicas
 from penstock.gateway.stalls import Stalls
 from penstock.gateway.upstream import Upstream
 from penstock.policy.budget import BudgetRules
+from penstock.policy.resume import Origin, eligible, may_come
 from penstock.policy.retry import (
     RESUMABLE,
     FailedAttempt,
@@ -33,7 +34,7 @@ from penstock.policy.retry import (
     longer_pause,
 )
 from penstock.ports import Chance, Clock, Emit
-from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, problem_of
+from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, Moved, problem_of
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
@@ -44,7 +45,8 @@ _RETRY_AFTER_S = 2.0
 
 @dataclass(slots=True)
 class Progress:
-    """What one sequence has behind it.  ``lost_at``: the gap it is in began then.
+    """What one sequence has behind it.  ``origin``: what it was begun on; ``lost_at``: the gap it is in
+    began then.
 
     ``fruitful``: the last attempt's replica was at work, on this sequence or on others, when it failed.
     Not ``patient``: until an engine has taken it up, it waits for no replica; another model would have it.
@@ -52,6 +54,7 @@ class Progress:
 
     emitted: list[int] = field(default_factory=list)
     accepted: bool = False
+    origin: Origin | None = None
     attempts: int = 0
     lost_at: float | None = None
     memory: RetryMemory = field(default_factory=RetryMemory)
@@ -176,7 +179,15 @@ class Forwarder:
             return batch
         self._note_taken_up(lease, request, progress, model)
         known, progress.accepted = progress.accepted, True
-        return batch[1:] if known else batch
+        state, origin = lease.state, progress.origin
+        if origin is None or origin.weights != state.weights:
+            exact = self._model(model, progress).exact if origin is None else origin.exact
+            progress.origin = Origin(weights=state.weights, vocabulary=state.vocabulary, exact=exact)
+        if not known:
+            return [msgspec.structs.replace(batch[0], weights=state.weights), *batch[1:]]
+        if progress.origin is not origin:
+            return [Moved(weights=state.weights), *batch[1:]]
+        return batch[1:]
 
     async def _lease(
         self, model: str, size: tuple[int, int], progress: Progress, request: GenerateRequest | None = None
@@ -190,7 +201,9 @@ class Forwarder:
             if request is not None and progress.chain is None and state.model.balance != "least-tokens":
                 progress.chain = chain_of(request)
             now = self._clock.now()
-            lease = self._replicas.lease(state, size, now, avoid=avoid, chain=progress.chain or NO_CHAIN)
+            origin = progress.origin
+            among = None if origin is None else eligible(origin, state.replicas)
+            lease = self._replicas.lease(state, size, now, avoid=avoid, chain=progress.chain or NO_CHAIN, among=among)
             if lease is not None:
                 return lease
             if not progress.patient and not progress.accepted:
@@ -199,10 +212,11 @@ class Forwarder:
                 # A new request waits for an engine that is being restarted, not for one that never was ready.
                 deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
             # A replica that is listed lives, and may be loading; where none is, nobody may ever come.
-            gone_since = None if state.replicas else gone_since or now
+            coming = bool(state.replicas) if origin is None else may_come(origin, state.replicas)
+            gone_since = None if coming else gone_since or now
             until = deadline if gone_since is None else min(deadline, gone_since + self._rules.absent_s)
             if now >= until:
-                raise self._none_in_time(model, progress, now)
+                raise self._none_in_time(state, progress, now)
             await self._replicas.changed(until - now)
 
     def _model(self, model: str, progress: Progress) -> ModelState:
@@ -213,8 +227,11 @@ class Forwarder:
                 raise progress.problem from None
             raise
 
-    def _none_in_time(self, model: str, progress: Progress, now: float) -> Problem:
-        state = self._model(model, progress)
+    def _none_in_time(self, state: ModelState, progress: Progress, now: float) -> Problem:
+        model, origin = state.model.name, progress.origin
+        if origin is not None and not may_come(origin, state.replicas) and state.replicas:
+            message = f"{model!r} is served by other weights than those that this answer was begun on."
+            return Problem("weights_changed", message, retry_after_s=_RETRY_AFTER_S)
         if any(replica.routable for replica in state.replicas):
             message = (
                 f"Every ready replica of {model!r} has the {state.model.max_concurrent} requests that it may have."

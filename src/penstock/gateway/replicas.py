@@ -59,6 +59,14 @@ class ReplicaState:
         return min(max(used / load.kv_blocks_total, 0.0), 1.0)
 
     @property
+    def weights(self) -> str:
+        return "" if self.load is None else self.load.weights
+
+    @property
+    def vocabulary(self) -> str:
+        return "" if self.load is None else self.load.vocabulary
+
+    @property
     def id(self) -> str:
         return self.replica.id
 
@@ -233,10 +241,12 @@ class Replicas:
         *,
         avoid: frozenset[str] = frozenset(),
         chain: Chain = NO_CHAIN,
+        among: Sequence[ReplicaState] | None = None,
     ) -> Lease | None:
         """Pick a replica by ``policy.route`` and count the sequence against it; ``None``: none is routable now.
 
         ``size``: estimated tokens of the prompt and of the output.  ``chain``: the prompt, where it is balanced by.
+        ``among``: those that may take it, where not all of the model's may.
         """
         states = {state.id: state for state in model.replicas}
         prompt_tokens, output_tokens = size
@@ -245,7 +255,7 @@ class Replicas:
         if ailing:
             probed = frozenset(state.id for state in model.replicas if state.probe is not None)
             avoid |= ejected({state.id: state.health for state in model.replicas}, now, probed)
-        verdict = choose(self._with_room(model), avoid, model.model.balance, asked)
+        verdict = choose(self._with_room(model, among), avoid, model.model.balance, asked)
         if verdict.replica is None:
             return None
         state = states[verdict.replica]
@@ -280,14 +290,15 @@ class Replicas:
         except TimeoutError:
             return
 
-    def _with_room(self, model: ModelState) -> Sequence[ReplicaState]:
-        """Where another sequence may go; of a model whose ready replicas are all full, nowhere."""
+    def _with_room(self, model: ModelState, among: Sequence[ReplicaState] | None) -> Sequence[ReplicaState]:
+        """Where another sequence may go, ``among`` these; of a model whose ready replicas are all full, nowhere."""
+        candidates = model.replicas if among is None else among
         most = model.model.max_concurrent
         if not most:
-            return model.replicas
-        full = [state for state in model.replicas if state.outstanding_requests >= most]
+            return candidates
+        full = [state for state in candidates if state.outstanding_requests >= most]
         self._full.update(state.id for state in full)
-        return [state for state in model.replicas if state.outstanding_requests < most]
+        return [state for state in candidates if state.outstanding_requests < most]
 
     def _note_ready(self, state: ReplicaState) -> None:
         for model in self._models.values():

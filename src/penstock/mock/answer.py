@@ -6,6 +6,8 @@ request draws: a gateway that resumes with others is told so, instead of getting
 
 from __future__ import annotations
 
+import zlib
+
 from penstock.config.mock import MockScript
 from penstock.mock.words import key_of, piece, prompt_bytes, token_bytes, token_of
 from penstock.text.stop import StopMatcher
@@ -31,7 +33,9 @@ class Answer:
     def __init__(self, request: GenerateRequest, script: MockScript) -> None:
         prompt = prompt_bytes(request)
         self.request = request
-        self.key = key_of(request, prompt)
+        self.key = key_of(request, prompt) ^ zlib.crc32(script.weights.encode())
+        self._exact = script.exact
+        self._last: int | None = None
         self.num_prompt = len(request.token_ids) if request.token_ids is not None else len(prompt)
         self.plain = not request.stop and request.logprobs is None
         self.position = len(request.emitted_token_ids)
@@ -59,7 +63,7 @@ class Answer:
 
     def next_token(self) -> int:
         """Draw one more."""
-        token_id = token_of(self.key, self.position)
+        token_id = self._last = token_of(self.key, self.position)
         self.position += 1
         if token_id in self.request.stop_token_ids:
             self._stopped_by = token_id
@@ -81,16 +85,17 @@ class Answer:
         held = self._stops.flush()
         if self._stopped_by is not None:
             return Finished(reason="stop", usage=usage, text=held, stop=self._stopped_by)
-        if self.position and piece(token_of(self.key, self.position - 1)) == "":
+        if self._last is not None and piece(self._last) == "":
             held += "\ufffd"
         return Finished(reason=self._reason, usage=usage, text=held)
 
     def _replay(self, emitted: list[int]) -> None:
         for position, token_id in enumerate(emitted):
-            if token_of(self.key, position) != token_id:
+            if self._exact and token_of(self.key, position) != token_id:
                 message = f"Token {position} that was emitted is {token_id}, which this request never draws."
                 raise Problem("invalid_value", message, param="emitted_token_ids")
             self._text(token_id)
+        self._last = emitted[-1]
 
     def _text(self, token_id: int) -> str:
         text, stop = self._stops.push(piece(token_id))

@@ -169,7 +169,9 @@ class MockEngine:
             step_time_s=self.script.gap_s,
             kv_blocks_total=self.script.kv_tokens // _KV_BLOCK_TOKENS,
             kv_block_tokens=_KV_BLOCK_TOKENS,
-            exact=True,
+            exact=self.script.exact,
+            weights=self.script.weights,
+            vocabulary=self.script.vocabulary,
         )
         if progress < 1 and not self.draining:
             return msgspec.structs.replace(load, phase="loading", progress=progress, detail="pretending to load")

@@ -145,12 +145,20 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     """First line of a stream: the prompt was rendered, tokenised and fits.  With ``echo``, the prompt itself.
 
     Echoed log-probabilities are known only after prefill, so with them this line comes that late.
+    ``weights`` is what the sequence begins on; set by the gateway from the engine's :class:`Load`.
     """
 
     prompt_tokens: int
+    weights: str = ""
     prompt_text: str | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="moved"):
+    """From here on other weights go on with the sequence.  Said by the gateway, never by an engine."""
+
+    weights: str
 
 
 class CallDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -215,7 +223,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     param: str | None = None
 
 
-Event = Accepted | Delta | Finished | Failed
+Event = Accepted | Moved | Delta | Finished | Failed
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -228,6 +236,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``generates`` is false for an encoder, which only embeds.  ``exact``: a resumed sequence gets the very tokens of an
     undisturbed one; otherwise what was emitted stays, and what follows may be another valid continuation.
     ``quantization``: in which whole numbers weights are kept, ``none`` for as the checkpoint has them.
+    ``weights`` and ``vocabulary`` tell apart what is computed and what a token id stands for; empty: it does not say.
     """
 
     phase: Phase
@@ -251,6 +260,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     generates: bool = True
     exact: bool = False
     quantization: str = "none"
+    weights: str = ""
+    vocabulary: str = ""
 
 
 class ProgressRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -336,8 +347,8 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 encode = msgspec.json.Encoder().encode
-decode_events = msgspec.json.Decoder(Event).decode_lines
-"""Any number of whole lines."""
+decode_events = msgspec.json.Decoder(Accepted | Delta | Finished | Failed).decode_lines
+"""Any number of whole lines, as an engine may send them."""
 decode_load = msgspec.json.Decoder(Load).decode
 
 

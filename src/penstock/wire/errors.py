@@ -77,6 +77,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "issuer_unavailable": _later(503, Fault.UPSTREAM, "The keys of the token's issuer could not be fetched yet."),
     "engine_lost": _later(502, Fault.UPSTREAM, "The engine ended during the request and no other could continue it."),
     "gateway_lost": _later(502, Fault.US, "The gateway that served it was killed; only the ledger says so."),
+    "weights_changed": _later(503, Fault.US, "The model was upgraded meanwhile; ask again, from the beginning."),
     "engine_protocol": _later(502, Fault.UPSTREAM, "The engine answered something that is not the engine protocol."),
     "not_finite": ErrorSpec(
         status=500,
@@ -108,6 +109,7 @@ ERRORS: dict[str, ErrorSpec] = {
     # What `penstock bench` and `penstock chat` can meet.
     "trace_invalid": _caller(422, "Give Azure's CSV or Mooncake's JSON lines, plain or .gz."),
     "server_unreachable": _later(503, Fault.UPSTREAM, "Start a server with `penstock serve`, or give its URL."),
+    "upgrade_failed": _caller(409, "The log of the service tells more; the old source serves as before."),
     "endpoint_error": _later(502, Fault.UPSTREAM, "The endpoint answered with an error; its message is above."),
 }
 

@@ -10,9 +10,10 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from penstock.cluster.controller import Controller, EndRules, Member, gateway_name
+from penstock.cluster.controller import Controller, EndRules, gateway_name
 from penstock.cluster.drivers.local import Launch, LocalDriver
 from penstock.cluster.reconcile import Rules
+from penstock.cluster.rollout import Member
 from penstock.cluster.supervise import supervise
 from penstock.store.desired import DesiredStore
 from penstock.wire.errors import Problem

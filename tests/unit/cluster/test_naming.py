@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.cluster.controller import Controller, EndRules, Member, Publish
+from penstock.cluster.actions import Publish
+from penstock.cluster.controller import Controller, EndRules
 from penstock.cluster.naming import NamesChange, Naming
 from penstock.cluster.reconcile import Observed, Rules
+from penstock.cluster.rollout import Member
 from penstock.config.desired import Model
 from penstock.config.names import Name
 from penstock.config.tenants import TOP, Principal

@@ -3,80 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from forwarding import REQUEST, World, in_world
 
-from penstock.config.desired import DesiredState, Model, Replica
 from penstock.config.mock import MockScript
-from penstock.events.list import Event, StreamResumed
+from penstock.events.list import StreamResumed
 from penstock.gateway.call import Trail
-from penstock.gateway.forward import Forwarder
-from penstock.gateway.replicas import Replicas
-from penstock.gateway.watch import Watcher
-from penstock.policy.retry import RetryRules
 from penstock.sim.client import Heard, differences
-from penstock.sim.fleet import SimulatedFleet
-from penstock.sim.loop import LoopClock, run
-from penstock.wire.engine import EmbedRequest, GenerateRequest, Sampling
+from penstock.wire.engine import EmbedRequest
 from penstock.wire.errors import Problem
-
-REQUEST = GenerateRequest(id="a", sampling=Sampling(seed=5), text="prompt", max_tokens=30)
-
-
-class World:
-    """A forwarder over so many simulated engines."""
-
-    def __init__(self, num_engines: int, script: MockScript) -> None:
-        self.script = script
-        self.fleet = SimulatedFleet()
-        self.replicas = Replicas()
-        self.events: list[Event] = []
-        self.forwarder = Forwarder(self.replicas, self.fleet, RetryRules(), LoopClock(), self.events.append)
-        self.names = [f"e{number}" for number in range(num_engines)]
-        for name in self.names:
-            self.fleet.start(name, script)
-
-    @asynccontextmanager
-    async def watched(self) -> AsyncIterator[World]:
-        watcher = Watcher("g", self.replicas, self.fleet, lambda said: None, lambda: 0, LoopClock().now)
-        watching = [
-            asyncio.create_task(watcher.follow(self._states())),
-            asyncio.create_task(self.forwarder.stalls.watch()),
-        ]
-        while not self.replicas.ready:
-            await asyncio.sleep(0.01)
-        yield self
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
-        await watcher.close()
-
-    async def _states(self) -> AsyncIterator[DesiredState]:
-        replicas = [Replica(id=name, socket=name) for name in self.names]
-        yield DesiredState(version=1, models=[Model(name="m", replicas=replicas)])
-
-    async def listen(self, heard: Heard, pace_s: float = 0.0) -> None:
-        trail: Trail = []
-        async with aclosing(self.forwarder.stream("m", REQUEST, 3, trail)) as batches:
-            async for events in batches:
-                for event in events:
-                    heard.take(event)
-                await asyncio.sleep(pace_s)
-
-    def wedge_the_one_that_runs(self) -> None:
-        [life] = [life for life in self.fleet.lives.values() if life.mock.num_open]
-        life.wedged = True
-
-
-def in_world(num_engines: int, script: MockScript, act: Callable[[World], Awaitable[None]]) -> World:
-    async def live() -> World:
-        async with World(num_engines, script).watched() as world:
-            await act(world)
-        return world
-
-    return run(live())
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.35])
@@ -171,7 +107,7 @@ def test_nobody_waits_long_for_engines_that_are_gone() -> None:
     async def act(world: World) -> None:
         listening = asyncio.create_task(world.listen(Heard()))
         await asyncio.sleep(0.3)
-        world.replicas.adopt(DesiredState(version=2, models=[Model(name="m", replicas=[])]))
+        world.publish()
         world.fleet.kill("e0")
         with pytest.raises(Problem) as raised:
             await listening

@@ -21,25 +21,30 @@ from penstock import __version__
 from penstock.cli.wiring.admin import admin_listener
 from penstock.cli.wiring.answered import access_of, tls_of, url_of
 from penstock.cli.wiring.clock import Monotonic
-from penstock.cli.wiring.launches import fleet_of, name_of, store_path
-from penstock.cli.wiring.mock import is_mock, mock_settings_of
+from penstock.cli.wiring.engines import Source, given_source, name_of, source_of
+from penstock.cli.wiring.launches import fleet_of, store_path
+from penstock.cli.wiring.lifetime import beside
+from penstock.cluster.actions import Tell
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.naming import names_routes
-from penstock.cluster.controller import Controller, EndRules, ServiceState, Tell
+from penstock.cluster.admin.upgrading import upgrade_routes
+from penstock.cluster.controller import Controller, EndRules, ServiceState
 from penstock.cluster.drivers.local import LocalDriver
 from penstock.cluster.listen import listen
 from penstock.cluster.naming import Naming
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
 from penstock.cluster.supervise import supervise
+from penstock.cluster.upgrade import Upgrades
 from penstock.config.desired import Model
 from penstock.config.settings import ServeSettings
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
+from penstock.store.audit import Act
 from penstock.store.declare import declare
 from penstock.store.desired import DesiredStore
 from penstock.store.places import Opened, default_url, open_access
-from penstock.store.sources import Resolved, resolve
+from penstock.store.upgraded import read_upgraded, upgraded_path
 from penstock.wire.errors import Problem
 
 NO_MODEL_GIVEN = (
@@ -71,13 +76,12 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         closing(listen(settings.host, settings.port, option="--port")) as data,
         closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
     ):
-        resolved = _resolved(settings)
-        if name_of(settings, resolved) in settings.also:
-            message = f"{name_of(settings, resolved)!r} is served twice: as MODEL and by --config."
-            raise Problem("invalid_setting", message, param="--config")
-        also = {
-            name: _resolved(msgspec.structs.replace(settings, source=model.source))
-            for name, model in settings.also.items()
+        name, source = _named(settings, home, display)
+        if name in settings.also:
+            raise Problem("invalid_setting", f"{name!r} is served twice: as MODEL and by --config.", param="--config")
+        sources = {name: source} | {
+            other: _named(msgspec.structs.replace(settings, source=model.source, served_name=other), home, display)[1]
+            for other, model in settings.also.items()
         }
         tls_of(settings)  # a wrong certificate is told before anything starts
         if settings.source is None:
@@ -87,7 +91,7 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         _declare(settings, access, display)
         run = RunDir.create(home, os.getpid())
         try:
-            asyncio.run(_control(settings, resolved, also, home, run, access, data, admin, display))
+            asyncio.run(_control(settings, name, sources, home, run, access, data, admin, display))
         finally:
             run.remove()
 
@@ -116,8 +120,8 @@ def _prepare(access: Opened, display: Display) -> None:
 
 async def _control(
     settings: ServeSettings,
-    resolved: Resolved,
-    also: dict[str, Resolved],
+    name: str,
+    sources: dict[str, Source],
     home: Path,
     run: RunDir,
     access: Opened,
@@ -126,10 +130,10 @@ async def _control(
     display: Display,
 ) -> None:
     clock, folds = Monotonic(), Folds()
-    fleet = fleet_of(settings, resolved, also, home, run, data)
+    fleet = fleet_of(settings, name, sources, home, run, data)
     created = int(time.time())
     controller = Controller(
-        name_of(settings, resolved),
+        name,
         created,
         fleet.members,
         rules=Rules(),
@@ -137,8 +141,8 @@ async def _control(
         balance=settings.balance,
         max_concurrent=settings.max_concurrent,
         also=[
-            Model(name=name, replicas=[], created=created, balance=model.balance, max_concurrent=model.max_concurrent)
-            for name, model in settings.also.items()
+            Model(name=other, replicas=[], created=created, balance=model.balance, max_concurrent=model.max_concurrent)
+            for other, model in settings.also.items()
         ],
         names=settings.names,
         emit=folds,
@@ -146,14 +150,23 @@ async def _control(
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
     page = Gather(fleet.scrapes, folds.samples, exposition.render, exposition.CONTENT_TYPE)
+    driver = LocalDriver(fleet.launches, run.path, clock)
+    fleet.engines.driver, fleet.engines.page = driver, page
     with closing(access.store), closing(DesiredStore(store_path(run))) as store:
-        naming = Naming(controller, lambda act: access.store.audit.append([act], time.time()))
-        routes = names_routes(naming)
-        async with admin_listener(settings, admin, access, controller.state, page, routes) as guard:
+
+        def write_down(act: Act) -> None:
+            access.store.audit.append([act], time.time())
+
+        upgrades = Upgrades(controller, fleet.engines, clock, settings.drain_timeout_s, write_down)
+        routes = names_routes(Naming(controller, write_down)) | upgrade_routes(upgrades)
+        async with (
+            admin_listener(settings, admin, access, controller.state, page, routes) as guard,
+            beside(upgrades.run()),
+        ):
             is_tls = bool(settings.tls_cert)
             service = Service(
                 pid=os.getpid(),
-                model=name_of(settings, resolved),
+                model=name,
                 url=url_of(data, settings.host, is_tls=is_tls),
                 admin_url=url_of(admin, settings.admin_host, is_tls=is_tls),
                 started_at=time.time(),
@@ -165,13 +178,22 @@ async def _control(
             known = access.store.last_known()
             display.note(f"the API {access_of(settings, known is not None and bool(known.keys))}")
             display.when_ready(service.model, service.url, service.admin_url)
-            driver = LocalDriver(fleet.launches, run.path, clock)
             await supervise(controller, driver, store, clock=clock, tell=display.tell, show=display.show)
 
 
-def _resolved(settings: ServeSettings) -> Resolved:
-    """Where the model is.  A mock engine has none; its script is read here, so that a wrong one is told at once."""
-    if settings.source is None or not is_mock(settings.source):
-        return resolve(settings.source)
-    mock_settings_of(settings.source, "mock", "")
-    return Resolved(directory=Path(), name="mock")
+def _named(settings: ServeSettings, home: Path, display: Display) -> tuple[str, Source]:
+    """The model's name, and where it is: what the command says, or what that was upgraded to."""
+    given = given_source(settings)
+    upgraded = read_upgraded(home, settings.served_name or "", given)
+    if upgraded is None:
+        source = source_of(settings.source)
+        return name_of(settings, source), source
+    display.note(
+        f"serving {upgraded.source} since the upgrade of {given}; penstock upgrade {upgraded.model} {given} goes back"
+    )
+    try:
+        return upgraded.model, source_of(upgraded.source)
+    except Problem as problem:
+        path = upgraded_path(home, settings.served_name or "", given)
+        message = f"{problem.message} {given} was upgraded to it; remove {path} to serve {given} again."
+        raise Problem(problem.code, message, param=problem.param) from problem

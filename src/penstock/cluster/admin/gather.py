@@ -36,13 +36,16 @@ class Gather:
         self._content_type = content_type
         self._timeout_s = timeout_s
 
+    def know(self, label: str, socket: str, route: str) -> None:
+        """Another process to ask from now on."""
+        self._sources[label] = (socket, route)
+
     async def __call__(self) -> tuple[bytes, bytes]:
         """Content type and page."""
-        answers = await asyncio.gather(
-            *(ask(socket, route, self._timeout_s) for socket, route in self._sources.values())
-        )
+        sources = dict(self._sources)
+        answers = await asyncio.gather(*(ask(socket, route, self._timeout_s) for socket, route in sources.values()))
         known: dict[str, Sequence[Sample]] = {"controller": self._own()}
-        for label, body in zip(self._sources, answers, strict=True):
+        for label, body in zip(sources, answers, strict=True):
             if body is not None:
                 try:
                     known[label] = samples.decode(body)

@@ -63,6 +63,10 @@ class LocalDriver:
         log = self._log_dir / f"{id}.log"
         self._children[id] = _Child(self._launches[id], incarnation, log, self._clock)
 
+    def know(self, id: str, launch: Launch) -> None:
+        """Another member that may be started from now on."""
+        self._launches[id] = launch
+
     def terminate(self, id: str) -> None:
         self._children[id].signal(signal.SIGTERM)
 

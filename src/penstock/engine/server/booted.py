@@ -23,6 +23,7 @@ Progress = Callable[[float, str], None]
 class Booted:
     """An engine ready to step.  ``context_limit`` says in words what ``context_tokens`` is limited by.
 
+    ``weights`` and ``vocabulary`` are digests of what is computed and of what token ids stand for.
     ``pooling`` is how this model embeds a text, in ``embedding_size`` numbers; not every one generates text, too.
     """
 
@@ -42,3 +43,5 @@ class Booted:
     generates: bool = True
     exact: bool = False
     quantization: Quantization = "none"
+    weights: str = ""
+    vocabulary: str = ""

@@ -207,6 +207,8 @@ class Service:
             generates=self._booted.generates,
             exact=self._booted.exact,
             quantization=self._booted.quantization,
+            weights=self._booted.weights,
+            vocabulary=self._booted.vocabulary,
         )
 
     def _stream(self, request: GenerateRequest, prompt_ids: list[int], answer: AnswerParser) -> TextStream:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from penstock.wire import engine, sse
-from penstock.wire.engine import Accepted, CallDelta, Delta, Event, Finished, TokenLogprob
+from penstock.wire.engine import Accepted, CallDelta, Delta, Event, Finished, Moved, TokenLogprob
 from penstock.wire.openai.usage import Usage, total
 
 _encode = msgspec.json.Encoder().encode
@@ -73,7 +73,7 @@ class Chunk(msgspec.Struct, frozen=True):
     object: str
     created: int
     model: str
-    system_fingerprint: None
+    system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
 
@@ -112,7 +112,7 @@ class Completion(msgspec.Struct, frozen=True):
     object: str
     created: int
     model: str
-    system_fingerprint: None
+    system_fingerprint: str | None
     choices: list[Choice]
     usage: Usage
 
@@ -136,6 +136,7 @@ class ChatStream:
 
     def __init__(self, id: str, model: str, created: int, num_choices: int, *, include_usage: bool) -> None:
         self._id, self._model, self._created = id, model, created
+        self._fingerprint: str | None = None
         self._include_usage = include_usage
         self._usages: list[engine.Usage] = [engine.Usage(prompt=0)] * num_choices
         self._around_text: list[tuple[bytes, bytes] | None] = [None] * num_choices
@@ -162,7 +163,10 @@ class ChatStream:
             return self._parts(index, event) + self._frame(
                 [ChunkChoice(index, ChunkDelta(), None, event.reason, event.limit or msgspec.UNSET)]
             )
-        assert isinstance(event, Accepted), event
+        assert isinstance(event, Accepted | Moved), event
+        self._fingerprint = event.weights or None
+        if isinstance(event, Moved):
+            return b""
         return self._frame([ChunkChoice(index, ChunkDelta(role="assistant", content=""))])
 
     def _frame_around(self, index: int) -> tuple[bytes, bytes]:
@@ -188,7 +192,7 @@ class ChatStream:
             "chat.completion.chunk",
             self._created,
             self._model,
-            None,
+            self._fingerprint,
             choices,
             usage if self._include_usage else msgspec.UNSET,
         )
@@ -200,6 +204,7 @@ class ChatBody:
 
     def __init__(self, id: str, model: str, created: int, num_choices: int) -> None:
         self._id, self._model, self._created = id, model, created
+        self._fingerprints: dict[str, None] = {}
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._reasonings: list[list[str]] = [[] for _ in range(num_choices)]
         self._calls: list[list[CallDelta]] = [[] for _ in range(num_choices)]
@@ -214,6 +219,8 @@ class ChatBody:
                 self._calls[index] += event.tool_calls
             if isinstance(event, Finished):
                 self._finished[index] = event
+            elif isinstance(event, Accepted | Moved):
+                self._fingerprints[event.weights] = None
             elif isinstance(event, Delta) and event.logprobs is not None:
                 entries = self._logprobs[index] = self._logprobs[index] or []
                 entries.extend(event.logprobs)
@@ -233,7 +240,8 @@ class ChatBody:
             for index, entries in enumerate(self._logprobs)
         ]
         usage = total([event.usage for event in finished], len(finished))
-        return _encode(Completion(self._id, "chat.completion", self._created, self._model, None, choices, usage))
+        fingerprint = "+".join(self._fingerprints) or None
+        return _encode(Completion(self._id, "chat.completion", self._created, self._model, fingerprint, choices, usage))
 
     def _message(self, index: int) -> Message:
         text, reasoning = "".join(self._texts[index]), "".join(self._reasonings[index])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.wire import engine, sse
-from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, TokenLogprob
+from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, Moved, TokenLogprob
 from penstock.wire.openai.usage import Usage, total
 
 _encode = msgspec.json.Encoder().encode
@@ -38,7 +38,7 @@ class Completion(msgspec.Struct, frozen=True):
     object: str
     created: int
     model: str
-    system_fingerprint: None
+    system_fingerprint: str | None
     choices: list[Choice]
     usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
 
@@ -76,6 +76,7 @@ class CompletionStream:
         self, id: str, model: str, created: int, num_choices: int, choices_per_prompt: int, *, include_usage: bool
     ) -> None:
         self._id, self._model, self._created = id, model, created
+        self._fingerprint: str | None = None
         self._include_usage = include_usage
         self._choices_per_prompt = choices_per_prompt
         self._usages: list[engine.Usage] = [engine.Usage(prompt=0)] * num_choices
@@ -95,6 +96,8 @@ class CompletionStream:
         if isinstance(event, Finished):
             self._usages[index] = event.usage
             return self._frame([Choice(index, event.text, None, event.reason, event.limit or msgspec.UNSET)])
+        if isinstance(event, Accepted | Moved):
+            self._fingerprint = event.weights or None
         text, entries = _content(event)
         if not text and entries is None:
             return b""
@@ -103,7 +106,7 @@ class CompletionStream:
 
     def _frame(self, choices: list[Choice], usage: Usage | None = None) -> bytes:
         shown = usage if self._include_usage else msgspec.UNSET
-        chunk = Completion(self._id, "text_completion", self._created, self._model, None, choices, shown)
+        chunk = Completion(self._id, "text_completion", self._created, self._model, self._fingerprint, choices, shown)
         return sse.frame(_encode(chunk))
 
 
@@ -113,6 +116,7 @@ class CompletionBody:
     def __init__(self, id: str, model: str, created: int, num_choices: int, choices_per_prompt: int) -> None:
         self._id, self._model, self._created = id, model, created
         self._choices_per_prompt = choices_per_prompt
+        self._fingerprints: dict[str, None] = {}
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._logprobs: list[list[TokenLogprob] | None] = [None] * num_choices
         self._finished: list[Finished | None] = [None] * num_choices
@@ -123,6 +127,8 @@ class CompletionBody:
                 self._texts[index].append(event.text)
                 self._finished[index] = event
                 continue
+            if isinstance(event, Accepted | Moved):
+                self._fingerprints[event.weights] = None
             text, entries = _content(event)
             self._texts[index].append(text)
             if entries is not None:
@@ -144,7 +150,8 @@ class CompletionBody:
             for index, entries in enumerate(self._logprobs)
         ]
         usage = total([event.usage for event in finished], self._choices_per_prompt)
-        return _encode(Completion(self._id, "text_completion", self._created, self._model, None, choices, usage))
+        fingerprint = "+".join(self._fingerprints) or None
+        return _encode(Completion(self._id, "text_completion", self._created, self._model, fingerprint, choices, usage))
 
 
 def _content(event: Event) -> tuple[str, list[TokenLogprob] | None]:
@@ -152,5 +159,7 @@ def _content(event: Event) -> tuple[str, list[TokenLogprob] | None]:
     assert not isinstance(event, Finished | Failed), event
     if isinstance(event, Accepted):
         return event.prompt_text or "", event.prompt_logprobs
+    if isinstance(event, Moved):
+        return "", None
     assert isinstance(event, Delta)
     return event.text, event.logprobs

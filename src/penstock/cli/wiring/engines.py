@@ -1,0 +1,134 @@
+"""The engines of one service: from a source to processes that can be started, and the sources that are kept.
+
+In: settings and a source; out: members and how each is launched.  Implements ``cluster.upgrade.Fleet``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from penstock.cli.wiring.mock import SCHEME, is_mock, mock_settings_of
+from penstock.cluster.admin.gather import Gather
+from penstock.cluster.drivers.local import Launch, LocalDriver
+from penstock.cluster.rollout import Member
+from penstock.cluster.rundir import RunDir
+from penstock.config.mock import MockSettings
+from penstock.config.settings import EngineSettings, ServeSettings
+from penstock.engine.cpu.cores import available_cores
+from penstock.store.sources import BUNDLED, Resolved, resolve
+from penstock.store.upgraded import Upgraded, write_upgraded
+from penstock.wire.engine import LOAD, METRICS
+
+Source = Resolved | MockSettings
+"""A checkpoint, or what a mock engine is told; each engine has a socket of its own."""
+
+
+def source_of(source: str | None) -> Source:
+    """What ``penstock serve`` and ``penstock upgrade`` name.  May download.  Raises ``Problem``."""
+    if source is not None and is_mock(source):
+        return mock_settings_of(source, "mock", "")
+    return resolve(source)
+
+
+def name_of(settings: ServeSettings, source: Source) -> str:
+    """The model's name in requests."""
+    return settings.served_name or (source.served_name if isinstance(source, MockSettings) else source.name)
+
+
+def absolute(source: str) -> str:
+    """The same source as it is named from any directory."""
+    scheme = SCHEME if is_mock(source) else ""
+    path = Path(source.removeprefix(scheme)).expanduser()
+    return scheme + str(path.absolute()) if source != scheme and path.exists() else source
+
+
+def given_source(settings: ServeSettings) -> str:
+    """What the command line asks for, in a form that an upgrade back can name."""
+    return str(BUNDLED) if settings.source is None else absolute(settings.source)
+
+
+class Engines:
+    """Numbers them: an engine's id is never used again, whatever source it is of."""
+
+    def __init__(self, settings: ServeSettings, name: str, home: Path, run: RunDir) -> None:
+        self._settings = settings
+        self._name = name
+        self._home = home
+        self._run = run
+        self._number = 0
+        self.driver: LocalDriver | None = None
+        self.page: Gather | None = None
+
+    def make(self, source: Source, model: str, number: int) -> list[tuple[Member, Launch]]:
+        """The next engines of a model, and how each is launched."""
+        made = []
+        count = self._settings.replicas + sum(other.replicas for other in self._settings.also.values())
+        for _ in range(number):
+            id = f"engine-{self._number}"
+            of = "" if model == self._name else model
+            member = Member(id=id, kind="engine", socket=str(self._run.sockets / f"{id}.sock"), model=of)
+            made.append((member, _launch(member, self._settings, model, source, count)))
+            self._number += 1
+        return made
+
+    def fetch(self, source: str) -> Source:
+        return source_of(source)
+
+    def prepare(self, fetched: object, model: str, number: int) -> list[Member]:
+        """So many of them, known to the driver and to the page of metrics."""
+        assert self.driver is not None and self.page is not None and isinstance(fetched, Source)
+        made = self.make(fetched, model, number)
+        for member, launch in made:
+            self.driver.know(member.id, launch)
+            self.page.know(member.id, member.socket, METRICS)
+        return [member for member, _ in made]
+
+    def keep(self, model: str, source: str) -> None:
+        serve = self._settings
+        if model != self._name:
+            serve = msgspec.structs.replace(serve, source=serve.also[model].source, served_name=model)
+        upgraded = Upgraded(model=model, given=given_source(serve), source=source, at=time.time())
+        write_upgraded(self._home, serve.served_name or "", upgraded)
+
+
+def _launch(member: Member, serve: ServeSettings, name: str, source: Source, count: int) -> Launch:
+    """One of ``count`` engines on this machine."""
+    if isinstance(source, MockSettings):
+        pretended = msgspec.json.encode(msgspec.structs.replace(source, served_name=name, socket=member.socket))
+        return Launch(argv=command("mock"), settings=lambda _: pretended, socket=member.socket, route=LOAD)
+    settings = EngineSettings(
+        replica=member.id,
+        socket=member.socket,
+        model_dir=str(source.directory),
+        served_name=name,
+        dtype=serve.dtype,
+        exact=serve.exact,
+        quantization=serve.quantization,
+        max_model_len=serve.max_model_len,
+        kv_memory_bytes=serve.kv_memory_bytes,
+        kv_share=1.0 / count,
+        max_step_tokens=serve.max_step_tokens,
+        max_num_seqs=serve.max_num_seqs,
+        itl_target_ms=serve.itl_target_ms,
+        prefix_caching=serve.prefix_caching,
+        threads=serve.threads or _threads_each(count),
+        reasoning_parser=serve.reasoning_parser,
+        tool_parser=serve.tool_parser,
+    )
+    line = msgspec.json.encode(settings)
+    return Launch(argv=command("engine"), settings=lambda _: line, socket=member.socket, route=LOAD)
+
+
+def command(kind: str) -> list[str]:
+    """How one of our processes is started."""
+    # -P: a folder named like one of our modules in the working directory must not be imported.
+    return [sys.executable, "-P", "-m", "penstock", kind]
+
+
+def _threads_each(replicas: int) -> int | None:
+    """One replica chooses by itself; several would each take every core."""
+    return None if replicas == 1 else max(1, available_cores() // replicas)

@@ -1,0 +1,193 @@
+"""Rolling upgrades as people ask for them: one at a time, from the source that is named to an end that is told.
+
+In: requests of the admin API, from its threads; out: a status, rows of the audit log, and calls on the controller.
+What replaces what, and when, is the controller's; fetching the source and keeping the outcome is wired in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from penstock.cluster.controller import Controller
+from penstock.cluster.rollout import Member
+from penstock.config.tenants import TOP, Principal
+from penstock.policy.rollout import RolloutRules
+from penstock.ports import Clock
+from penstock.store.audit import OPERATOR, Act
+from penstock.wire.errors import Problem
+
+State = Literal["fetching", "rolling", "rolling_back", "done", "rolled_back", "stuck", "failed"]
+_OVER = frozenset({"done", "rolled_back", "stuck", "failed"})
+_POLL_S = 0.1
+_log = logging.getLogger(__name__)
+
+
+class NewUpgrade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to serve ``model`` from.  ``drain_timeout_s``: null for the service's own."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    source: Annotated[str, Meta(min_length=1, max_length=1000)]
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+
+
+class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
+    """An upgrade as it is shown.  ``failed``: it ended before any replica was touched.
+
+    ``why``: what it is doing, or how it came to its end.  ``replaced`` of ``replicas`` are of the new source.
+    """
+
+    model: str
+    source: str
+    state: State
+    why: str
+    replaced: int
+    replicas: int
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in _OVER
+
+
+class Fleet(Protocol):
+    """What an upgrade needs of the place where engines run."""
+
+    def fetch(self, source: str) -> object:
+        """Make a source ready to be loaded; may take long, in a thread.  Raises ``Problem``."""
+
+    def prepare(self, fetched: object, model: str, number: int) -> list[Member]:
+        """So many engines of it, known to the driver and not started."""
+
+    def keep(self, model: str, source: str) -> None:
+        """The model is of this source from now on, also after its next start.  Raises ``Problem``."""
+
+
+class Upgrades:
+    """The acts of the admin API; ``run`` carries them out beside the controller, in its loop."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        fleet: Fleet,
+        clock: Clock,
+        drain_timeout_s: float,
+        audit: Callable[[Act], None],
+    ) -> None:
+        self._controller = controller
+        self._fleet = fleet
+        self._clock = clock
+        self._drain_timeout_s = drain_timeout_s
+        self._audit = audit
+        self._loop = asyncio.get_running_loop()
+        self._asked: asyncio.Queue[tuple[str, NewUpgrade]] = asyncio.Queue()
+        self._lock = threading.Lock()
+        self._view: UpgradeView | None = None
+
+    def start(self, actor: Principal | None, asked: NewUpgrade) -> UpgradeView:
+        """Begin one.  Raises ``Problem``: ``permission_denied``, ``model_not_found``, ``conflict``."""
+        who = self._admit(actor, "upgrade.start", asked.source)
+        if asked.model not in self._controller.models:
+            raise Problem("model_not_found", f"The model {asked.model!r} is not served here.", param="model")
+        with self._lock:
+            if self._view is not None and not self._view.is_over:
+                raise Problem("conflict", f"An upgrade to {self._view.source} is under way already.")
+            view = UpgradeView(
+                model=asked.model,
+                source=asked.source,
+                state="fetching",
+                why="the source is looked for, or fetched",
+                replaced=0,
+                replicas=len(self._controller.engines(asked.model)),
+            )
+            # First: what cannot be written down is not begun.
+            self._audit(Act(actor=who, action="upgrade.start", subject=_subject(view)))
+            self._view = view
+        self._loop.call_soon_threadsafe(self._asked.put_nowait, (who, asked))
+        return view
+
+    def show(self, actor: Principal | None) -> UpgradeView:
+        """The present upgrade, or the last one.  Raises ``Problem`` ``not_found``."""
+        self._admit(actor)
+        if self._view is None:
+            raise Problem("not_found", "Nothing was upgraded since this service started.")
+        return self._view
+
+    def stop(self, actor: Principal | None) -> UpgradeView:
+        """Go back.  Raises ``Problem``: ``permission_denied``, ``conflict`` where nothing is under way."""
+        who = self._admit(actor, "upgrade.stop")
+        view = self._view
+        if view is None or view.is_over or view.state == "fetching":
+            raise Problem("conflict", "No upgrade is replacing anything.")
+        self._audit(Act(actor=who, action="upgrade.stop", subject=_subject(view)))
+        self._loop.call_soon_threadsafe(self._controller.stop_upgrade, f"{who} stopped it")
+        return view
+
+    async def run(self) -> None:
+        """Carry out what is asked for, one after the other; ends by cancellation."""
+        while True:
+            who, asked = await self._asked.get()
+            try:
+                await self._carry_out(asked)
+            except Problem as problem:
+                self._say("failed", problem.message.rstrip("."))
+            except Exception:
+                _log.exception("an upgrade ended by a bug")
+                self._say("failed", "something went wrong here; the log has the details")
+            try:
+                await asyncio.to_thread(self._audit, self._end_of(who))
+            except Problem:
+                _log.exception("the end of an upgrade could not be written down")
+
+    def _end_of(self, who: str) -> Act:
+        view = self._view
+        assert view is not None
+        return Act(
+            actor=who,
+            action="upgrade.end",
+            subject=_subject(view),
+            verdict="allowed" if view.state == "done" else "denied",
+            why=f"{view.state}: {view.why}"[:200],
+        )
+
+    async def _carry_out(self, asked: NewUpgrade) -> None:
+        fetched = await asyncio.to_thread(self._fleet.fetch, asked.source)
+        members = self._fleet.prepare(fetched, asked.model, len(self._controller.engines(asked.model)))
+        drain_timeout_s = self._drain_timeout_s if asked.drain_timeout_s is None else asked.drain_timeout_s
+        self._controller.upgrade(asked.model, members, RolloutRules(drain_timeout_s=drain_timeout_s), self._clock.now())
+        while True:
+            await asyncio.sleep(_POLL_S)
+            status = self._controller.rollout
+            assert status is not None
+            if status.state == "done":
+                # Before anybody hears that it is done: who then kills the service finds the new source again.
+                await asyncio.to_thread(self._fleet.keep, asked.model, asked.source)
+            self._say(status.state, status.why, status.num_replaced)
+            if status.state in _OVER:
+                return
+
+    def _say(self, state: State, why: str, replaced: int = 0) -> None:
+        assert self._view is not None
+        self._view = msgspec.structs.replace(self._view, state=state, why=why, replaced=replaced)
+
+    def _admit(self, actor: Principal | None, action: str = "", subject: str = "") -> str:
+        """Who asks.  An upgrade touches every tenant, so it is for who administers all of them.
+
+        The denial of an ``action`` is written down.
+        """
+        who = OPERATOR if actor is None else actor.key_id or "anonymous"
+        if actor is not None and (actor.role != "admin" or actor.tenant != TOP):
+            if action:
+                denied = Act(actor=who, action=action, subject=subject[:200], verdict="denied", why="permission_denied")
+                self._audit(denied)
+            raise Problem("permission_denied", f"Upgrades are for administrators of {TOP!r}.")
+        return who
+
+
+def _subject(view: UpgradeView) -> str:
+    return f"{view.model} to {view.source}"[:200]
