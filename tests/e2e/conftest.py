@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,11 @@ from typing import Any
 
 import pytest
 from seeded import write_seeded_checkpoint
+
+from penstock.cluster.drivers.probe import ask
+from penstock.cluster.rundir import gateway_sockets
+from penstock.wire import gateway as gateway_wire
+from penstock.wire.engine import LOAD, Load, decode_load
 
 MODEL = "seeded-1"
 
@@ -68,6 +74,23 @@ class Running:
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(self.get(f"{self.admin_url}/admin/state")[1])
         return state
+
+    def loads(self) -> dict[str, Load]:
+        """How the engines that answer are by their own word just now; the admin listener's is up to a second old."""
+        [control] = gateway_sockets(self.home)
+        sockets = sorted(control.parent.glob("engine-*.sock"))
+        answers = {socket.stem: asyncio.run(ask(str(socket), LOAD, 5.0)) for socket in sockets}
+        return {id: decode_load(body) for id, body in answers.items() if body is not None}
+
+    def in_flight(self) -> int:
+        """Requests that the gateway holds by its own word just now; -1 while none answers."""
+        [control] = gateway_sockets(self.home)
+        body = asyncio.run(ask(str(control), gateway_wire.LOAD, 5.0))
+        return -1 if body is None else gateway_wire.decode_load(body).in_flight
+
+    def num_running(self) -> int:
+        """Sequences and texts at all engines, running or waiting."""
+        return sum(load.running + load.waiting for load in self.loads().values())
 
     def metrics(self) -> str:
         return self.get(f"{self.admin_url}/metrics")[1].decode()
