@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from penstock.models.kept import kept
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Floats = npt.NDArray[np.float32]
@@ -33,7 +35,7 @@ SILU, GELU, GELU_TANH = 0, 1, 2
 
 def _compiled(function: Callable[P, R]) -> Callable[P, R]:
     # Fused multiply-adds are decided while compiling, so they are the same for every row.
-    compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")(function)
+    compiled = kept(njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy"))(function)
     return cast(Callable[P, R], compiled)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from penstock.models.kept import kept
+
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract"})  # type: ignore[untyped-decorator]  # numba has no types
+@kept(njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract"}))
 def quantise_groups(rows: Floats, values: Bytes, scales: Floats, zeros: Bytes) -> None:
     """rows[R, I] to values[R, I] of 0 .. 15, scales and zeros [R, G], for groups of I / G inputs.
 

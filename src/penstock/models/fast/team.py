@@ -22,6 +22,8 @@ from llvmlite import ir
 from numba import cfunc, types
 from numba.extending import intrinsic
 
+from penstock.models.kept import kept
+
 Ints = npt.NDArray[np.int64]
 
 NEXT, NUM_ITEMS = 0, 1
@@ -38,7 +40,7 @@ class Job:
     @cached_property
     def address(self) -> int:
         """Of the compiled function, as C calls it."""
-        self._kept = cfunc(types.void(types.CPointer(types.int64)), cache=True)(self._function)
+        self._kept = kept(cfunc(types.void(types.CPointer(types.int64)), cache=True))(self._function)
         address: int = self._kept.address
         return address
 
