@@ -19,7 +19,6 @@ from penstock.policy.limit import (
     Rule,
     Verdict,
     begin_of,
-    expire,
     reserve,
     rules_of,
     settle,
@@ -101,7 +100,9 @@ class Bank:
         held.running = False
 
     def lose(self, held: Held) -> None:
-        self.accounts = expire(self.rules, self.accounts, held.grants)
+        """It runs no more, but what it used of its grants nobody knows."""
+        keep = total(held.grants)._replace(concurrency=0)
+        self.accounts = settle(self.rules, self.accounts, held.grants, keep)[0]
         held.times = [(moment, amounts._replace(concurrency=0)) for moment, amounts in held.times]
         held.grants, held.running = [], False
         self.lost_frees_running()

@@ -195,12 +195,6 @@ def settle(
     return after, [grant for grant in left if any(grant.amounts)]
 
 
-def expire(rules: Sequence[Rule], accounts: Sequence[Account], grants: Sequence[Grant]) -> list[Account]:
-    """Accounts after whoever held ``grants`` was lost: it runs no more, but what it used of them nobody knows."""
-    keep = total(grants)._replace(concurrency=0)
-    return settle(rules, accounts, grants, keep)[0]
-
-
 def carried(window: Window, account: Account, amount: int, now: Moment) -> Account:
     """The account with ``amount`` more in the window that is now, which nobody will give back."""
     account = rolled(window, account, now)
