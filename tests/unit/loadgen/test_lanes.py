@@ -12,16 +12,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from penstock.cli.wiring.clock import Monotonic
 from penstock.config.mock import Fault, MockScript
 from penstock.loadgen.account import Account
 from penstock.loadgen.doorbench import Figures, OpenStreams, median_of
 from penstock.loadgen.lanes import Lap, Load, chat_request, run
 from penstock.mock.http.serve import serve_mock
-
-
-class Now:
-    def now(self) -> float:
-        return time.monotonic()
 
 
 @asynccontextmanager
@@ -30,7 +26,7 @@ async def mock_port(script: MockScript) -> AsyncIterator[int]:
 
     listener = socket.create_server(("127.0.0.1", 0))
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve_mock([listener], model="m", script=script, stop=stop))
+    serving = asyncio.create_task(serve_mock([listener], model="m", script=script, clock=Monotonic(), stop=stop))
     try:
         yield listener.getsockname()[1]
     finally:
@@ -41,7 +37,7 @@ async def mock_port(script: MockScript) -> AsyncIterator[int]:
 async def lap(script: MockScript, *, lanes: int, requests: int, stream: bool) -> Lap:
     async with mock_port(script) as port:
         asked = chat_request("/v1/chat/completions", "m", "hello", max_tokens=10, stream=stream)
-        return await run(Load("127.0.0.1", port, asked, lanes, requests), Now())
+        return await run(Load("127.0.0.1", port, asked, lanes, requests), Monotonic())
 
 
 async def test_whole_answers_are_counted() -> None:
@@ -62,7 +58,7 @@ async def test_lanes_may_begin_one_after_the_other() -> None:
     async with mock_port(MockScript()) as port:
         asked = chat_request("/v1/chat/completions", "m", "hello", max_tokens=10, stream=True)
         begin = time.monotonic()
-        done = await run(Load("127.0.0.1", port, asked, lanes=4, requests=4, spread_s=0.4), Now())
+        done = await run(Load("127.0.0.1", port, asked, lanes=4, requests=4, spread_s=0.4), Monotonic())
     assert done.answers == 4 and done.failures == 0 and time.monotonic() - begin >= 0.3
 
 

@@ -15,6 +15,7 @@ import pytest
 from mocked import answer_of
 
 from penstock.asgi.server import bind_unix
+from penstock.cli.wiring.clock import Monotonic
 from penstock.config.mock import Fault, MockScript
 from penstock.mock import words
 from penstock.mock.http.serve import serve_mock
@@ -45,7 +46,9 @@ class Mock:
 async def running(directory: Path, script: MockScript) -> AsyncIterator[Mock]:
     path = str(directory / "mock.sock")
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve_mock([bind_unix(path)], model="m", script=checked(script), stop=stop))
+    serving = asyncio.create_task(
+        serve_mock([bind_unix(path)], model="m", script=checked(script), clock=Monotonic(), stop=stop)
+    )
     mock = Mock(path, stop, serving)
     try:
         yield mock

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.asgi.server import bind_unix
+from penstock.cli.wiring.clock import Monotonic
 from penstock.cluster.listen import listen
 from penstock.config.mock import MockScript, MockSettings
 from penstock.mock.script import checked
@@ -77,4 +78,4 @@ def run_mock(settings: MockSettings, listeners: list[socket.socket]) -> None:
 async def _serve(settings: MockSettings, listeners: list[socket.socket], stop: asyncio.Event) -> None:
     from penstock.mock.http.serve import serve_mock
 
-    await serve_mock(listeners, model=settings.served_name, script=settings.script, stop=stop)
+    await serve_mock(listeners, model=settings.served_name, script=settings.script, clock=Monotonic(), stop=stop)

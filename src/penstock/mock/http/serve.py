@@ -13,22 +13,18 @@ from penstock.config.mock import MockScript
 from penstock.mock.engine import MockEngine
 from penstock.mock.http.connection import Connection
 from penstock.observe.folds import Folds
+from penstock.ports import Clock
 
 _BACKLOG = 4096
 _DRAIN_POLL_S = 0.02
 
 
-class _LoopClock:
-    def now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-
 async def serve_mock(
-    listeners: Sequence[socket.socket], *, model: str, script: MockScript, stop: asyncio.Event
+    listeners: Sequence[socket.socket], *, model: str, script: MockScript, clock: Clock, stop: asyncio.Event
 ) -> None:
     """Serve until ``stop`` is set and what was running has ended, at most the script's ``drain_s`` later."""
     folds = Folds()
-    engine = MockEngine(model, script, _LoopClock(), folds)
+    engine = MockEngine(model, script, clock, folds)
     connections: set[Connection] = set()
     servers = [await _listen(listener, lambda: Connection(engine, connections, folds)) for listener in listeners]
     await stop.wait()
