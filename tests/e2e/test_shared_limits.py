@@ -11,10 +11,13 @@ from random import Random
 
 import pytest
 from redis_server import RedisServer, SlowProxy, redis_server
-from shared_fleet import Answer, SharedFleet, shared_fleet
+from shared_fleet import Answer, GatewayLife, SharedFleet, shared_fleet
 
+from penstock.cluster.drivers.probe import ask
 from penstock.config.mock import MockScript
 from penstock.config.tenants import Limit
+from penstock.observe.samples import decode
+from penstock.wire.gateway import METRICS
 
 pytestmark = [pytest.mark.debian, pytest.mark.slow, pytest.mark.timeout(300)]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -142,10 +145,19 @@ async def test_without_redis_requests_are_refused_honestly_and_taken_again(tmp_p
         assert late.ended - late.began < 0.5, "it is known that Redis is away, and not waited for"
         assert (await fleet.ask(gateway, free)).status == 200
         await fleet.ready(gateway)
+        assert await shared(gateway) == [0.0]
         server.start()
         await until_status(fleet, gateway, key, 200)
+        assert await shared(gateway) == [1.0]
         log = (fleet.home / "g0.log").read_text()
         assert "limits go by the slices that are held" in log and "limits are shared again" in log
+
+
+async def shared(gateway: GatewayLife) -> list[float]:
+    """What the gateway says of whether it shares its limits."""
+    body = await ask(str(gateway.fleet.home / f"{gateway.name}.sock"), METRICS, 5.0)
+    assert body is not None
+    return [sample.value for sample in decode(body) if sample.name == "penstock_limits_shared"]
 
 
 async def until_status(fleet: SharedFleet, gateway, key: str, status: int) -> None:

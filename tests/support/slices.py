@@ -13,6 +13,7 @@ from random import Random
 
 from penstock.config.tenants import Limit, Scope
 from penstock.cost.money import Tariff
+from penstock.events.list import Event
 from penstock.gateway.limits import Limits
 from penstock.gateway.shared import SharedLimits
 from penstock.policy.limit import Amounts, Grant, Rule, rules_of, window_of
@@ -68,6 +69,7 @@ class SharedGateway:
     road: Road
     limits: SharedLimits
     book: list[Entry]
+    events: list[Event]
     calls: set[asyncio.Task[None]] = field(default_factory=set)
     keeping: asyncio.Task[None] | None = None
     refused: list[str] = field(default_factory=list)
@@ -140,8 +142,9 @@ class World:
     def gateway(self, wall_error_s: float = 0.0) -> SharedGateway:
         self.lives += 1
         road = Road(self.store, f"g{self.lives}", self.dice, self.delay_s)
-        limits = SharedLimits(LoopClock(), lambda: true_time() + wall_error_s, Tariff(), road)
-        return SharedGateway(road, limits, self.book)
+        events: list[Event] = []
+        limits = SharedLimits(LoopClock(), lambda: true_time() + wall_error_s, Tariff(), road, events.append)
+        return SharedGateway(road, limits, self.book, events)
 
     def over(self) -> list[str]:
         """The limits that are exceeded at this moment, by the second book."""

@@ -73,6 +73,12 @@ class ShadowEnded(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
 
 
+class SharingChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway: limits are shared with others from now on, or, while the store of their slices is away, no more."""
+
+    shared: bool
+
+
 class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
     """Engine: a sequence left the engine."""
 
@@ -122,6 +128,7 @@ Event = (
     | RequestEnded
     | StreamResumed
     | ShadowEnded
+    | SharingChanged
     | SequenceEnded
     | WeightsLoaded
     | StepDone

@@ -20,6 +20,7 @@ from penstock.events.list import (
     RequestReceived,
     SequenceEnded,
     ShadowEnded,
+    SharingChanged,
     StepDone,
     StreamResumed,
     WeightsLoaded,
@@ -200,6 +201,13 @@ SHADOW_TTFT = _metric(
     ("model",),
     TTFT_BUCKETS,
 )
+LIMITS_SHARED = _metric(
+    "penstock_limits_shared",
+    "gauge",
+    "",
+    "1 while a gateway shares its limits through Redis, 0 while Redis is away and only what is held is granted; "
+    "nothing without --redis.",
+)
 
 # One engine: why the gateway's numbers are what they are.
 STEP = _metric(
@@ -298,6 +306,8 @@ _feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.prompt_tokens or None, lambda e: (
 _feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.cached_tokens or None, lambda e: (e.model, "cached"))
 _feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.output_tokens or None, lambda e: (e.model, "output"))
 _feed(ShadowEnded, SHADOW_TTFT, lambda e: e.ttft_s, lambda e: (e.model,))
+
+_feed(SharingChanged, LIMITS_SHARED, lambda e: e.shared)
 
 _feed(SequenceEnded, SEQUENCES, lambda e: 1, lambda e: (e.reason,))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("prompt",))

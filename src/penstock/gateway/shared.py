@@ -15,6 +15,7 @@ from typing import Any
 
 from penstock.config.tenants import Window
 from penstock.cost.money import Tariff
+from penstock.events.list import SharingChanged
 from penstock.gateway.limits import Limits, Used, by_rule
 from penstock.policy.limit import (
     Amounts,
@@ -30,7 +31,7 @@ from penstock.policy.limit import (
     window_of,
 )
 from penstock.policy.slices import Share, begin_now, state
-from penstock.ports import Clock, Slices
+from penstock.ports import Clock, Emit, Slices
 from penstock.wire.errors import Problem
 from penstock.wire.slices import Answer, Taken
 
@@ -61,9 +62,12 @@ class SharedLimits(Limits):
     Days and months are those of the store's clock, as soon as it was heard once; ``wall_clock`` is for until then.
     """
 
-    def __init__(self, clock: Clock, wall_clock: Callable[[], float], tariff: Tariff, slices: Slices) -> None:
+    def __init__(
+        self, clock: Clock, wall_clock: Callable[[], float], tariff: Tariff, slices: Slices, emit: Emit
+    ) -> None:
         super().__init__(clock, wall_clock, tariff)
         self._slices = slices
+        self._emit = emit
         self._shares: dict[str, Share] = {}
         self._due: dict[str, Share] = {}
         self._waiters: list[_Waiter] = []
@@ -71,7 +75,7 @@ class SharedLimits(Limits):
         self._offset_s: float | None = None
         self._epoch = ""
         self._heard_at = clock.now()
-        self._lost = False
+        self._lost: bool | None = None  # until it was asked
         self._seeds: dict[Window, tuple[int, dict[str, dict[str, int]]]] = {}
         self._recalling: asyncio.Task[None] | None = None
 
@@ -152,7 +156,7 @@ class SharedLimits(Limits):
                 except Problem as problem:
                     if not self._lost:
                         _log.warning("limits go by the slices that are held: %s", problem.message)
-                    self._lost = True
+                    self._note(lost=True)
                     await asyncio.sleep(_AGAIN_S)
                     continue
                 if self._recalling is not None and self._recalling.done():
@@ -164,6 +168,11 @@ class SharedLimits(Limits):
         finally:
             if self._recalling is not None:
                 self._recalling.cancel()
+
+    def _note(self, *, lost: bool) -> None:
+        if lost is not self._lost:
+            self._lost = lost
+            self._emit(SharingChanged(shared=not lost))
 
     async def _rest(self) -> None:
         """Until somebody waits or a slice runs low, and never longer than a beat."""
@@ -223,7 +232,7 @@ class SharedLimits(Limits):
         self._heard_at = self._clock.now()
         if self._lost:
             _log.warning("limits are shared again")
-        self._lost = False
+        self._note(lost=False)
         if taken.epoch == self._epoch:
             return
         self._epoch = taken.epoch

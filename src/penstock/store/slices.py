@@ -34,7 +34,6 @@ class RedisSlices:
 
         self._writer = writer
         self._number = 0
-        # The braces keep all keys of a service in one slot of a Redis cluster.
         self._prefix = f"penstock:{{{hmac.new(secret, b'slices', hashlib.sha256).hexdigest()[:16]}}}:"
         try:
             self._redis = Redis.from_url(
@@ -71,11 +70,14 @@ def check_url(url: str) -> None:
     """Raises ``Problem`` ``invalid_setting``, which does not repeat the URL: it may hold a password."""
     try:
         parts = urlsplit(url)
-        is_good = parts.scheme in SCHEMES and (parts.port or True)
+        is_good = parts.scheme in SCHEMES and "," not in parts.netloc and (parts.port or True)
     except ValueError:
         is_good = False
     if not is_good:
-        message = "--redis is no URL like redis://HOST:6379/0, rediss://:PASSWORD@HOST:6379 or unix:///PATH."
+        message = (
+            "--redis is no URL like redis://HOST:6379/0, rediss://:PASSWORD@HOST:6379 or unix:///PATH. "
+            "It names one server: Redis Cluster and Sentinel are not supported."
+        )
         raise Problem("invalid_setting", message, param="--redis")
     try:
         import redis  # noqa: F401

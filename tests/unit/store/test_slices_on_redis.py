@@ -183,10 +183,14 @@ async def test_a_password_and_tls_are_taken_from_the_url(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "url",
-    ["", "hunter-secret", "http://:hunter-secret@h:1", "redis://:hunter-secret@[h", "redis://u:hunter-secret@h:x"],
+    [
+        *("", "hunter-secret", "http://:hunter-secret@h:1", "redis://:hunter-secret@[h", "redis://u:hunter-secret@h:x"),
+        *("redis://:hunter-secret@h,i:1/0", "redis+cluster://:hunter-secret@h:1", "redis+sentinel://h:1/mymaster/0"),
+    ],
 )
 def test_what_is_no_url_of_redis_is_said_without_repeating_it(url: str) -> None:
-    """It may hold a password."""
+    """It may hold a password.  Clients for several servers have such URLs, so that these are named."""
     with pytest.raises(Problem) as refused:
         check_url(url)
     assert refused.value.code == "invalid_setting" and "hunter" not in str(refused.value)
+    assert "Redis Cluster and Sentinel are not supported" in refused.value.message

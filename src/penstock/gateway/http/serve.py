@@ -81,7 +81,9 @@ async def serve_gateway(
     clock = _SteadyClock()
     rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
     tariff = Tariff(settings.prices)
-    limits = Limits(clock, time.time, tariff) if slices is None else SharedLimits(clock, time.time, tariff, slices)
+    limits = Limits(clock, time.time, tariff)
+    if slices is not None:
+        limits = SharedLimits(clock, time.time, tariff, slices, emit)
     stages = Stages(
         identify=identify,
         limit=Limit(replicas, limits, clock, AdmitRules()),
