@@ -10,21 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.config.tenants import Limit, Scope, Window
-from penstock.policy.limit import (
-    NUSD,
-    Account,
-    Amounts,
-    Grant,
-    Moment,
-    Rule,
-    Verdict,
-    begin_of,
-    reserve,
-    rules_of,
-    settle,
-    total,
-    window_of,
-)
+from penstock.policy.account import Account, Moment, begin_of, window_of
+from penstock.policy.limit import NUSD, Amounts, Grant, Rule, Verdict, reserve, rules_of, settle, total
 
 MIDNIGHT_OF_NEW_YEAR = 1_798_761_600.0
 ZERO = Amounts()

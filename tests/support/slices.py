@@ -16,7 +16,8 @@ from penstock.cost.money import Tariff
 from penstock.events.list import Event
 from penstock.gateway.limits import Limits
 from penstock.gateway.shared import SharedLimits
-from penstock.policy.limit import Amounts, Grant, Rule, rules_of, window_of
+from penstock.policy.account import window_of
+from penstock.policy.limit import Amounts, Grant, Rule, rules_of
 from penstock.sim.loop import LoopClock
 from penstock.sim.slices import MemorySlices
 from penstock.wire.errors import Problem

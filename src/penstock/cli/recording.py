@@ -14,7 +14,8 @@ from penstock.cost.money import Rate
 from penstock.events.list import Event, RequestEnded
 from penstock.gateway.limits import Limits, Used
 from penstock.observe.folds import Folds
-from penstock.policy.limit import Amounts, begin_of, window_of
+from penstock.policy.account import begin_of, window_of
+from penstock.policy.limit import Amounts
 from penstock.store.ledger import Ledger, row_of
 from penstock.store.running import Running, recover
 from penstock.store.spill import Spill

@@ -13,19 +13,8 @@ from typing import Any, NamedTuple
 
 from penstock.config.tenants import Principal, Window
 from penstock.cost.money import Rate, Tariff, cost_nusd
-from penstock.policy.limit import (
-    Account,
-    Amounts,
-    Grant,
-    Moment,
-    Rule,
-    Standing,
-    Verdict,
-    carried,
-    reserve,
-    rules_of,
-    settle,
-)
+from penstock.policy.account import Account, Moment, carried
+from penstock.policy.limit import Amounts, Grant, Rule, Standing, Verdict, reserve, rules_of, settle
 from penstock.policy.limit import tightest as tightest_rule
 from penstock.ports import Clock
 

@@ -17,19 +17,8 @@ from penstock.config.tenants import Window
 from penstock.cost.money import Tariff
 from penstock.events.list import SharingChanged
 from penstock.gateway.limits import Limits, Used, by_rule
-from penstock.policy.limit import (
-    Amounts,
-    Grant,
-    Moment,
-    Rule,
-    Standing,
-    Verdict,
-    longer,
-    reserve,
-    rolled,
-    settle,
-    window_of,
-)
+from penstock.policy.account import Moment, rolled, window_of
+from penstock.policy.limit import Amounts, Grant, Rule, Standing, Verdict, longer, reserve, settle
 from penstock.policy.slices import Share, begin_now, state
 from penstock.ports import Clock, Emit, Slices
 from penstock.wire.errors import Problem

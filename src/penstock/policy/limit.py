@@ -3,38 +3,21 @@
 In: rules, what each has granted so far, what is wanted, now; out: a verdict with its why, and the accounts after it.
 Pure.  Either every rule is charged or none, so no order of calls grants more than a limit at any instant.
 Argued in docs/decisions/010-limits.md.
-
-A minute is a sliding one: a grant counts for 60 to 61 s of the steady clock, so that no 60 s, wherever they begin, hold
-more than the amount.  Days and months are those of UTC.  A wall clock set forward frees at most the one window that it
-leaves; set back, it frees nothing, and what was granted goes on counting until the window that it shows has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from operator import sub
 from typing import NamedTuple
 
 import msgspec
 
 from penstock.config.tenants import Scope, Unit, Window
+from penstock.policy.account import Account, Moment, charged, fits_after, mark_of, returned, rolled, whole_after
 
 NUSD = 1_000_000_000
 """Dollars are counted in whole nano-dollars, so that what is returned is exactly what was taken."""
-
-_MINUTE_S = 60
-_DAY_S = 86_400
-_CONCURRENCY_RETRY_S = 1.0
-"""Nobody knows when a running request ends; this is how soon asking again is no nuisance."""
-
-
-class Moment(NamedTuple):
-    """``steady``: seconds of a clock that never goes back; ``wall``: seconds since the epoch, which may jump."""
-
-    steady: float
-    wall: float
 
 
 class Amounts(NamedTuple):
@@ -57,18 +40,6 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     field: int = 0
     """Where :class:`Amounts` has the unit."""
-
-
-class Account(msgspec.Struct, frozen=True):
-    """What one rule has granted and not got back, as (mark, amount), oldest first; ``granted`` is their sum.
-
-    A mark is the second of a grant for minutes, the count of windows so far for days and months, 0 without a window.
-    ``window``: the day or month that is counted in.
-    """
-
-    granted: int = 0
-    slots: tuple[tuple[int, int], ...] = ()
-    window: int = 0
 
 
 class Grant(NamedTuple):
@@ -168,8 +139,8 @@ def reserve(
             refused = verdict if refused is None else longer(refused, verdict)
     if refused is not None:
         return refused, after, None
-    marks = tuple(_mark(rule, account, now) for rule, account in zip(rules, after, strict=True))
-    after = [_charged(account, mark, want[rule.field]) for rule, account, mark in zip(rules, after, marks, strict=True)]
+    marks = tuple(mark_of(rule.window, account, now) for rule, account in zip(rules, after, strict=True))
+    after = [charged(account, mark, want[rule.field]) for rule, account, mark in zip(rules, after, marks, strict=True)]
     return Verdict(num_rules=len(rules)), after, Grant(want, marks)
 
 
@@ -191,14 +162,8 @@ def settle(
         left[place] = Grant(Amounts(*map(sub, amounts, back)), marks)
         for index, rule in enumerate(rules):
             if given := back[rule.field]:
-                after[index] = _returned(after[index], marks[index], given)
+                after[index] = returned(after[index], marks[index], given)
     return after, [grant for grant in left if any(grant.amounts)]
-
-
-def carried(window: Window, account: Account, amount: int, now: Moment) -> Account:
-    """The account with ``amount`` more in the window that is now, which nobody will give back."""
-    account = rolled(window, account, now)
-    return _charged(account, int(now.steady) if window == "minute" else account.slots[-1][0], amount)
 
 
 def total(grants: Sequence[Grant]) -> Amounts:
@@ -216,7 +181,7 @@ def tightest(rules: Sequence[Rule], accounts: Sequence[Account], unit: Unit, now
             account = rolled(rule.window, before, now)
             left = max(0, rule.amount - account.granted)
             if best is None or left < best.left:
-                best = Standing(rule, left, _whole_after(rule, account, now))
+                best = Standing(rule, left, whole_after(rule.window, account, now))
     return best
 
 
@@ -235,99 +200,10 @@ def amount_text(unit: Unit, amount: int) -> str:
     return f"1 {noun[:-1]}" if amount == 1 else f"{amount} {noun}"
 
 
-def window_of(window: Window, wall: float) -> int:
-    """Which day or month of UTC ``wall`` lies in: a number that grows by one with each."""
-    if window == "day":
-        return int(wall // _DAY_S)
-    return _month_of(int(wall // _DAY_S))
-
-
-@lru_cache(maxsize=16)
-def _month_of(day: int) -> int:
-    # Asked several times per request, and another answer once a month.
-    date = datetime.fromtimestamp(day * _DAY_S, UTC)
-    return date.year * 12 + date.month - 1
-
-
-def begin_of(window: Window, number: int) -> float:
-    """When that day or month begins, in seconds since the epoch."""
-    if window == "day":
-        return float(number * _DAY_S)
-    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()
-
-
-def rolled(counted: Window | None, account: Account, now: Moment) -> Account:
-    """The account without what counts no more."""
-    if counted is None:
-        return account
-    if counted == "minute":
-        oldest = int(now.steady) - _MINUTE_S
-        if not account.slots or account.slots[0][0] >= oldest:
-            return account
-        live = tuple(slot for slot in account.slots if slot[0] >= oldest)
-        return Account(sum(amount for _, amount in live), live)
-    window = window_of(counted, now.wall)
-    if window == account.window:
-        return account
-    if window < account.window:
-        # The clock was set back.  Waiting for the later window again could take for ever; starting afresh would free
-        # what was granted: so it goes on counting, in the window that the clock shows now.
-        return Account(account.granted, account.slots, window)
-    ended = account.slots[-1][0] if account.slots else -1
-    return Account(0, ((ended + 1, 0),), window)
-
-
-def _mark(rule: Rule, account: Account, now: Moment) -> int:
-    if rule.window is None:
-        return 0
-    return int(now.steady) if rule.window == "minute" else account.slots[-1][0]
-
-
-def _charged(account: Account, mark: int, amount: int) -> Account:
-    if not amount:
-        return account
-    slots = account.slots
-    if slots and slots[-1][0] == mark:
-        slots = (*slots[:-1], (mark, slots[-1][1] + amount))
-    else:
-        slots = (*slots, (mark, amount))
-    return Account(account.granted + amount, slots, account.window)
-
-
-def _returned(account: Account, mark: int, amount: int) -> Account:
-    slots = account.slots
-    for index in range(len(slots) - 1, -1, -1):  # most of what is returned was granted just now
-        if slots[index][0] == mark:
-            held = slots[index][1]
-            assert amount <= held, "more is returned than was granted"
-            slots = (*slots[:index], (mark, held - amount), *slots[index + 1 :])
-            return Account(account.granted - amount, slots, account.window)
-    return account
-
-
 def _fits_after(rule: Rule, account: Account, wanted: int, now: Moment) -> float | None:
-    if wanted > rule.amount:
-        return None
-    if rule.window is None:
-        return _CONCURRENCY_RETRY_S
-    if rule.window != "minute":
-        return _whole_after(rule, account, now)
-    excess = account.granted + wanted - rule.amount
-    for second, amount in account.slots:
-        excess -= amount
-        if excess <= 0:
-            return second + _MINUTE_S + 1 - now.steady
-    raise AssertionError("an account's slots add up to less than it has granted")
-
-
-def _whole_after(rule: Rule, account: Account, now: Moment) -> float:
-    if not account.granted:
-        return 0.0
-    if rule.window is None:
-        return _CONCURRENCY_RETRY_S
-    if rule.window == "minute":
-        return max(second for second, amount in account.slots if amount) + _MINUTE_S + 1 - now.steady
-    return begin_of(rule.window, window_of(rule.window, now.wall) + 1) - now.wall
+    return (
+        None if wanted > rule.amount else fits_after(rule.window, account, account.granted + wanted - rule.amount, now)
+    )
 
 
 def longer(one: Verdict, other: Verdict) -> Verdict:

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from penstock.config.tenants import Window
-from penstock.policy.limit import Account, Moment, Rule, begin_of, rolled, window_of
+from penstock.policy.account import Account, Moment, begin_of, rolled, window_of
+from penstock.policy.limit import Rule
 from penstock.wire.slices import MOST, Answer, Ask
 
 LEASE_S = 10.0

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from penstock.config.tenants import Limit, Scope
-from penstock.policy.limit import NUSD, Account, Amounts, Moment, describe, reserve, rules_of, settle, tightest
+from penstock.policy.account import Account, Moment
+from penstock.policy.limit import NUSD, Amounts, describe, reserve, rules_of, settle, tightest
 
 NOON = 1_798_718_400.0  # 31 December 2026, 12:00 UTC
 NOW = Moment(1000.0, NOON)

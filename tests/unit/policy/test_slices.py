@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from penstock.config.tenants import Limit, Scope, Unit, Window
-from penstock.policy.limit import Account, Amounts, Moment, Rule, reserve, rules_of, settle
+from penstock.policy.account import Account, Moment
+from penstock.policy.limit import Amounts, Rule, reserve, rules_of, settle
 from penstock.policy.slices import LEASE_S, Share, state
 from penstock.wire.slices import Answer
 
