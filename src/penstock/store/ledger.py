@@ -6,7 +6,7 @@ In: rows, any number of times; out: totals.  A row is known by its request's id,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import sqlalchemy as sa
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 500
 """SQLite takes 32,766 values in a statement."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What a column takes; sums of what is far below that do not leave it either."""
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,11 +44,11 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     replicas: str
     outcome: str
     code: str
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    cost_nusd: int
+    prompt_tokens: Count
+    cached_tokens: Count
+    output_tokens: Count
+    reasoning_tokens: Count
+    cost_nusd: Count
 
 
 class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):

@@ -137,6 +137,10 @@ def _unlocked(path: Path) -> Iterator[int | None]:
     except FileNotFoundError:
         yield None  # another process was faster
         return
+    except OSError as error:
+        _log.error("what a killed process ran is left in %s: %s", path, error.strerror)
+        yield None
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield file
@@ -154,14 +158,13 @@ def _rows(data: bytes) -> Iterator[UsageRow]:
         prompt, cached, output, reasoning = _COUNTS.unpack_from(data, slot + _LENGTH.size)
         try:
             begun = _decode(data[slot + _HEAD_BYTES : slot + _HEAD_BYTES + length])
-        except msgspec.MsgspecError:
+            counted = msgspec.structs.asdict(begun.row) | {
+                "prompt_tokens": prompt,
+                "cached_tokens": cached,
+                "output_tokens": output,
+                "reasoning_tokens": reasoning,
+                "cost_nusd": cost_nusd(begun.rate, prompt, cached, output),
+            }
+            yield msgspec.convert(counted, UsageRow)  # counts that no column takes are no row either
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             _log.error("a slot of what ran holds no row")
-            continue
-        yield msgspec.structs.replace(
-            begun.row,
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            output_tokens=output,
-            reasoning_tokens=reasoning,
-            cost_nusd=cost_nusd(begun.rate, prompt, cached, output),
-        )

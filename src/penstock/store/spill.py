@@ -36,6 +36,7 @@ class Spill:
         self._number = 0
         self._file: int | None = None
         self._held: list[bytes] = []
+        self._told: set[Path] = set()
         self._lock = threading.Lock()
 
     def add(self, row: UsageRow) -> None:
@@ -115,6 +116,11 @@ class Spill:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return 0  # another process moved it
+        except OSError as error:
+            if path not in self._told:
+                _log.error("usage in %s is not moved: %s", path, error.strerror)
+            self._told.add(path)
+            return 0
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -133,7 +139,8 @@ def _rows_of(data: bytes, path: Path) -> list[UsageRow]:
     for line in data.splitlines():
         try:
             rows.append(_decode(line))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             # A process that was killed inside its write has left half a line: of a request that nobody else knows of.
+            # A disk may have bytes of its own, which must not keep the other rows from the ledger.
             _log.error("%s has a line that is no row of usage: %r", path, line[:200])
     return rows

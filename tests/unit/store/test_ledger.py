@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import usage as support
 from usage import ROW, row
@@ -191,6 +192,23 @@ def test_half_a_line_spoils_no_other(ledger: Ledger, tmp_path: Path, caplog: pyt
         file.write(b'{"id":"hal')
     assert spill.move() == 1 and requests(ledger) == 1
     assert "no row of usage" in caplog.text
+
+
+def test_what_is_damaged_or_no_file_keeps_no_other_row(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are no text and counts that no column takes are told and passed over; so is what cannot be opened,
+    once.
+    """
+    directory = tmp_path / "usage"
+    (directory / "0.usage").mkdir(parents=True)
+    (directory / "1.usage").symlink_to("1.usage")
+    line = msgspec.json.encode(row("a")) + b"\n"
+    large = line.replace(b'"output_tokens":', b'"output_tokens":9223372036854775807')
+    (directory / "2.usage").write_bytes(b"\xff\n" + line.replace(b'"id":"a', b'"id":"\xff') + large + line)
+    spill = Spill(directory, "g", ledger)
+    assert spill.move() == 1 and spill.move() == 0 and requests(ledger) == 1
+    assert caplog.text.count("no row of usage") == 3 and caplog.text.count("is not moved") == 2
 
 
 def test_a_full_disk_keeps_rows_in_memory(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,3 +136,21 @@ def test_garbage_is_no_row(ledger: Ledger, tmp_path: Path) -> None:
     (tmp_path / "usage").mkdir()
     (tmp_path / "usage" / "x.running").write_bytes(os.urandom(3 * 2048 + 17) + (100).to_bytes(8, "little") * 600)
     assert recover(tmp_path / "usage", ledger) == 0 and ledger.totals() == []
+
+
+def test_what_is_damaged_keeps_nothing_else_from_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
+    """A count that no column takes, a row that is no text, and files that are none: the other slots' rows arrive."""
+    directory = tmp_path / "usage"
+    killed(directory, 5)
+    [path] = directory.iterdir()
+    data = bytearray(path.read_bytes())
+    used = [slot for slot in range(0, len(data), 2048) if data[slot : slot + 8] != bytes(8)]
+    assert len(used) == 3
+    data[used[0] + 24 : used[0] + 32] = b"\xff" * 8
+    at = data.index(b'"id":"', used[1]) + 6
+    data[at : at + 1] = b"\xff"
+    path.write_bytes(data)
+    (directory / "0.running").mkdir()
+    (directory / "1.running").symlink_to("1.running")
+    assert recover(directory, ledger) == 1
+    assert sum(total.requests for total in ledger.totals()) == 1
