@@ -130,15 +130,19 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[TopLogprob]
 
 
+NumTokens = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+"""What an engine may say it counted: it is charged, added up and written into the ledger."""
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens by kind.  ``output`` includes what an earlier attempt emitted; ``cached`` is part of ``prompt``,
     ``reasoning`` of ``output``: the tokens up to the one that closes the thinking.
     """
 
-    prompt: int
-    cached: int = 0
-    output: int = 0
-    reasoning: int = 0
+    prompt: NumTokens
+    cached: NumTokens = 0
+    output: NumTokens = 0
+    reasoning: NumTokens = 0
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="accepted"):
@@ -148,7 +152,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     ``weights`` is what the sequence begins on; set by the gateway from the engine's :class:`Load`.
     """
 
-    prompt_tokens: int
+    prompt_tokens: NumTokens
     weights: str = ""
     prompt_text: str | None = None
     prompt_token_ids: list[int] | None = None
@@ -336,8 +340,8 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     vectors: list[str]
-    prompt_tokens: int
-    cached_tokens: int = 0
+    prompt_tokens: NumTokens
+    cached_tokens: NumTokens = 0
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):

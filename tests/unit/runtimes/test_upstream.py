@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -112,6 +113,18 @@ async def test_other_answers(tmp_path, answer, code) -> None:
     head, mark, body = answer.partition(b"\r\n\r\n")
     async with canned(path, [head + mark, body[:9], body[9:]]):
         assert await collect(path) == ([], code)
+
+
+@pytest.mark.parametrize("count", [-1, 2**32, 2**64 - 1, 2**70])
+@pytest.mark.parametrize("kind", ["prompt", "cached", "output", "reasoning", "prompt_tokens"])
+async def test_a_count_that_nothing_can_have_is_no_event(tmp_path, kind, count) -> None:
+    """What is charged is neither given back by an engine nor more than the ledger takes."""
+    path = str(tmp_path / "s")
+    line = {"type": "finished", "reason": "stop", "usage": {"prompt": 1} | {kind: count}}
+    if kind == "prompt_tokens":
+        line = {"type": "accepted", kind: count}
+    async with canned(path, [OK, chunk(json.dumps(line).encode() + b"\n")]):
+        assert await collect(path) == ([], "engine_protocol")
 
 
 async def test_nobody_there(tmp_path) -> None:
