@@ -35,7 +35,7 @@ class MemorySlices:
     def take(self, writer: str, asks: Sequence[Ask]) -> Taken:
         """What ``ports.Slices.take`` answers to this writer."""
         now = self._now()
-        if self._since is None:
+        if self._since is None or self._since > now:
             self._since = now
         answers = [self._take(writer, ask, now, self._since) for ask in asks]
         return Taken(now, f"{self._run} {self._since:.6f}", answers)

@@ -17,12 +17,13 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 
 local function text(number) return string.format('%.0f', number) end
 
--- Another server process may have forgotten some or all; which one answers is part of the epoch.
+-- Another server process may have forgotten some or all; which one answers is part of the epoch.  One that begins in
+-- the future is over, too: the clock was set back, and nobody should wait until it has caught up.
 local info = redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or 'unknown'
 local known = redis.call('HMGET', KEYS[1], 'run', 'since')
 local since = tonumber(known[2] or nil)
-if known[1] ~= run or since == nil then
+if known[1] ~= run or since == nil or since > now then
   since = now
   redis.call('HSET', KEYS[1], 'run', run, 'since', string.format('%.6f', now))
 end

@@ -164,6 +164,25 @@ async def test_a_server_that_began_anew_waits_to_be_told(tmp_path: Path) -> None
 
 
 @debian
+async def test_a_clock_that_was_set_back_is_another_epoch(tmp_path: Path) -> None:
+    """Nobody waits until the clock of the server has caught up with the begin of the last one."""
+    ask = Ask(key="k", amount=10, needs=(2,), hold_s=9)
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as one, Redis.from_url(server.url) as redis:
+            taken = await one.take([ask])
+            await redis.hset(await only_key(redis, "*:epoch"), "since", f"{taken.now + 3600:.6f}")
+            later = await one.take([ask])
+            assert later.epoch.split()[1] == f"{later.now:.6f}" and later.answers[0].status == "settling"
+            await asyncio.sleep(SETTLE_S + 0.05)
+            assert (await one.take([ask])).answers[0].given == 2
+
+
+async def only_key(redis: Redis, pattern: str) -> str:
+    [key] = [key async for key in redis.scan_iter(pattern)]
+    return str(key.decode())
+
+
+@debian
 async def test_a_password_and_tls_are_taken_from_the_url(tmp_path: Path) -> None:
     """With both it works; with a wrong one it does not, and neither is in the message."""
     cert, key = write_certificate(tmp_path)
