@@ -12,6 +12,7 @@ from contextlib import aclosing
 
 import msgspec
 
+from penstock.config.tenants import LEAST_URGENT
 from penstock.events.list import Outcome, ShadowEnded
 from penstock.gateway.call import Call
 from penstock.gateway.forward import Forwarder
@@ -53,7 +54,11 @@ class Shadows:
         call.trail.append((self._clock.now(), verdict))
         if not verdict.copied:
             return
-        copies = [msgspec.structs.replace(choice, id=f"{choice.id}.shadow") for choice in choices]
+        # Its prefixes stay its tenant's; its place does not: there somebody may be served who asked.
+        copies = [
+            msgspec.structs.replace(choice, id=f"{choice.id}.shadow", tenant="", weight=1.0, priority=LEAST_URGENT)
+            for choice in choices
+        ]
         task = asyncio.create_task(self._run(rule.model, copies, prompt_tokens))
         self._running[task] = rule.model
         task.add_done_callback(lambda done: self._running.pop(done))

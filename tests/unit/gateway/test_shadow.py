@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 from gateways import Engines, House
 
 from penstock.config.names import Shadow
+from penstock.config.tenants import LEAST_URGENT
 from penstock.events.list import ShadowEnded
 from penstock.gateway.call import Call
 from penstock.gateway.shadow import Shadows
-from penstock.wire.engine import GenerateRequest, Sampling
+from penstock.wire.engine import Event, GenerateRequest, Sampling
+
+
+class Recorder(Engines):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[GenerateRequest] = []
+
+    async def generate(self, socket: str, request: GenerateRequest) -> AsyncGenerator[list[Event], None]:
+        self.asked.append(request)
+        async for events in super().generate(socket, request):
+            yield events
 
 
 def start_copies(house: House, count: int) -> Shadows:
@@ -51,3 +66,23 @@ async def test_a_gateway_that_ends_leaves_no_copy_behind() -> None:
     await shadows.close()
     assert shadows.in_flight == 0
     assert all(state.outstanding_requests == 0 for state in house.replicas.models[0].replicas)
+
+
+async def test_a_copy_has_nobodys_place_at_its_engine() -> None:
+    """Whatever its request was allowed, the copy is of the least urgent class and takes nothing of its tenant's share.
+
+    Its prefixes are still cached apart from those of other tenants.
+    """
+    engines = Recorder()
+    house = House(engines=engines)
+    stages = house.gateway.stages
+    shadows = Shadows(stages.forward, house.replicas, stages.limit, house.clock, house.events.append)
+    call = Call(id="1", route="/v1/completions", started=0.0, model="m", shadow=Shadow(model="m"))
+    request = GenerateRequest(
+        id="1", sampling=Sampling(seed=1), text="x", tenant="t", cache_salt="tenant:t", weight=50.0, priority=-3
+    )
+    shadows.copy(call, [request], 1)
+    while shadows.in_flight:
+        await asyncio.sleep(0)
+    [copy] = engines.asked
+    assert (copy.priority, copy.tenant, copy.weight, copy.cache_salt) == (LEAST_URGENT, "", 1.0, "tenant:t")
