@@ -64,6 +64,7 @@ class Engines:
     prompt_tokens: Callable[[protocol.GenerateRequest], int] = lambda request: 5
     lose: Callable[[protocol.GenerateRequest], int | None] = lambda request: None
     batch: Callable[[], int] = lambda: 1
+    embedded_tokens: int = 7
     finished: list[protocol.Usage] = field(default_factory=list)
 
     async def generate(
@@ -87,7 +88,7 @@ class Engines:
         yield [protocol.Finished(reason="stop" if ended else "length", usage=usage)]
 
     async def embed(self, socket: str, request: protocol.EmbedRequest) -> protocol.Embedded:
-        return protocol.Embedded(vectors=["AAAA"], prompt_tokens=7)
+        return protocol.Embedded(vectors=["AAAA"], prompt_tokens=self.embedded_tokens)
 
     async def load(self, socket: str) -> protocol.Load:
         return protocol.Load(phase="ready")

@@ -190,6 +190,7 @@ class Gateway:
             body_bytes // _BYTES_PER_TOKEN,
             request.id,
         )
-        await self.stages.limit.cover_embedded(call, embedded)
+        # First: an engine has worked for it, also where that turns out to be more than its limits allow.
         self.stages.meter.note_embedded(call, embedded)
+        await self.stages.limit.cover_embedded(call, embedded)
         return embedded

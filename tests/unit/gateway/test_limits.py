@@ -170,6 +170,24 @@ async def test_embeddings_and_tokenizing_are_limited() -> None:
         await house.gateway.embed(call, request, 30)
 
 
+async def test_an_embedding_that_is_larger_than_its_limit_allows_is_charged_and_written_down() -> None:
+    """Its engine has worked when that is known: normal forms make thirty bytes of three, and who asks again has used
+    the limit up.
+    """
+    house = House(per_minute(10))
+    house.engines.embedded_tokens = 100
+    for code in ("request_exceeds_limit", "rate_limit_exceeded"):
+        with (
+            pytest.raises(Problem) as refused,
+            house.gateway.open("/v1/embeddings", Credentials(authorization=b"k")) as call,
+        ):
+            house.gateway.find(call, "m")
+            await house.gateway.embed(call, EmbedRequest(id="e", texts=["x"]), 9)
+        assert refused.value.code == code
+    assert [(ended.outcome, ended.prompt_tokens) for ended in house.ended] == [("failed", 100), ("rejected", 0)]
+    assert house.granted() == 9
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_no_company_exceeds_a_limit_and_none_leaks(seed: int) -> None:
     """Calls beside one another, with lost engines, clients that leave and several choices: at every batch the limit
