@@ -176,16 +176,17 @@ class Upgrades:
         self._view = msgspec.structs.replace(self._view, state=state, why=why, replaced=replaced)
 
     def _admit(self, actor: Principal | None, action: str = "", subject: str = "") -> str:
-        """Who asks.  An upgrade touches every tenant, so it is for who administers all of them.
+        """Who asks.  An upgrade touches every tenant and any model, so it is for who administers all of them.
 
         The denial of an ``action`` is written down.
         """
         who = OPERATOR if actor is None else actor.key_id or "anonymous"
-        if actor is not None and (actor.role != "admin" or actor.tenant != TOP):
+        if actor is not None and (actor.role != "admin" or actor.tenant != TOP or actor.models is not None):
             if action:
                 denied = Act(actor=who, action=action, subject=subject[:200], verdict="denied", why="permission_denied")
                 self._audit(denied)
-            raise Problem("permission_denied", f"Upgrades are for administrators of {TOP!r}.")
+            message = f"Upgrades are for administrators of {TOP!r} with a right to all models."
+            raise Problem("permission_denied", message)
         return who
 
 

@@ -133,13 +133,14 @@ def test_what_cannot_be_written_down_is_not_begun() -> None:
 
 
 def test_others_may_not_even_look() -> None:
-    """A user's key and a tenant's administrator are denied all three; what they tried to change is written down."""
+    """A user's key, a tenant's administrator and one of some models are denied all three, and that is written down."""
 
     async def act() -> None:
         async with running() as desk:
             for actor in (
                 Principal(tenant="default", key_id="key_1", role="user"),
                 Principal(tenant="below", key_id="key_2", role="admin"),
+                Principal(tenant="default", key_id="key_3", role="admin", models=frozenset({"m2"})),
             ):
                 for ask in (
                     lambda actor=actor: desk.upgrades.start(actor, ASKED),
@@ -149,7 +150,7 @@ def test_others_may_not_even_look() -> None:
                     with pytest.raises(Problem) as raised:
                         ask()
                     assert raised.value.code == "permission_denied"
-            assert [row[1:3] for row in desk.rows] == 2 * [("upgrade.start", "denied"), ("upgrade.stop", "denied")]
+            assert [row[1:3] for row in desk.rows] == 3 * [("upgrade.start", "denied"), ("upgrade.stop", "denied")]
             with pytest.raises(Problem, match="not served"):
                 desk.upgrades.start(None, NewUpgrade(model="other", source="/new"))
             with pytest.raises(Problem, match="Nothing was upgraded"):
