@@ -16,6 +16,7 @@ from transformers import AutoModel
 from penstock.engine.cpu.defaults import SamplingDefaults
 from penstock.engine.cpu.exact_attention import ExactAttention
 from penstock.engine.cpu.executor import CpuExecutor
+from penstock.engine.cpu.fast_attention import make_attention
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
@@ -44,7 +45,7 @@ class Engine:
             block_tokens=4,
             dtype=torch.float32,
             sampling_defaults=SamplingDefaults(),
-            attention=ExactAttention if exact else None,
+            attention=ExactAttention if exact else make_attention,
         )
         rules = BatchRules(max_step_tokens=step_tokens, max_num_seqs=16, block_tokens=4)
         self.loop = Loop(Scheduler(rules, BlockPool(num_blocks)), lambda event: None)

@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwise import BLOCK_TOKENS, NUM_BLOCKS, Driver, decode, prefill
 
+from penstock.engine.cpu.attention import TorchAttention
+from penstock.engine.cpu.executor import MakeAttention
+from penstock.engine.cpu.fast_attention import make_attention
 from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
@@ -23,6 +26,7 @@ from penstock.models.rope import RopeConfig
 from penstock.models.traits import LayerSpec
 
 VOCAB = 61
+ATTENTIONS = pytest.mark.parametrize("attention", [make_attention, TorchAttention], ids=["fast", "torch"])
 FP32_BOUND = 1e-4
 # Decode rounds scores and probabilities to bf16 at other places than prefill does; measured here: 0.08 at most.
 BF16_BOUND = 0.15
@@ -87,25 +91,27 @@ def assert_close(rows: list[list[float]], expected: torch.Tensor, bound: float =
     torch.testing.assert_close(torch.tensor(rows).view(-1, VOCAB), expected, atol=bound, rtol=0)
 
 
+@ATTENTIONS
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_prefill_and_decode_equal_the_decoder(num_kv_heads: int) -> None:
+def test_prefill_and_decode_equal_the_decoder(num_kv_heads: int, attention: MakeAttention) -> None:
     """A prompt in one chunk and the tokens decoded after it score as in one pass, for any grouping of heads."""
     decoder = make_decoder(num_kv_heads=num_kv_heads)
-    driver = Driver(decoder)
+    driver = Driver(decoder, attention=attention)
     sequence = driver.sequence(prompt_of(11))
     rows = prefill(driver, sequence, [11]) + decode(driver, sequence, 10)
     assert_close(rows, reference(decoder, sequence.token_ids[:-1]))
 
 
-@settings(deadline=None, max_examples=40)
+@ATTENTIONS
+@settings(deadline=None, max_examples=15)
 @given(data=st.data(), length=st.integers(1, 40))
-def test_any_chunking_equals_one_chunk(data: st.DataObject, length: int) -> None:
+def test_any_chunking_equals_one_chunk(attention: MakeAttention, data: st.DataObject, length: int) -> None:
     """However a prompt is cut, and wherever its pages lie, distributions and greedy continuation are the same."""
     cuts = data.draw(st.sets(st.integers(1, length - 1)) if length > 1 else st.just(set()))
     edges = [0, *sorted(cuts), length]
     order = data.draw(st.permutations(range(NUM_BLOCKS)))
     decoder = data.draw(DECODERS)
-    whole, cut = Driver(decoder), Driver(decoder, block_order=list(order))
+    whole, cut = Driver(decoder, attention=attention), Driver(decoder, block_order=list(order), attention=attention)
     one, many = whole.sequence(prompt_of(length)), cut.sequence(prompt_of(length))
     expected = prefill(whole, one, [length]) + decode(whole, one, 5)
     rows = prefill(cut, many, [b - a for a, b in itertools.pairwise(edges)]) + decode(cut, many, 5)
@@ -113,17 +119,20 @@ def test_any_chunking_equals_one_chunk(data: st.DataObject, length: int) -> None
     assert many.token_ids == one.token_ids
 
 
-@settings(deadline=None, max_examples=25)
+@ATTENTIONS
+@settings(deadline=None, max_examples=15)
 @given(
     data=st.data(),
     lengths=st.lists(st.integers(1, 25), min_size=2, max_size=6),
     shuffled=st.booleans(),
 )
-def test_company_does_not_matter(data: st.DataObject, lengths: list[int], shuffled: bool) -> None:
+def test_company_does_not_matter(
+    attention: MakeAttention, data: st.DataObject, lengths: list[int], shuffled: bool
+) -> None:
     """Sequences that prefill and decode beside one another get what each would get alone."""
     order = data.draw(st.permutations(range(NUM_BLOCKS))) if shuffled else range(NUM_BLOCKS)
     decoder = data.draw(DECODERS)
-    driver = Driver(decoder, block_order=list(order))
+    driver = Driver(decoder, block_order=list(order), attention=attention)
     sequences = [driver.sequence(prompt_of(length, seed)) for seed, length in enumerate(lengths)]
     rows: dict[int, list[list[float]]] = {id(sequence): [] for sequence in sequences}
     for _ in range(12):
@@ -135,10 +144,11 @@ def test_company_does_not_matter(data: st.DataObject, lengths: list[int], shuffl
         assert_close(rows[id(sequence)], reference(decoder, sequence.token_ids)[: len(rows[id(sequence)])])
 
 
+@ATTENTIONS
 @pytest.mark.parametrize("num_shared", [1, 3, 5])
-def test_a_shared_prefix_is_read_in_place(num_shared: int) -> None:
+def test_a_shared_prefix_is_read_in_place(num_shared: int, attention: MakeAttention) -> None:
     """A sequence that starts on another's pages computes only the rest and continues like one that computed all."""
-    driver = Driver(GROUPED)
+    driver = Driver(GROUPED, attention=attention)
     prompt = prompt_of(23)
     first = driver.sequence(prompt)
     expected = prefill(driver, first, [23])
@@ -153,9 +163,10 @@ def test_a_shared_prefix_is_read_in_place(num_shared: int) -> None:
     assert first.token_ids == second.token_ids
 
 
-def test_a_cached_prompt_may_leave_one_token_to_prefill() -> None:
+@ATTENTIONS
+def test_a_cached_prompt_may_leave_one_token_to_prefill(attention: MakeAttention) -> None:
     """When all but the last prompt token is cached, that one token decodes like any other."""
-    driver = Driver(GROUPED)
+    driver = Driver(GROUPED, attention=attention)
     first = driver.sequence(prompt_of(9))
     expected = prefill(driver, first, [9])
     second = driver.sequence(prompt_of(9))
@@ -164,9 +175,10 @@ def test_a_cached_prompt_may_leave_one_token_to_prefill() -> None:
     assert_close(prefill(driver, second, [1]), torch.tensor(expected[-1:]))
 
 
-def test_preemption_and_recompute_continue_alike() -> None:
+@ATTENTIONS
+def test_preemption_and_recompute_continue_alike(attention: MakeAttention) -> None:
     """A sequence whose pages were taken and that recomputes prompt and output in one chunk goes on as before."""
-    undisturbed, preempted = Driver(GROUPED), Driver(GROUPED)
+    undisturbed, preempted = Driver(GROUPED, attention=attention), Driver(GROUPED, attention=attention)
     one, two = undisturbed.sequence(prompt_of(10)), preempted.sequence(prompt_of(10))
     prefill(undisturbed, one, [10])
     expected = decode(undisturbed, one, 12)
@@ -179,20 +191,22 @@ def test_preemption_and_recompute_continue_alike() -> None:
     assert two.token_ids == one.token_ids
 
 
-def test_a_page_forgets_its_last_owner() -> None:
+@ATTENTIONS
+def test_a_page_forgets_its_last_owner(attention: MakeAttention) -> None:
     """A sequence that opens a page in one step and fills it in later ones never meets the NaN that lay there."""
-    driver = Driver(GROUPED)
+    driver = Driver(GROUPED, attention=attention)
     sequence = driver.sequence(prompt_of(3))
     rows = prefill(driver, sequence, [2, 1]) + decode(driver, sequence, 9)
     assert_close(rows, reference(GROUPED, sequence.token_ids[:-1]))
 
 
-def test_a_broken_neighbour_stays_alone() -> None:
+@ATTENTIONS
+def test_a_broken_neighbour_stays_alone(attention: MakeAttention) -> None:
     """Keys that overflowed in one sequence do not reach the sequences that decode beside it."""
-    driver = Driver(GROUPED)
+    driver = Driver(GROUPED, attention=attention)
     sick, well = driver.sequence(prompt_of(6, 1)), driver.sequence(prompt_of(6, 2))
     driver.step((sick, 6), (well, 6))
-    for cache in driver.executor._pages.keys:
+    for cache in driver.pages.keys:
         cache[sick.block_ids] = torch.inf
     sick.num_logprobs = None
     rows = []
@@ -207,8 +221,8 @@ def test_groups_of_copied_pages_equal_one_group(
     monkeypatch: pytest.MonkeyPatch, max_pages: int, decoder: Decoder
 ) -> None:
     """Decodes whose pages are copied group by group get what they get in one group, long sequences too."""
-    monkeypatch.setattr("penstock.engine.cpu.batch._MAX_GATHERED_PAGES", max_pages)
-    driver = Driver(decoder, block_order=list(range(0, NUM_BLOCKS, 2)))
+    monkeypatch.setattr("penstock.engine.cpu.attention_index._MAX_GATHERED_PAGES", max_pages)
+    driver = Driver(decoder, attention=TorchAttention, block_order=list(range(0, NUM_BLOCKS, 2)))
     sequences = [driver.sequence(prompt_of(length, length)) for length in (30, 3, 9, 21, 2, 16)]
     driver.step(*((sequence, sequence.num_tokens) for sequence in sequences))
     rows = driver.step(*((sequence, 1) for sequence in sequences))
@@ -216,23 +230,46 @@ def test_groups_of_copied_pages_equal_one_group(
         assert_close(rows[id(sequence)], reference(decoder, sequence.token_ids[:-1])[-1:])
 
 
-def test_pages_of_others_between_ours_change_nothing() -> None:
+@ATTENTIONS
+def test_pages_of_others_between_ours_change_nothing(attention: MakeAttention) -> None:
     """Pages read in place may have idle or foreign ones among them, filled with anything."""
-    driver = Driver(GROUPED)
+    driver = Driver(GROUPED, attention=attention)
     idle, broken, active = (driver.sequence(prompt_of(n, n)) for n in (6, 5, 20))
     first = driver.sequence(prompt_of(9))
     driver.step((first, 9), (idle, 6), (broken, 5), (active, 20))
-    for cache in (*driver.executor._pages.keys, *driver.executor._pages.values):
+    for cache in (*driver.pages.keys, *driver.pages.values):
         cache[broken.block_ids] = torch.nan
     rows = driver.step((first, 1), (active, 1))
     for sequence in (first, active):
         assert_close(rows[id(sequence)], reference(GROUPED, sequence.token_ids[:-1])[-1:])
 
 
-def test_bf16_paths_agree_within_the_bound() -> None:
+@ATTENTIONS
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+def test_bf16_paths_agree_within_the_bound(num_kv_heads: int, attention: MakeAttention) -> None:
     """In bf16 prefill, chunks and decode differ by rounding only: log-probabilities by at most BF16_BOUND."""
-    decoder = make_decoder(dtype="bfloat16")
-    driver = Driver(decoder, dtype=torch.bfloat16)
+    decoder = make_decoder(num_kv_heads=num_kv_heads, dtype="bfloat16")
+    driver = Driver(decoder, dtype=torch.bfloat16, attention=attention, block_tokens=16)
     sequence = driver.sequence(prompt_of(21))
     rows = prefill(driver, sequence, [8, 13]) + decode(driver, sequence, 30)
     assert_close(rows, reference(decoder, sequence.token_ids[:-1]), BF16_BOUND)
+
+
+def test_sequences_that_begin_alike_share_one_reading() -> None:
+    """In bf16, decodes on the same first pages score as those that read pages of their own."""
+    decoder = make_decoder(dtype="bfloat16")
+    driver, apart = (Driver(decoder, dtype=torch.bfloat16, block_tokens=16) for _ in range(2))
+    prompt = prompt_of(80)
+    first = driver.sequence(prompt)
+    prefill(driver, first, [80])
+    company = [driver.sequence([*prompt, *prompt_of(own, own)]) for own in (1, 2, 30)]
+    for sequence in company:
+        sequence.block_ids, sequence.num_computed = first.block_ids[:5], 80
+        prefill(driver, sequence, [sequence.num_remaining])
+    for _ in range(20):
+        rows = driver.step((first, 1), *((sequence, 1) for sequence in company))
+        for sequence in (first, *company):
+            alone = apart.sequence(sequence.token_ids[:-1])
+            apart._free = list(range(NUM_BLOCKS))
+            expected = prefill(apart, alone, [alone.num_tokens])[-1:]
+            assert_close(rows[id(sequence)], torch.tensor(expected), BF16_BOUND)

@@ -7,12 +7,14 @@ Pages hold NaN at first, so that reading what nobody wrote cannot pass unseen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 
 from penstock.engine.cpu.defaults import SamplingDefaults
-from penstock.engine.cpu.executor import CpuExecutor
+from penstock.engine.cpu.executor import CpuExecutor, MakeAttention
+from penstock.engine.cpu.fast_attention import make_attention
 from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
 from penstock.models.decoder import Decoder
 from penstock.wire.engine import FinishReason, Sampling
@@ -42,18 +44,26 @@ class Driver:
     decoder: Decoder
     block_order: list[int] = field(default_factory=lambda: list(range(NUM_BLOCKS)))
     dtype: torch.dtype = torch.float32
+    attention: MakeAttention = make_attention
+    block_tokens: int = BLOCK_TOKENS
 
     def __post_init__(self) -> None:
         self.executor = CpuExecutor(
             self.decoder,
             num_blocks=NUM_BLOCKS,
-            block_tokens=BLOCK_TOKENS,
+            block_tokens=self.block_tokens,
             dtype=self.dtype,
             sampling_defaults=SamplingDefaults(),
+            attention=self.attention,
         )
-        for cache in (*self.executor._pages.keys, *self.executor._pages.values):
+        for cache in (*self.pages.keys, *self.pages.values):
             cache.fill_(torch.nan)
         self._free = list(reversed(self.block_order))
+
+    @property
+    def pages(self) -> Any:
+        """The pages, with ``keys`` and ``values`` by layer."""
+        return self.executor.attention.pages  # type: ignore[attr-defined]  # each attention has pages of its kind
 
     def sequence(self, prompt: list[int], emitted: list[int] | None = None) -> Sequence:
         """A greedy sequence that reports the whole distribution of every token; ``emitted``: resumed after those."""
@@ -72,7 +82,7 @@ class Driver:
         """Compute so many tokens of each; append what was sampled; the distributions that came back, by ``id()``."""
         ordered = sorted(works, key=lambda work: work[0].num_remaining > 1)
         for sequence, count in ordered:
-            missing = -(-(sequence.num_computed + count) // BLOCK_TOKENS) - len(sequence.block_ids)
+            missing = -(-(sequence.num_computed + count) // self.block_tokens) - len(sequence.block_ids)
             sequence.block_ids.extend(self._free.pop() for _ in range(missing))
         plan = StepPlan(
             step=1,

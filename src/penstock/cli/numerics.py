@@ -1,6 +1,6 @@
-"""With which table of ops and which attention an engine computes.
+"""With which table of ops, which weights and which attention an engine computes.
 
-In: the engine's settings; out: both.  Exact mode's are imported, and compiled, only when they are asked for.
+In: the engine's settings; out: these, their kernels compiled.  Exact mode's are imported only when they are asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
     from penstock.config.settings import EngineSettings, Quantization
-    from penstock.engine.cpu.executor import StepAttention
+    from penstock.engine.cpu.executor import MakeAttention
     from penstock.models.config import ModelConfig
     from penstock.models.ops import Ops
     from penstock.models.packed import Pack
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """``attention`` ``None``: the executor's own.  ``pack`` ``None``: weights stay as the checkpoint has them.
+    """A table of ops, and what allocates pages and attends over them.
 
+    ``pack`` ``None``: weights stay as the checkpoint has them.
     ``quantization``: what most of them are kept in then, by the settings or by the checkpoint.
     """
 
     ops: Ops
-    attention: StepAttention | None = None
+    attention: MakeAttention
     pack: Pack | None = None
     quantization: Quantization = "none"
 
 
 def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
-    """For the checkpoint of ``config``.  Argued in docs/decisions/: 002, 005 and 019.
+    """For the checkpoint of ``config``.  Argued in docs/decisions/: 002, 005, 019 and 020.
 
     Raises ``invalid_setting`` for a quantisation that does not go with the rest, or that this CPU has no means for, and
     ``checkpoint_unsupported`` where it is the checkpoint's.
@@ -40,14 +41,16 @@ def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
     dtype = config.dtype if settings.dtype == "auto" else settings.dtype
     _check_quantization(settings, config, dtype)
     if not settings.exact:
+        from penstock.engine.cpu.fast_attention import make_attention
+        from penstock.models.fast.compile import compile_kernels as compile_fast_kernels
+        from penstock.models.fast.pack import packing
         from penstock.models.ops import REFERENCE
 
+        compile_fast_kernels(dtype)
         if dtype == "float32":
-            return Numerics(REFERENCE)
-        from penstock.models.fast.pack import packing
-
+            return Numerics(REFERENCE, make_attention)
         kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
-        return Numerics(REFERENCE, pack=packing(settings.quantization), quantization=kept)
+        return Numerics(REFERENCE, make_attention, packing(settings.quantization), kept)
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels
     from penstock.models.exact.ops import EXACT

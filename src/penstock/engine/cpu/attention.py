@@ -1,4 +1,4 @@
-"""Attention over KV pages for one step's ragged batch.
+"""Attention over KV pages for one step's ragged batch, in torch: what any CPU can do.
 
 In: rotated queries and keys, and values, of all rows; out: the mixed values.  Writes keys and values into the pages.
 Decodes are one batched computation whatever their lengths; a prefill chunk is one call per sequence.
@@ -6,35 +6,46 @@ Decodes are one batched computation whatever their lengths; a prefill chunk is o
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-from penstock.engine.cpu.batch import Chunk, DecodeGroup, StepBatch
-from penstock.engine.cpu.pages import KvPages
-from penstock.models.attention import AttentionSpec, causal, mix
+from penstock.engine.cpu.attention_index import Chunk, DecodeGroup, attention_index
+from penstock.engine.cpu.batch import StepBatch
+from penstock.engine.cpu.pages import KvPages, PageShape
+from penstock.models.attention import Attend, AttentionSpec, causal, mix
 from penstock.models.ops import softcap
 
 
-class PagedAttention:
-    """An ``Attend`` of the decoder, bound to one step: (spec, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D]."""
+class TorchAttention:
+    """One step's attention after another's, over pages of its own."""
 
-    def __init__(self, pages: KvPages, batch: StepBatch) -> None:
-        self._pages = pages
-        self._batch = batch
+    def __init__(self, shape: PageShape, windows: Collection[int | None]) -> None:
+        """``windows``: those of the model's layers."""
+        self.pages = KvPages(shape)
+        self._shape = shape
+        self._windows = windows
 
-    def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch = self._batch
-        self._pages.write(spec.layer, k, v, batch.pages, batch.slots, batch.opened)
-        mixed = torch.empty_like(q)
-        keys, values = self._pages.keys[spec.layer], self._pages.values[spec.layer]
-        for group in batch.decodes[spec.window]:
-            mixed[group.rows] = _decode(spec, q[group.rows], keys, values, group)
-        for chunk in batch.chunks[spec.window]:
-            if chunk.mask is None:  # a sequence's first chunk: no page is read
-                mixed[chunk.rows] = causal(spec, q[chunk.rows], k[chunk.rows], v[chunk.rows])
-            else:
-                mixed[chunk.rows] = _continued(spec, q[chunk.rows], keys, values, chunk)
-        return mixed
+    def __call__(self, batch: StepBatch) -> Attend:
+        """(spec, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D] for the rows of ``batch``."""
+        pages = self.pages
+        index = attention_index(batch, self._shape.block_tokens, self._shape.dtype, self._windows)
+
+        def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            pages.write(spec.layer, k, v, batch.pages, batch.slots, batch.opened)
+            mixed = torch.empty_like(q)
+            keys, values = pages.keys[spec.layer], pages.values[spec.layer]
+            for group in index.decodes[spec.window]:
+                mixed[group.rows] = _decode(spec, q[group.rows], keys, values, group)
+            for chunk in index.chunks[spec.window]:
+                if chunk.mask is None:  # a sequence's first chunk: no page is read
+                    mixed[chunk.rows] = causal(spec, q[chunk.rows], k[chunk.rows], v[chunk.rows])
+                else:
+                    mixed[chunk.rows] = _continued(spec, q[chunk.rows], keys, values, chunk)
+            return mixed
+
+        return attend
 
 
 def _decode(spec: AttentionSpec, q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup) -> Tensor:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from penstock.engine.cpu.defaults import Rules
 
 _MASK = (1 << 64) - 1
+_BUCKET_BITS = 15
+"""Of a float32's 32: what is left tells sign, exponent and eight bits behind it."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -54,15 +57,25 @@ def draw(logits: Tensor, rules: Rules, at: float) -> int:
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """Indices, rising, of the smallest set of largest weights that holds ``top_p`` of the whole (arXiv 1904.09751)."""
-    total = float(weights.sum(dtype=torch.float64))
-    # All weights below this together hold less than 1 - top_p, so none is in the nucleus: no need to sort them.
-    floor = (1.0 - top_p) * total / len(weights)
-    candidates = (weights >= floor).nonzero()[:, 0]
-    ordered, order = weights[candidates].sort(descending=True, stable=True)
-    before = ordered.cumsum(0, dtype=torch.float64) - ordered
-    num_kept = max(1, int((before < top_p * total).sum()))
-    return candidates[order[:num_kept]].sort().values
+    """Indices, rising, of the smallest set of largest weights that holds ``top_p`` of the whole (arXiv 1904.09751).
+
+    Nothing is sorted but the few weights at the set's edge: a positive float's leading bits put it into a bucket of
+    its neighbours, and the buckets' sums tell in which of them the edge lies.
+    """
+    values = weights.numpy()
+    buckets = values.view(np.int32) >> _BUCKET_BITS
+    sums = np.bincount(buckets, weights=values)
+    above = np.cumsum(sums[::-1])[::-1]
+    wanted = top_p * float(above[0])
+    edge = max(0, int(np.count_nonzero(above >= wanted)) - 1)
+    candidates = np.flatnonzero(buckets == edge)
+    order = candidates[np.argsort(-values[candidates], kind="stable")]
+    before = above[edge] - sums[edge] + np.cumsum(values[order], dtype=np.float64) - values[order]
+    largest = edge == len(sums) - 1
+    num_kept = max(int(largest), int(np.count_nonzero(before < wanted)))
+    kept = buckets > edge
+    kept[order[:num_kept]] = True
+    return torch.from_numpy(np.flatnonzero(kept))
 
 
 def _invert(weights: Tensor, at: float) -> int:

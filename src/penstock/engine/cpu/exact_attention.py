@@ -5,22 +5,28 @@ In: rotated queries and keys, and values, of all rows; out: the mixed values.  W
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from penstock.engine.cpu.batch import StepBatch
-from penstock.engine.cpu.pages import KvPages
-from penstock.models.attention import AttentionSpec
+from penstock.engine.cpu.pages import KvPages, PageShape
+from penstock.models.attention import Attend, AttentionSpec
 from penstock.models.exact.attention import attend_pages
 
 
 class ExactAttention:
-    """An ``Attend`` of the decoder, bound to one step: (spec, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D]."""
+    """One step's attention after another's, over pages of its own."""
 
-    def __init__(self, pages: KvPages, batch: StepBatch) -> None:
-        self._pages = pages
-        self._batch = batch
+    def __init__(self, shape: PageShape, windows: Collection[int | None]) -> None:
+        self.pages = KvPages(shape)
 
-    def __call__(self, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pages, batch = self._pages, self._batch
-        pages.write(spec.layer, k, v, batch.pages, batch.slots, batch.opened)
-        return attend_pages(spec, batch.spans, batch.table, q, pages.keys[spec.layer], pages.values[spec.layer])
+    def __call__(self, batch: StepBatch) -> Attend:
+        """(spec, q[T, Hq, D], k, v[T, Hkv, D]) -> [T, Hq, D] for the rows of ``batch``."""
+        pages = self.pages
+
+        def attend(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            pages.write(spec.layer, k, v, batch.pages, batch.slots, batch.opened)
+            return attend_pages(spec, batch.spans, batch.table, q, pages.keys[spec.layer], pages.values[spec.layer])
+
+        return attend

@@ -1,4 +1,4 @@
-"""The executor on CPU: one step plan through the decoder, at reference speed, with torch ops only.
+"""The executor on CPU: one step plan through the decoder, by its plan where it has one, else op by op.
 
 In: a step plan; out: sampled tokens, and the scores and embeddings that were asked for.
 Blocking; called from one thread at a time.  Reads sequences and never writes them; owns the KV pages.
@@ -7,16 +7,17 @@ Blocking; called from one thread at a time.  Reads sequences and never writes th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from penstock.cost.memory import LOGITS_ROWS
-from penstock.engine.cpu.attention import PagedAttention
 from penstock.engine.cpu.batch import StepBatch, sampled_rows, scored_rows, step_batch
 from penstock.engine.cpu.defaults import SamplingDefaults
-from penstock.engine.cpu.pages import KvPages
+from penstock.engine.cpu.fast_attention import make_attention
+from penstock.engine.cpu.pages import PageShape
+from penstock.engine.cpu.planned import planned_step
 from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
@@ -24,8 +25,10 @@ from penstock.engine.sequence import StepPlan, StepResult, TokenScore
 from penstock.models.attention import Attend
 from penstock.models.decoder import Decoder
 
-StepAttention = Callable[[KvPages, StepBatch], Attend]
-"""Makes one step's attention."""
+StepAttention = Callable[[StepBatch], Attend]
+"""Makes one step's attention; whoever made it keeps the pages."""
+MakeAttention = Callable[[PageShape, Collection[int | None]], StepAttention]
+"""Allocates pages for layers with these windows.  Raises ``insufficient_memory``."""
 
 
 class CpuExecutor:
@@ -39,19 +42,17 @@ class CpuExecutor:
         block_tokens: int,
         dtype: torch.dtype,
         sampling_defaults: SamplingDefaults,
-        attention: StepAttention | None = None,
+        attention: MakeAttention = make_attention,
     ) -> None:
-        """``dtype`` is that of keys and values; ``attention`` replaces the fast one.
+        """``dtype`` is that of keys and values; ``attention`` replaces the fastest one of this machine.
 
         Raises ``insufficient_memory`` when the pages cannot be had.
         """
         config = decoder.config
         self._decoder = decoder
-        self._dtype = dtype
-        self._attention: StepAttention = PagedAttention if attention is None else attention
-        self._windows = {layer.window for layer in config.layers} if attention is None else set()
+        self._block_tokens = block_tokens
         self._sampler = Sampler(sampling_defaults)
-        self._pages = KvPages(
+        shape = PageShape(
             num_layers=config.num_layers,
             num_blocks=num_blocks,
             block_tokens=block_tokens,
@@ -59,13 +60,15 @@ class CpuExecutor:
             head_dim=config.head_dim,
             dtype=dtype,
         )
+        self.attention = attention(shape, {layer.window for layer in config.layers})
+        self._planned = planned_step(decoder, self.attention)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute every planned token's keys and values; sample where a sequence's end is reached."""
         begin = time.perf_counter()
         with torch.inference_mode():
-            batch = step_batch(plan, self._pages.block_tokens, self._dtype, self._windows)
-            hidden = self._decoder(batch.token_ids, batch.positions, self._attention(self._pages, batch))
+            batch = step_batch(plan, self._block_tokens)
+            hidden = self._hidden(batch)
             token_ids, scores = self._sample(plan, batch, hidden)
             prompt_scores = self._score_prompts(plan, batch, hidden)
             pooled = pool(plan, batch.offsets, hidden)
@@ -77,6 +80,12 @@ class CpuExecutor:
             pooled=pooled,
             seconds=time.perf_counter() - begin,
         )
+
+    def _hidden(self, batch: StepBatch) -> Tensor:
+        if self._planned is not None:
+            return self._planned.hidden(batch)
+        hidden: Tensor = self._decoder(batch.token_ids, batch.positions, self.attention(batch))
+        return hidden
 
     def _sample(
         self, plan: StepPlan, batch: StepBatch, hidden: Tensor

@@ -6,42 +6,58 @@ Knows no sequences: who owns which block is engine/kv_cache.py's business.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from penstock.wire.errors import Problem
 
 
+@dataclass(frozen=True, slots=True)
+class PageShape:
+    """How many layers of how many pages, and what one page of a layer holds."""
+
+    num_layers: int
+    num_blocks: int
+    block_tokens: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values together."""
+        values = self.num_layers * self.num_blocks * self.num_kv_heads * self.block_tokens * self.head_dim
+        return 2 * values * self.dtype.itemsize
+
+    def allocate(self, *page: int) -> list[Tensor]:
+        """A tensor [num_blocks, *page] per layer, not initialised; the system commits what is first written.
+
+        Raises ``insufficient_memory`` when the system refuses the address space.
+        """
+        try:
+            return [torch.empty((self.num_blocks, *page), dtype=self.dtype) for _ in range(self.num_layers)]
+        except RuntimeError as error:
+            raise Problem(
+                "insufficient_memory",
+                f"The system refused {self.num_bytes:,} bytes for {self.num_blocks:,} KV blocks of "
+                f"{self.block_tokens} tokens.",
+            ) from error
+
+
 class KvPages:
     """Keys and values of every layer.  A block is one page: ``[num_kv_heads, block_tokens, head_dim]``, contiguous.
 
-    Pages are not initialised, so the system commits memory only as they are first written.
     Slots of a page that follow its last written one are zero (see :meth:`write`): attention may read them masked,
     and nothing left behind by the page's last owner, a NaN say, can reach the next one.
     """
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_blocks: int,
-        block_tokens: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """Raises ``insufficient_memory`` when the system refuses the address space."""
-        shape = (num_blocks, num_kv_heads, block_tokens, head_dim)
-        try:
-            self.keys = [torch.empty(shape, dtype=dtype) for _ in range(num_layers)]
-            self.values = [torch.empty(shape, dtype=dtype) for _ in range(num_layers)]
-        except RuntimeError as error:
-            num_bytes = 2 * num_layers * num_blocks * num_kv_heads * block_tokens * head_dim * dtype.itemsize
-            raise Problem(
-                "insufficient_memory",
-                f"The system refused {num_bytes:,} bytes for {num_blocks:,} KV blocks of {block_tokens} tokens.",
-            ) from error
-        self.block_tokens = block_tokens
+    def __init__(self, shape: PageShape) -> None:
+        """Raises ``insufficient_memory``."""
+        page = shape.num_kv_heads, shape.block_tokens, shape.head_dim
+        self.keys = shape.allocate(*page)
+        self.values = shape.allocate(*page)
 
     def write(self, layer: int, k: Tensor, v: Tensor, pages: Tensor, slots: Tensor, opened: Tensor) -> None:
         """Store k, v [T, Hkv, D] at pages[T], slots[T]; zero the pages ``opened`` first.

@@ -13,6 +13,7 @@ from torch import Tensor
 from penstock.engine.cpu.defaults import Rules, SamplingDefaults
 from penstock.engine.cpu.draw import draw, uniform
 from penstock.engine.sequence import Sequence
+from penstock.models.fast.best import best_tokens
 
 
 class Sampler:
@@ -20,10 +21,17 @@ class Sampler:
 
     def __init__(self, defaults: SamplingDefaults) -> None:
         self._defaults = defaults
+        self._known: list[Sequence] = []
+        self._rules: list[Rules] = []
+        self._are_plain = False
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
         """One token id per row of logits [R, V] float32, which it leaves as they are."""
-        rules = [self._defaults.resolve(sequence.sampling) for sequence in sequences]
+        if sequences != self._known:
+            self._learn(sequences)
+        if self._are_plain:
+            return arg_max(logits)
+        rules = self._rules
         masks = [None if sequence.constraint is None else sequence.constraint.mask() for sequence in sequences]
         adjusted = [
             mask is not None or _needs_adjusting(rule, sequence)
@@ -47,15 +55,29 @@ class Sampler:
                 token_ids[row] = draw(own, rule, uniform(rule.seed, sequence.num_tokens))
         return token_ids
 
+    def _learn(self, sequences: list[Sequence]) -> None:
+        """What holds for as long as the same sequences are sampled, step after step."""
+        self._known = list(sequences)
+        self._rules = [self._defaults.resolve(sequence.sampling) for sequence in sequences]
+        self._are_plain = all(
+            rule.greedy and not rule.penalised and sequence.constraint is None and not _bars_stops(sequence)
+            for rule, sequence in zip(self._rules, sequences, strict=True)
+        )
+
 
 def arg_max(logits: Tensor) -> list[int]:
     """The first best token of each row of logits [R, V]."""
-    token_ids: list[int] = logits.argmax(dim=-1).tolist()
+    token_ids: list[int] = best_tokens(logits).tolist()
     return token_ids
 
 
 def _needs_adjusting(rules: Rules, sequence: Sequence) -> bool:
-    return rules.penalised or sequence.num_output_tokens < sequence.min_tokens
+    return rules.penalised or (_bars_stops(sequence) and sequence.num_output_tokens < sequence.min_tokens)
+
+
+def _bars_stops(sequence: Sequence) -> bool:
+    """Whether stop tokens are barred at first."""
+    return sequence.min_tokens > 0 and bool(sequence.stop_token_ids)
 
 
 def _constrain(adjusted: Tensor, logits: Tensor, mask: bytes) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from penstock.models.attention import Attend, AttentionSpec, packed_causal
 from penstock.models.exact import kernels
 from penstock.models.exact.ops import floats, with_gradient_of
-from penstock.models.exact.threads import num_parts, run_all
+from penstock.models.threads import num_parts, run_all
 
 Ints = npt.NDArray[np.int64]
 

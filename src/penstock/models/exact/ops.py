@@ -18,7 +18,7 @@ from torch import Tensor
 
 from penstock.models import ops as reference
 from penstock.models.exact import kernels
-from penstock.models.exact.threads import over_rows
+from penstock.models.threads import over_rows
 from penstock.models.traits import Activation
 
 ROW_TILE = 16

@@ -47,6 +47,23 @@ class Bf16Weight:
     def rows(self, numbers: Tensor) -> Tensor:
         return layout.rows(self.blocks, numbers, self.num_inputs)
 
+    def arguments(self, bias: Tensor | None, x: int, out: int, *, wide: bool) -> list[int]:
+        """What ``multiply_bf16`` takes for rows at the address ``x``, but for how many there are."""
+        width = len(self.blocks) * layout.BLOCK
+        return [
+            x,
+            self.blocks.data_ptr(),
+            self._bias.address(bias),
+            out,
+            0,
+            self.blocks.shape[1],
+            len(self.blocks),
+            4 * self.blocks.shape[1],
+            width * (4 if wide else 2),
+            0,
+            int(wide),
+        ]
+
     def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         num_steps = self.blocks.shape[1]
         short = 2 * num_steps - x.shape[1]

@@ -58,6 +58,11 @@ class Job:
             _fork()(self.address, self._call, block, num_threads)
 
 
+def float_bits(value: float) -> int:
+    """How a job's arguments hold a float32."""
+    return int(np.float32(value).view(np.int32))
+
+
 Fork = Callable[[int, Callable[[int], None], Ints, int], None]
 
 

@@ -9,7 +9,7 @@ from stepwise import NoSink
 from penstock.cost.memory import LOGITS_ROWS
 from penstock.engine.cpu.defaults import SamplingDefaults
 from penstock.engine.cpu.executor import CpuExecutor
-from penstock.engine.cpu.pages import KvPages
+from penstock.engine.cpu.pages import KvPages, PageShape
 from penstock.engine.cpu.scores import score
 from penstock.engine.sequence import Sequence, StepPlan
 from penstock.models.config import ModelConfig
@@ -118,7 +118,7 @@ def test_more_rows_than_a_slice_of_logits_all_sample(executor: CpuExecutor) -> N
 def test_memory_that_the_system_refuses_is_a_problem_with_its_size() -> None:
     """An impossible number of blocks ends in insufficient_memory and states the bytes."""
     with pytest.raises(Problem, match=r"refused 2,\d{3}(,\d{3})+ bytes") as raised:
-        KvPages(num_layers=1, num_blocks=1 << 44, block_tokens=32, num_kv_heads=1, head_dim=1, dtype=torch.float16)
+        KvPages(PageShape(1, num_blocks=1 << 44, block_tokens=32, num_kv_heads=1, head_dim=1, dtype=torch.float16))
     assert raised.value.code == "insufficient_memory"
 
 

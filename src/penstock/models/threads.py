@@ -38,4 +38,4 @@ def over_rows(num_rows: int, work_per_row: int, run: Callable[[int, int], None])
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="exact")
+    return ThreadPoolExecutor(thread_name_prefix="kernel")

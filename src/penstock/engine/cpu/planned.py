@@ -1,0 +1,113 @@
+"""A step's hidden states by the decoder's plan, where it has one, in one compiled call.
+
+In: a step's batch; out: normalised hidden states.  How many threads compute it is found by measuring.
+Argued in docs/decisions/020-the-fast-step.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.engine.cpu.batch import StepBatch
+from penstock.engine.cpu.fast_attention import FastAttention
+from penstock.engine.cpu.thread_choice import ThreadChoice
+from penstock.models.decoder import Decoder
+from penstock.models.fast.attention_kernels import END_KEY, MEMBERS
+from penstock.models.fast.plan import NotPlain, plan_of
+from penstock.models.fast.step import FastStep, StepInputs
+from penstock.models.fast.works import Heads, Works, attention_works
+
+_log = logging.getLogger(__name__)
+
+_LEAST_ROWS = 16
+"""Rows of the smallest buffers; larger ones are made as steps grow, in powers of two."""
+
+
+class PlannedStep:
+    """The steps of one decoder over the pages of ``attention``."""
+
+    def __init__(self, decoder: Decoder, attention: FastAttention) -> None:
+        """Raises ``NotPlain``."""
+        self._decoder = decoder
+        self._attention = attention
+        self._plan = plan_of(decoder.config)
+        self._threads = ThreadChoice(torch.get_num_threads())
+        self._works = _StepWorks(decoder, attention.block_tokens)
+        self._step = self._made_for(_LEAST_ROWS)
+
+    def hidden(self, batch: StepBatch) -> Tensor:
+        """Normalised hidden states [T, hidden] of the batch's rows, valid until the next call."""
+        num_rows = len(batch.token_ids)
+        if num_rows > self._step.num_rows:
+            self._step = self._made_for(1 << (num_rows - 1).bit_length())
+        threads = self._threads.threads(num_rows)
+        begin = time.perf_counter()
+        hidden = self._step.forward(self._inputs(batch, threads), threads)
+        self._threads.took(num_rows, threads, time.perf_counter() - begin)
+        return hidden
+
+    def _made_for(self, num_rows: int) -> FastStep:
+        pages = self._attention.pages
+        return FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows)
+
+    def _inputs(self, batch: StepBatch, threads: int) -> StepInputs:
+        return StepInputs(
+            token_ids=batch.token_ids.numpy(),
+            positions=batch.positions.numpy(),
+            pages=batch.pages.numpy(),
+            slots=batch.slots.numpy(),
+            table=batch.table,
+            works=self._works.of(batch, threads),
+        )
+
+
+class _StepWorks:
+    """What each step attends to; for the same decodes one token later, the last step's works, grown by that token."""
+
+    def __init__(self, decoder: Decoder, block_tokens: int) -> None:
+        config = decoder.config
+        self._group, self._num_kv_heads = config.num_heads // config.num_kv_heads, config.num_kv_heads
+        self._windows = {layer.window for layer in config.layers}
+        self._block_tokens = block_tokens
+        self._last: tuple[StepBatch, int, dict[int | None, Works]] | None = None
+
+    def of(self, batch: StepBatch, threads: int) -> dict[int | None, Works]:
+        grown = self._grown(batch, threads)
+        if grown is None:
+            heads = Heads(self._group, self._num_kv_heads, threads)
+            grown = {
+                window: attention_works(batch.spans, batch.num_decodes, batch.table, self._block_tokens, window, heads)
+                for window in self._windows
+            }
+        self._last = batch, threads, grown
+        return grown
+
+    def _grown(self, batch: StepBatch, threads: int) -> dict[int | None, Works] | None:
+        if self._last is None or self._windows != {None}:
+            return None
+        last, last_threads, found = self._last
+        same = threads == last_threads and batch.num_decodes == last.num_decodes == len(batch.spans) == len(last.spans)
+        if not same or not np.array_equal(batch.table, last.table):
+            return None
+        if not np.array_equal(batch.spans[:, 2], last.spans[:, 2] + 1):
+            return None
+        works = found[None]
+        rows = works.members[works.works[:, MEMBERS]]
+        works.works[works.works[:, END_KEY] == last.spans[rows, 2] + 1, END_KEY] += 1
+        return found
+
+
+def planned_step(decoder: Decoder, attention: object) -> PlannedStep | None:
+    """``None`` where the decoder has to be computed op by op; the log says why."""
+    if not isinstance(attention, FastAttention):
+        return None
+    try:
+        return PlannedStep(decoder, attention)
+    except NotPlain as reason:
+        _log.info("steps are computed op by op: %s", reason)
+        return None

@@ -1,0 +1,51 @@
+"""How many threads a step gets: what lately did best, tried again now and then."""
+
+from __future__ import annotations
+
+from penstock.engine.cpu.thread_choice import ThreadChoice
+
+
+def run(choice: ThreadChoice, num_steps: int, seconds: dict[int, float], num_rows: int = 1) -> list[int]:
+    """The threads of ``num_steps`` steps that take ``seconds`` by number of threads."""
+    taken = []
+    for _ in range(num_steps):
+        threads = choice.threads(num_rows)
+        choice.took(num_rows, threads, seconds[threads])
+        taken.append(threads)
+    return taken
+
+
+def test_both_are_tried_and_the_faster_one_stays() -> None:
+    """After a trial of each nearly all steps are computed the faster way."""
+    taken = run(ThreadChoice(2), 200, {2: 0.5e-3, 1: 0.6e-3})
+    assert set(taken[:2]) == {1, 2}
+    assert taken.count(2) > 190
+
+
+def test_a_disturbed_machine_gets_one_thread_and_all_when_it_is_quiet_again() -> None:
+    """A neighbour on one core stops both threads at every barrier; soon one thread is used, and later two again."""
+    choice = ThreadChoice(2)
+    run(choice, 100, {2: 0.5e-3, 1: 0.6e-3})
+    disturbed = run(choice, 30, {2: 30e-3, 1: 0.7e-3})
+    assert disturbed[:2] == [2, 1]
+    assert disturbed[2:].count(1) >= 27
+    assert run(choice, 5000, {2: 0.5e-3, 1: 0.6e-3})[-100:].count(2) > 90
+
+
+def test_what_is_far_behind_is_looked_at_seldom() -> None:
+    """A trial of what takes twice as long costs less than a part in three hundred."""
+    taken = run(ThreadChoice(2), 2000, {2: 10e-3, 1: 20e-3}, num_rows=16)
+    assert 1 < taken.count(1) <= 6
+
+
+def test_sizes_are_judged_apart() -> None:
+    """What is best for a lone row says nothing about sixteen."""
+    choice = ThreadChoice(2)
+    run(choice, 50, {2: 2e-3, 1: 1e-3}, num_rows=1)
+    run(choice, 50, {2: 1e-3, 1: 2e-3}, num_rows=16)
+    assert (choice.threads(1), choice.threads(16)) == (1, 2)
+
+
+def test_one_core_has_no_choice() -> None:
+    """There is nothing to try."""
+    assert set(run(ThreadChoice(1), 100, {1: 1.0})) == {1}

@@ -1,0 +1,190 @@
+"""The step as one compiled call: the decoder's own values, for whatever of its traits there are jobs for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penstock.models.attention import packed_causal
+from penstock.models.config import ModelConfig
+from penstock.models.decoder import Decoder
+from penstock.models.fast import attention, pack
+from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, NotPlain, Product, plan_of
+from penstock.models.fast.step import FastStep, StepInputs
+from penstock.models.fast.works import Heads, attention_works
+from penstock.models.packed import Pack, put_rows
+from penstock.models.rope import RopeConfig, YarnScaling
+from penstock.models.traits import ExpertSpec, LayerSpec
+
+needs_bf16 = pytest.mark.skipif(pack.packing() is None, reason="the CPU has no AVX-512 with bfloat16")
+ROPE = RopeConfig(theta=10_000.0)
+PAGE_TOKENS = 16
+# Hidden states of one step's rows are of size 1; both ways round to bf16 at different places.
+BOUND = 0.06
+
+
+def config(**changes: Any) -> ModelConfig:
+    made = ModelConfig(
+        architecture="LlamaForCausalLM",
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        hidden_size=96,
+        intermediate_size=80,
+        vocab_size=64,
+        max_position=512,
+        norm_eps=1e-6,
+        layers=(LayerSpec(ROPE), LayerSpec(ROPE)),
+        tie_embeddings=False,
+        dtype="bfloat16",
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def decoder_of(config: ModelConfig) -> Decoder:
+    made = Decoder(config).requires_grad_(False)
+    source = torch.Generator().manual_seed(5)
+    for parameter in made.parameters():
+        centre = 1.0 if parameter.dim() == 1 and config.norm != "rms_plus_one" else 0.0
+        parameter.copy_(centre + torch.randn(parameter.shape, generator=source) * 0.1)
+    return made
+
+
+def packed(decoder: Decoder) -> Decoder:
+    """The same decoder with its weights as they are packed while loading."""
+    copy = decoder_of(decoder.config)
+    pack_weight = pack.packing()
+    assert pack_weight is not None
+    for module in list(copy.modules()):
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            _pack(module, leaf, parameter, pack_weight)
+    return copy
+
+
+def _pack(module: nn.Module, leaf: str, parameter: Tensor, pack_weight: Pack) -> None:
+    weights = pack_weight(module, leaf, parameter, None)
+    if weights is not None:
+        put_rows(weights, 0, parameter)
+        module.take_packed(weights)  # type: ignore[operator]  # it has one, since its weights are packed
+
+
+class Sequences:
+    """Steps over some sequences, all of whose pages are apart, by the plan of a packed decoder."""
+
+    def __init__(self, config: ModelConfig, lengths: list[int], num_threads: int = 1) -> None:
+        self.decoder = decoder_of(config)
+        source = torch.Generator().manual_seed(1)
+        self.tokens = [torch.randint(config.vocab_size, (n,), generator=source) for n in lengths]
+        self._done = [0] * len(lengths)
+        self._num_threads = num_threads
+        self._each = -(-max(lengths) // PAGE_TOKENS)
+        shape = torch.bfloat16, config.num_kv_heads, PAGE_TOKENS, config.head_dim
+        num_pages = self._each * len(lengths)
+        keys, values = (
+            [torch.full((num_pages, *page(*shape)), torch.nan, dtype=torch.bfloat16) for _ in config.layers]
+            for page in (attention.key_shape, attention.value_shape)
+        )
+        self._step = FastStep(plan_of(config), packed(self.decoder), keys, values, num_rows=sum(lengths))
+
+    def step(self, counts: list[int]) -> list[Tensor]:
+        """So many further tokens of each: their hidden states."""
+        spans, row = [], 0
+        for i, count in enumerate(counts):
+            spans.append((row, count, self._done[i], i * self._each))
+            row += count
+        positions = np.concatenate([np.arange(start, start + count) for _, count, start, _ in spans])
+        begins = np.repeat([begin for *_, begin in spans], counts)
+        table = np.arange(self._each * len(counts))
+        config = self.decoder.config
+        heads = Heads(config.num_heads // config.num_kv_heads, config.num_kv_heads, 2)
+        inputs = StepInputs(
+            token_ids=torch.cat(
+                [t[d : d + n] for t, d, n in zip(self.tokens, self._done, counts, strict=True)]
+            ).numpy(),
+            positions=positions,
+            pages=table[begins + positions // PAGE_TOKENS],
+            slots=positions % PAGE_TOKENS,
+            table=table,
+            works={
+                window: attention_works(np.array(spans), 0, table, PAGE_TOKENS, window, heads)
+                for window in {layer.window for layer in config.layers}
+            },
+        )
+        hidden = self._step.forward(inputs, self._num_threads).clone()
+        self._done = [done + count for done, count in zip(self._done, counts, strict=True)]
+        return list(torch.split(hidden, counts))
+
+    def expected(self) -> list[Tensor]:
+        """What the decoder computes op by op, each sequence alone and whole."""
+        with torch.inference_mode():
+            return [self.decoder(t, torch.arange(len(t)), packed_causal([len(t)])) for t in self.tokens]
+
+
+PLAIN = {
+    "llama": {},
+    "tied": {"tie_embeddings": True},
+    "query and key norms": {"qk_norm": "per_head"},
+    "biases": {"qkv_bias": True, "mlp_bias": True, "output_bias": True},
+    "gelu by tanh": {"activation": "gelu_tanh"},
+    "norms plus one": {"norm": "rms_plus_one"},
+    "scaled residuals": {"residual_scale": 0.5},
+    "scaled attention": {"attention_scale": 0.3, "attention_softcap": 2.0},
+    "windows": {"layers": (LayerSpec(ROPE, window=5), LayerSpec(ROPE))},
+    "two ropes and none": {"layers": (LayerSpec(ROPE), LayerSpec(RopeConfig(theta=100.0)), LayerSpec(None))},
+    "a part turns": {"layers": (LayerSpec(RopeConfig(theta=10_000.0, share=0.5)),) * 2},
+    "an amplitude": {"layers": (LayerSpec(RopeConfig(10_000.0, YarnScaling(4.0, 128, amplitude=1.2))),) * 2},
+    "as many keys as queries": {"num_kv_heads": 4, "head_dim": 48},
+}
+NOT_PLAIN = {
+    "float32": {"dtype": "float32"},
+    "layer norms": {"norm": "layer"},
+    "norms behind": {"post_norm": True},
+    "only norms behind": {"pre_norm": False, "post_norm": True},
+    "norms of all heads at once": {"qk_norm": "whole"},
+    "exact gelu": {"activation": "gelu"},
+    "scaled embeddings": {"embedding_scale": 2.0},
+    "experts": {"layers": (LayerSpec(ROPE, experts=ExpertSpec(4, 2, 32, renormalise=True)),)},
+    "an odd size": {"hidden_size": 100},
+}
+
+
+@needs_bf16
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("changes", PLAIN.values(), ids=PLAIN)
+def test_a_planned_step_computes_what_the_decoder_does(changes: dict[str, Any], num_threads: int) -> None:
+    """Prompts, chunks and decodes beside one another, in one call each, within the stated bound of the op by op way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    lengths = [40, 7, 21]
+    sequences = Sequences(config(**changes), lengths, num_threads)
+    steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
+    torch.set_num_threads(before)
+    for i, expected in enumerate(sequences.expected()):
+        got = torch.cat([step[i] for step in steps])
+        torch.testing.assert_close(got.float(), expected.float(), atol=BOUND, rtol=0)
+
+
+@pytest.mark.parametrize("changes", NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_what_there_is_no_job_for_is_said_and_not_guessed(changes: dict[str, Any]) -> None:
+    """A decoder that does anything else has no plan, so it is computed op by op."""
+    with pytest.raises(NotPlain):
+        plan_of(config(**changes))
+
+
+def test_a_plan_is_what_the_decoder_was_seen_to_do() -> None:
+    """One action per norm, product, attention and gate, in the decoder's order; nothing else."""
+    kinds = [type(action) for action in plan_of(config()).actions]
+    layer = [AddNorm, Product, Attend, Product, AddNorm, Product, Gate, Product]
+    assert kinds == [Embed, *layer, *layer, AddNorm]
+
+
+@needs_bf16
+def test_a_weight_that_is_not_packed_has_no_step() -> None:
+    """Plain weights are multiplied op by op."""
+    with pytest.raises(NotPlain, match="not packed"):
+        FastStep(plan_of(config()), decoder_of(config()), [torch.empty(1, 2, 1, 16, 16, 2)] * 2, [], 16)

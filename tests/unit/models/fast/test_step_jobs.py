@@ -1,0 +1,120 @@
+"""The jobs of a step, one by one: the reference op's values in float64, rounded to bfloat16 once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.models.fast import layout, simd
+from penstock.models.fast import step_jobs as jobs
+from penstock.models.fast.best import best_tokens
+from penstock.models.fast.program import NUM_ARGUMENTS, Program
+from penstock.models.fast.team import Job
+
+pytestmark = pytest.mark.skipif(not simd.has("avx512bf16"), reason="the CPU has no AVX-512 with bfloat16")
+SIZES = [16, 48, 80, 1024]
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bits(value: float) -> int:
+    return int(np.float32(value).view(np.int32))
+
+
+def check(got: Tensor, expected: Tensor, rtol: float = 2**-8, atol: float = 1e-6) -> None:
+    """Within one rounding to bfloat16 (2 ** -9 of the value) and float32's error before it, unless said otherwise."""
+    torch.testing.assert_close(got.double(), expected.double(), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("factor", [None, 1.0, 0.5])
+def test_a_change_is_added_and_the_sum_normalised(size: int, factor: float | None) -> None:
+    """The stream keeps the sum in float32; its norm is rounded once."""
+    x, change, weight, out = (
+        randn(5, size),
+        randn(5, size, seed=1),
+        randn(size, seed=2),
+        torch.empty(5, size).bfloat16(),
+    )
+    total = x.double() + (change.double() * factor if factor is not None else 0.0)
+    at = change.data_ptr() if factor is not None else 0
+    jobs.add_norm.run(5, x.data_ptr(), at, bits(factor or 0.0), weight.data_ptr(), out.data_ptr(), size, bits(1e-6))
+    check(x, total, rtol=1e-6, atol=1e-6)
+    check(out, F.rms_norm(total, (size,), weight.double(), 1e-6))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("job", "activation"),
+    [(jobs.gated_silu, F.silu), (jobs.gated_gelu_tanh, lambda x: F.gelu(x, approximate="tanh"))],
+    ids=["silu", "gelu-tanh"],
+)
+def test_a_gate_is_opened_and_multiplied(job: Job, activation: Callable[[Tensor], Tensor], size: int) -> None:
+    """Over the whole range of what a gate is, extremes included."""
+    gate_up, out = randn(7, 2 * size) * 4, torch.empty(7, size).bfloat16()
+    gate_up[0, :4] = torch.tensor([-100.0, 100.0, 0.0, -20.0])
+    job.run(7, gate_up.data_ptr(), out.data_ptr(), size)
+    gate, up = gate_up.double().chunk(2, dim=1)
+    check(out, activation(gate) * up, rtol=2**-8, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [16, 48, 96])
+def test_tokens_are_looked_up_plain_and_packed(size: int) -> None:
+    """A row of the table in float32, wherever in a block it lies."""
+    table, ids = randn(40, size).bfloat16(), np.array([0, 39, 17, 16, 15, 3])
+    blocks = layout.new_blocks(40, size, torch.bfloat16)
+    layout.put(blocks, 0, table)
+    for job, source in ((jobs.embed, table), (jobs.embed_packed, blocks)):
+        out = torch.empty(6, size)
+        job.run(6, ids.ctypes.data, source.data_ptr(), out.data_ptr(), size)
+        assert torch.equal(out, table[torch.from_numpy(ids)].float())
+
+
+def test_positions_turn_as_the_reference_does() -> None:
+    """cos and sin of position times frequency, as far as a model's context goes."""
+    positions, frequencies = np.array([0, 1, 77, 40_000]), 10_000.0 ** (-torch.arange(0, 1, 1 / 24))
+    cos, sin = torch.empty(4, 24), torch.empty(4, 24)
+    jobs.rotation.run(4, positions.ctypes.data, frequencies.data_ptr(), cos.data_ptr(), sin.data_ptr(), 24, bits(1.5))
+    angles = (torch.from_numpy(positions).float()[:, None] * frequencies).double()
+    check(cos, 1.5 * angles.cos(), rtol=0, atol=1e-6)
+    check(sin, 1.5 * angles.sin(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 48, 16_000, 15_999, 70_000])
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_the_first_of_the_best_tokens_wins(size: int, num_rows: int) -> None:
+    """Equals are frequent in bfloat16; infinities and hidden tokens are numbers like others."""
+    logits = randn(num_rows, size).bfloat16().float()
+    assert torch.equal(best_tokens(logits), logits.argmax(-1))
+    logits[:, size // 2 :] = logits.max()
+    assert torch.equal(best_tokens(logits), logits.argmax(-1))
+    logits.fill_(-torch.inf)
+    assert best_tokens(logits).tolist() == [0] * num_rows
+    logits[0, size - 1] = torch.inf
+    assert best_tokens(logits)[0] == size - 1
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_jobs_of_a_program_see_what_those_before_them_wrote(num_threads: int) -> None:
+    """A chain of jobs, each over the rows that the one before has changed, gives what one after another gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    x, weight = randn(64, 96), torch.ones(96)
+    expected, out = x.clone(), torch.empty(64, 96).bfloat16()
+    own = [x.data_ptr(), x.data_ptr(), bits(-0.5), weight.data_ptr(), out.data_ptr(), 96, bits(1e-6)]
+    arguments = np.zeros((50, NUM_ARGUMENTS), np.int64)
+    arguments[:, 1], arguments[:, 2 : 2 + len(own)] = 64, own
+    program = Program([jobs.add_norm] * 50, arguments)
+    for _ in range(20):
+        program.run(num_threads)
+        expected *= 0.5**50
+        assert torch.equal(x, expected)
+        x.copy_(expected := expected * 2.0**50)
+    torch.set_num_threads(before)
