@@ -307,7 +307,7 @@ _feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.cached_tokens or None, lambda e: (
 _feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.output_tokens or None, lambda e: (e.model, "output"))
 _feed(ShadowEnded, SHADOW_TTFT, lambda e: e.ttft_s, lambda e: (e.model,))
 
-_feed(SharingChanged, LIMITS_SHARED, lambda e: e.shared)
+_feed(SharingChanged, LIMITS_SHARED, lambda e: float(e.shared))
 
 _feed(SequenceEnded, SEQUENCES, lambda e: 1, lambda e: (e.reason,))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("prompt",))
