@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -13,6 +12,7 @@ from penstock.config.mock import MockScript
 from penstock.events.list import Event as HouseEvent
 from penstock.gateway.forward import Forwarder
 from penstock.gateway.replicas import Replicas
+from penstock.gateway.upstream import Push
 from penstock.gateway.watch import Watcher
 from penstock.policy.budget import BudgetRules, BudgetVerdict
 from penstock.policy.retry import RetryRules
@@ -32,13 +32,11 @@ class Failing(SimulatedFleet):
         self.accepts = accepts
         self.attempts = 0
 
-    async def generate(
-        self, socket: str, request: protocol.GenerateRequest
-    ) -> AsyncGenerator[list[protocol.Event], None]:
+    async def generate(self, socket: str, request: protocol.GenerateRequest, push: Push) -> None:
         self.attempts += 1
         await asyncio.sleep(0.002)
         if self.accepts:
-            yield [protocol.Accepted(prompt_tokens=1)]
+            push([protocol.Accepted(prompt_tokens=1)])
             await asyncio.sleep(0.01)
         raise Problem("engine_lost", "It breaks.")
 
@@ -66,8 +64,7 @@ async def ask_all(fleet: Failing, budget: BudgetRules) -> tuple[list[str], float
         trails.append(trail)
         request = protocol.GenerateRequest(id=str(number), sampling=protocol.Sampling(seed=1), text="x")
         try:
-            async for _ in forward.stream("m", request, 1, trail):
-                pass
+            await forward.stream("m", request, 1, trail, lambda events: None)
         except Problem as problem:
             codes.append(problem.code)
 

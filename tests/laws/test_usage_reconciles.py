@@ -41,11 +41,9 @@ class Witness(Engines):
         self.cached: dict[str, int] = {}
         self.outputs: dict[str, int] = {}
 
-    async def generate(
-        self, socket: str, request: protocol.GenerateRequest
-    ) -> AsyncGenerator[list[protocol.Event], None]:
+    async def batches(self, request: protocol.GenerateRequest) -> AsyncGenerator[list[protocol.Event], None]:
         name = request.id.split(".")[0]
-        async with aclosing(super().generate(socket, request)) as batches:
+        async with aclosing(super().batches(request)) as batches:
             async for events in batches:
                 for event in events:
                     if isinstance(event, protocol.Accepted):

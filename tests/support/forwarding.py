@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from penstock.config.desired import DesiredState, Model, Replica
 from penstock.config.mock import MockScript
@@ -70,12 +70,14 @@ class World:
 
     async def listen(self, heard: Heard, pace_s: float = 0.0) -> None:
         trail: Trail = []
-        async with aclosing(self.forwarder.stream("m", REQUEST, 3, trail)) as batches:
-            async for events in batches:
-                for event in events:
-                    heard.take(event)
-                    self.said.append(event)
-                await asyncio.sleep(pace_s)
+
+        def push(events: list[StreamEvent]) -> Awaitable[None]:
+            for event in events:
+                heard.take(event)
+                self.said.append(event)
+            return asyncio.sleep(pace_s)
+
+        await self.forwarder.stream("m", REQUEST, 3, trail, push)
 
     def wedge_the_one_that_runs(self) -> None:
         [life] = [life for life in self.fleet.lives.values() if life.mock.num_open]

@@ -9,8 +9,9 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
+
+from pulled import push_all
 
 from penstock.config.desired import DesiredState, Model, Replica
 from penstock.config.tenants import ANONYMOUS, Limit, Principal, Scope
@@ -26,6 +27,7 @@ from penstock.gateway.meter import Meter, Running
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
+from penstock.gateway.upstream import Push
 from penstock.policy.admit import AdmitRules
 from penstock.policy.limit import rules_of
 from penstock.policy.retry import RetryRules
@@ -67,9 +69,10 @@ class Engines:
     embedded_tokens: int = 7
     finished: list[protocol.Usage] = field(default_factory=list)
 
-    async def generate(
-        self, socket: str, request: protocol.GenerateRequest
-    ) -> AsyncGenerator[list[protocol.Event], None]:
+    async def generate(self, socket: str, request: protocol.GenerateRequest, push: Push) -> None:
+        await push_all(self.batches(request), push)
+
+    async def batches(self, request: protocol.GenerateRequest) -> AsyncGenerator[list[protocol.Event], None]:
         prompt = self.prompt_tokens(request)
         yield [protocol.Accepted(prompt_tokens=prompt)]
         lose = self.lose(request)
@@ -190,13 +193,16 @@ class House:
                 for i in range(n)
             ]
             batches = 0
-            async with aclosing(await self.gateway.generate(call, choices, body_bytes)) as merged:
-                async for index, events in merged:
-                    answered.setdefault(index, []).extend(events)
-                    batches += 1
-                    watch(call)
-                    if batches == leave_after:
-                        raise ClientGone
+
+            def give(index: int, events: list[protocol.Event]) -> None:
+                nonlocal batches
+                answered.setdefault(index, []).extend(events)
+                batches += 1
+                watch(call)
+                if batches == leave_after:
+                    raise ClientGone
+
+            await self.gateway.generate(call, choices, body_bytes, give)
         return answered
 
 

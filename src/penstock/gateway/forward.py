@@ -8,61 +8,30 @@ the token ids it has emitted: docs/decisions/001-engine-protocol.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
 from penstock.events.list import StreamResumed
+from penstock.gateway.attempt import Attempt, Progress, TurnedAwayError
 from penstock.gateway.budget import RetryBudget
 from penstock.gateway.call import Trail
-from penstock.gateway.prefixes import NO_CHAIN, Chain, chain_of
+from penstock.gateway.prefixes import NO_CHAIN, chain_of
 from penstock.gateway.replicas import Lease, ModelState, Replicas
 from penstock.gateway.stalls import Stalls
-from penstock.gateway.upstream import Upstream
+from penstock.gateway.upstream import Push, Upstream
 from penstock.policy.budget import BudgetRules
 from penstock.policy.resume import Origin, eligible, may_come
-from penstock.policy.retry import (
-    RESUMABLE,
-    FailedAttempt,
-    RetryMemory,
-    RetryRules,
-    RetryVerdict,
-    decide,
-    longer_pause,
-)
+from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryRules, decide, longer_pause
 from penstock.ports import Chance, Clock, Emit
-from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, Moved, problem_of
+from penstock.wire.engine import Accepted, Event, GenerateRequest, Moved
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
 
 _EXPECTED_OUTPUT_TOKENS = 256
 _RETRY_AFTER_S = 2.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """What one sequence has behind it.  ``origin``: what it was begun on; ``lost_at``: the gap it is in
-    began then.
-
-    ``fruitful``: the last attempt's replica was at work, on this sequence or on others, when it failed.
-    Not ``patient``: until an engine has taken it up, it waits for no replica; another model would have it.
-    """
-
-    emitted: list[int] = field(default_factory=list)
-    accepted: bool = False
-    origin: Origin | None = None
-    attempts: int = 0
-    lost_at: float | None = None
-    memory: RetryMemory = field(default_factory=RetryMemory)
-    verdict: RetryVerdict | None = None
-    problem: Problem | None = None
-    patient: bool = True
-    fruitful: bool = False
-    chain: Chain | None = None
 
 
 class Forwarder:
@@ -89,13 +58,20 @@ class Forwarder:
         self.stalls = Stalls(upstream, clock)
 
     async def stream(
-        self, model: str, request: GenerateRequest, prompt_tokens: int, trail: Trail, *, patient: bool = True
-    ) -> AsyncGenerator[list[Event], None]:
-        """Events of one sequence: one ``Accepted``, deltas, one ``Finished``.  Raises ``Problem``, also midway.
+        self,
+        model: str,
+        request: GenerateRequest,
+        prompt_tokens: int,
+        trail: Trail,
+        push: Push,
+        *,
+        patient: bool = True,
+    ) -> None:
+        """Push one sequence: an ``Accepted``, deltas, a ``Finished``.  Raises ``Problem``, also midway.
 
         ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict.
         ``patient``: it waits for a replica where none is ready, also before anybody has taken it up.
-        Closing the generator aborts the sequence at its engine.
+        Being cancelled, or ended by ``push``, aborts the sequence at its engine.
         """
         progress = Progress(patient=patient)
         size = (prompt_tokens, expected_output_tokens(request))
@@ -105,13 +81,13 @@ class Forwarder:
             trail.append((lease.sent_at, lease.verdict))
             begun_at = len(progress.emitted)
             try:
-                async with aclosing(self._attempt(lease, request, progress, model)) as batches:
-                    async for events in batches:
-                        yield events
+                await self._attempt(lease, request, progress, model, push)
                 lease.succeeded()
                 return
             except Problem as problem:
                 self._note_failure(model, lease, problem, progress, trail)
+            except TurnedAwayError as turned_away:
+                raise turned_away.problem from None
             finally:
                 self._end(lease, len(progress.emitted) - begun_at)
             await self._pause(progress)
@@ -142,9 +118,9 @@ class Forwarder:
             await self._afford(model, progress, trail)
 
     async def _attempt(
-        self, lease: Lease, request: GenerateRequest, progress: Progress, model: str
-    ) -> AsyncGenerator[list[Event], None]:
-        """One attempt at one replica, from the emitted tokens on; records what it emits in ``progress``."""
+        self, lease: Lease, request: GenerateRequest, progress: Progress, model: str, push: Push
+    ) -> None:
+        """One attempt at one replica, from the emitted tokens on.  Raises ``Problem`` where it does not end well."""
         progress.attempts += 1
         if progress.attempts > 1:
             # Another id: at a replica that is alive the broken attempt may not have been aborted yet.
@@ -152,31 +128,23 @@ class Forwarder:
                 request, id=f"{request.id}.{progress.attempts}", emitted_token_ids=[*progress.emitted]
             )
         socket = lease.state.replica.socket
-        with self.stalls.watching(request.id, socket, progress.emitted) as attempt:
-            async with aclosing(self._upstream.generate(socket, request)) as batches:
-                async for batch in batches:
-                    attempt.reading, attempt.accepted = False, True
-                    events = self._take(batch, lease, request, progress, model)
-                    last = events[-1] if events else None
-                    if isinstance(last, Failed) or (isinstance(last, Finished) and last.reason == "cancelled"):
-                        if len(events) > 1:
-                            yield events[:-1]
-                        raise _problem_of_end(last)
-                    if events:
-                        yield events
-                    attempt.reading = not isinstance(last, Finished)
+        with self.stalls.watching(request.id, socket, progress.emitted) as watched:
+            attempt = Attempt(
+                lease,
+                progress,
+                watched,
+                self._clock,
+                push,
+                lambda accepted: self._taken_up(accepted, lease, request, progress, model),
+            )
+            await self._upstream.generate(socket, request, attempt.take)
+            if attempt.failure is not None:
+                raise attempt.failure
 
-    def _take(
-        self, batch: list[Event], lease: Lease, request: GenerateRequest, progress: Progress, model: str
-    ) -> list[Event]:
-        """Record a batch in ``progress``; what of it is news to the client: not a later attempt's ``Accepted``."""
-        for event in batch:
-            if isinstance(event, Delta):
-                progress.emitted.extend(event.token_ids)
-                if lease.first_at is None:
-                    lease.first_token(self._clock.now())
-        if not isinstance(batch[0], Accepted):
-            return batch
+    def _taken_up(
+        self, accepted: Accepted, lease: Lease, request: GenerateRequest, progress: Progress, model: str
+    ) -> Event | None:
+        """An engine has the sequence; what that is to the client: a later attempt is news only on other weights."""
         self._note_taken_up(lease, request, progress, model)
         known, progress.accepted = progress.accepted, True
         state, origin = lease.state, progress.origin
@@ -184,10 +152,8 @@ class Forwarder:
             exact = self._model(model, progress).exact if origin is None else origin.exact
             progress.origin = Origin(weights=state.weights, vocabulary=state.vocabulary, exact=exact)
         if not known:
-            return [msgspec.structs.replace(batch[0], weights=state.weights), *batch[1:]]
-        if progress.origin is not origin:
-            return [Moved(weights=state.weights), *batch[1:]]
-        return batch[1:]
+            return msgspec.structs.replace(accepted, weights=state.weights)
+        return Moved(weights=state.weights) if progress.origin is not origin else None
 
     async def _lease(
         self, model: str, size: tuple[int, int], progress: Progress, request: GenerateRequest | None = None
@@ -335,10 +301,3 @@ def expected_tokens(request: GenerateRequest, prompt_tokens: int) -> int:
 def expected_output_tokens(request: GenerateRequest) -> int:
     """About how many tokens its answer will have."""
     return min(request.max_tokens or _EXPECTED_OUTPUT_TOKENS, _EXPECTED_OUTPUT_TOKENS)
-
-
-def _problem_of_end(event: Failed | Finished) -> Problem:
-    """A stream that did not end well.  An engine that cancels what we did not cancel is going away."""
-    if isinstance(event, Finished):
-        return Problem("draining", "The engine cancelled the sequence.")
-    return problem_of(event)

@@ -2,27 +2,30 @@
 
     identify -> limit -> route -> forward -> meter
 
-In: credentials and decoded requests; out: engine events per choice, or a ``Problem``.  Knows no HTTP and no dialect.
+In: credentials and decoded requests; out: engine events per choice, given as they come, or a ``Problem``.
+Knows no HTTP and no dialect.
 ``Gateway.open`` is the one admission function: no data route reaches an engine without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from penstock.gateway.call import Call
+from penstock.gateway.delivery import CutError, Delivery, Give
 from penstock.gateway.forward import Forwarder, expected_tokens
 from penstock.gateway.identify import Credentials, Identify
 from penstock.gateway.limit import Limit
-from penstock.gateway.merge import merge
 from penstock.gateway.meter import Meter
 from penstock.gateway.replicas import ModelState, Replicas
 from penstock.gateway.route import Offer, Router
 from penstock.gateway.shadow import Shadows
+from penstock.gateway.together import together
 from penstock.gateway.upstream import Upstream
-from penstock.wire.engine import Embedded, EmbedRequest, Event, Finished, GenerateRequest
+from penstock.wire.engine import Embedded, EmbedRequest, GenerateRequest
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
@@ -95,37 +98,22 @@ class Gateway:
         """How urgent the call is, as its body asks.  Raises ``Problem`` ``permission_denied``."""
         self.stages.limit.prioritise(call, asked)
 
-    async def generate(
-        self, call: Call, choices: list[GenerateRequest], body_bytes: int
-    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
-        """Events of all choices as they come, metered; ends when every choice has finished.
+    async def generate(self, call: Call, choices: list[GenerateRequest], body_bytes: int, give: Give) -> None:
+        """Give the events of all choices as they come, metered; return when every choice has finished.
 
-        Raises ``Problem`` at once where the caller's limits do not allow it.
+        Raises ``Problem``; before anything was given where the caller's limits do not allow it.
         """
         call.num_choices = len(choices)
         await self.stages.limit.reserve(call, body_bytes, choices)
-        if len(call.chain) > 1:
-            return self._falling_back(call, choices, body_bytes)
-        return self._generate(call, choices, body_bytes)
-
-    async def _falling_back(
-        self, call: Call, choices: list[GenerateRequest], body_bytes: int
-    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
-        """As :meth:`_generate`, by the first model of the chain whose engine takes a choice up.
-
-        Where none does, the first one's ``Problem`` stands.
-        """
         first: Problem | None = None
         while True:
-            settled = False
             try:
-                async with aclosing(self._generate(call, choices, body_bytes)) as batches:
-                    async for batch in batches:
-                        settled = True
-                        yield batch
+                await self._generate(call, choices, body_bytes, give)
                 return
             except Problem as problem:
-                if settled:
+                # By the first model of the chain whose engine takes a choice up.  Where none does, the first one's
+                # problem stands.
+                if call.accepted or len(call.chain) < 2:
                     raise
                 first = first or problem
                 if not await self._next_model(call, problem, choices, body_bytes):
@@ -143,9 +131,7 @@ class Gateway:
                 continue  # that model has limits of its own, and how they stand is not what is told
         return False
 
-    async def _generate(
-        self, call: Call, choices: list[GenerateRequest], body_bytes: int
-    ) -> AsyncGenerator[tuple[int, list[Event]], None]:
+    async def _generate(self, call: Call, choices: list[GenerateRequest], body_bytes: int, give: Give) -> None:
         stages = self.stages
         choices = [stages.identify.owned(call.principal, choice, call.priority) for choice in choices]
         prompt_tokens = body_bytes // _BYTES_PER_TOKEN // max(len(choices) // call.choices_per_prompt, 1)
@@ -153,25 +139,14 @@ class Gateway:
         if call.shadow is not None and self.shadows is not None:
             self.shadows.copy(call, choices, prompt_tokens)
         patient = len(call.chain) < 2 or not stages.route.others_ready(call)
-        sources = [
-            stages.forward.stream(call.model, choice, prompt_tokens, call.trail, patient=patient) for choice in choices
-        ]
-        async with aclosing(merge(sources)) as merged:
-            running = set(range(len(choices)))
-            async for index, events in merged:
-                if index not in running:
-                    continue  # its limits ended it, and its engine hears of that when the others have ended, too
-                covered = stages.limit.cover(call, index, events)
-                while covered is None:
-                    assert call.hold is not None
-                    fetched = await call.hold.fetch()
-                    covered = stages.limit.cover(call, index, events, None if fetched.granted else fetched)
-                stages.meter.note(call, index, covered)
-                if isinstance(covered[-1], Finished):
-                    running.discard(index)
-                yield index, covered
-                if not running:
-                    return
+        delivery = Delivery(call, stages.limit, stages.meter, give)
+
+        async def one(index: int, choice: GenerateRequest) -> None:
+            push = partial(delivery.push, index)
+            with suppress(CutError):
+                await stages.forward.stream(call.model, choice, prompt_tokens, call.trail, push, patient=patient)
+
+        await together([one(index, choice) for index, choice in enumerate(choices)])
 
     async def exchange(self, call: Call, send: Callable[[str], Awaitable[T]]) -> T:
         """One question and one answer; ``send`` is given a replica's socket."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -17,14 +17,18 @@ from penstock.events.list import Outcome, ShadowEnded
 from penstock.gateway.call import Call
 from penstock.gateway.forward import Forwarder
 from penstock.gateway.limit import Limit
-from penstock.gateway.merge import merge
 from penstock.gateway.replicas import Replicas
+from penstock.gateway.together import together
 from penstock.policy.shadow import ShadowView, decide
 from penstock.ports import Clock, Emit
-from penstock.wire.engine import GenerateRequest
+from penstock.wire.engine import Event, GenerateRequest
 from penstock.wire.errors import Problem
 
 _log = logging.getLogger(__name__)
+
+
+class _GivenUpError(Exception):
+    """The copy is in somebody's way."""
 
 
 class Shadows:
@@ -78,15 +82,22 @@ class Shadows:
         outcome: Outcome = "cancelled"
         code = ""
         try:
-            sources = [
-                self._forward.stream(model, choice, prompt_tokens, account.trail, patient=False) for choice in choices
-            ]
-            async with aclosing(merge(sources)) as merged:
-                async for index, events in merged:
-                    account.note(index, events, self._clock.now())
-                    if self._limit.draining or self._waiting(model):
-                        return
+            await together(
+                [
+                    self._forward.stream(
+                        model,
+                        choice,
+                        prompt_tokens,
+                        account.trail,
+                        partial(self._take, account, index),
+                        patient=False,
+                    )
+                    for index, choice in enumerate(choices)
+                ]
+            )
             outcome = "finished"
+        except _GivenUpError:
+            pass
         except Problem as problem:
             outcome, code = "failed", problem.code
         except Exception:
@@ -94,6 +105,11 @@ class Shadows:
             outcome, code = "failed", "internal_error"
         finally:
             self._emit(self._ended(account, outcome, code))
+
+    def _take(self, account: Call, index: int, events: list[Event]) -> None:
+        account.note(index, events, self._clock.now())
+        if self._limit.draining or self._waiting(account.model):
+            raise _GivenUpError
 
     def _ended(self, account: Call, outcome: Outcome, code: str) -> ShadowEnded:
         first = account.first_token_at

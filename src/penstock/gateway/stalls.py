@@ -1,7 +1,7 @@
 """Watches attempts that have fallen silent, and breaks off those that are stalled.
 
 In: attempts as they begin and end; out: the cancellation of one whose engine does nothing more for it, which
-``forward`` turns into a loss like any other.  ``policy.stall`` decides.  Costs a chunk two assignments.
+``forward`` turns into a loss like any other.  ``policy.stall`` decides.  Costs a chunk one assignment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_ASKED = 256
 
 
 @dataclass(slots=True, eq=False)
-class Attempt:
+class Watched:
     """One attempt under way.  ``emitted`` grows with it.
 
     ``reading``: its task waits for its engine just now, so that silence is the engine's and not a slow client's.
@@ -57,14 +57,14 @@ class Stalls:
         self._upstream = upstream
         self._clock = clock
         self._rules = rules or StallRules()
-        self._attempts: dict[Attempt, None] = {}
+        self._attempts: dict[Watched, None] = {}
 
     @contextmanager
-    def watching(self, id: str, socket: str, emitted: Sequence[int] = ()) -> Iterator[Attempt]:
+    def watching(self, id: str, socket: str, emitted: Sequence[int] = ()) -> Iterator[Watched]:
         """Watch what the running task does within.  Raises ``Problem`` ``engine_lost`` where it was broken off."""
         task = asyncio.current_task()
         assert task is not None
-        attempt = Attempt(id, socket, emitted, task, self._clock.now())
+        attempt = Watched(id, socket, emitted, task, self._clock.now())
         self._attempts[attempt] = None
         try:
             yield attempt
@@ -90,10 +90,10 @@ class Stalls:
             for task in asking.values():
                 task.cancel()
 
-    def _silent(self) -> dict[str, list[Attempt]]:
+    def _silent(self) -> dict[str, list[Watched]]:
         """Who has been silent for long enough to be asked about, by engine; the longest unasked first."""
         now = self._clock.now()
-        found: dict[str, list[Attempt]] = {}
+        found: dict[str, list[Watched]] = {}
         for attempt in self._attempts:
             if attempt.speaks():
                 attempt.silent_since, attempt.memory = now, None
@@ -104,7 +104,7 @@ class Stalls:
             del silent[_MAX_ASKED:]
         return found
 
-    async def _ask(self, socket: str, silent: list[Attempt]) -> None:
+    async def _ask(self, socket: str, silent: list[Watched]) -> None:
         said = None
         try:
             said = await self._upstream.progress(socket, ProgressRequest(ids=[attempt.id for attempt in silent]))

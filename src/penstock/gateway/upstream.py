@@ -1,21 +1,30 @@
 """The port between the gateway and the engines: production speaks HTTP, tests script it.
 
-In: a replica's socket path and a request of the engine protocol; out: its events.
+In: a replica's socket path and a request of the engine protocol; out: its events, pushed as they come.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from penstock.wire import engine
+
+Push = Callable[[list[engine.Event]], Awaitable[None] | None]
+"""Takes events within the call that brought them; an awaitable: no more of them before it is done, and await it.
+
+What it raises, or its awaitable, ends the stream and comes out of it unchanged.
+"""
 
 
 class Upstream(Protocol):
     """Every method raises ``Problem``: the engine's own, ``engine_lost`` or ``engine_protocol``."""
 
-    def generate(self, socket: str, request: engine.GenerateRequest) -> AsyncGenerator[list[engine.Event], None]:
-        """Events that arrived together, up to and including the terminal one.  Closing it aborts the request."""
+    async def generate(self, socket: str, request: engine.GenerateRequest, push: Push) -> None:
+        """Push events that arrived together, up to and including the terminal one.
+
+        Being cancelled, or ended by ``push``, aborts the request.
+        """
 
     async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
         """All vectors at once.  Being cancelled closes the connection, which aborts the request."""

@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection to an engine: a request out, a response in, then the next request.
 
-In: a request's bytes; out: the response's status, and the parts of its body as they come.  httptools parses.
+In: a request's bytes; out: the response's status, and the parts of its body, read or handed over as they come.
+httptools parses.
 Bounded: what nobody reads stays in the socket, and a head, a trailer or a chunk's extension has a largest size.
 What is no HTTP, or comes unasked, breaks the connection: it carries no other exchange.
 """
@@ -40,7 +41,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._head_bytes = 0
         self._progressed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        self._take: Callable[[bytes], bool] | None = None
         self._release_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -62,14 +64,27 @@ class Connection(asyncio.Protocol):
 
     async def read(self) -> bytes:
         """What came of the body since the last time; empty: it is over.  Raises :class:`BrokenConnectionError`."""
-        parts = self._parts
-        while not parts:
+        while not self._parts:
             if self._complete:
                 return b""
             await self._news()
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._drop_parts()
-        return data
+        return self._taken()
+
+    async def relay(self, take: Callable[[bytes], bool]) -> bool:
+        """Hand every part of the body to ``take``, within the read that brings it, until it says that this is enough.
+
+        False: the body is over.  Raises :class:`BrokenConnectionError`, and what ``take`` raises.
+        """
+        if self._parts and take(self._taken()):
+            return True
+        self._take = take
+        try:
+            while not self._complete:
+                if await self._news():
+                    return True
+            return False
+        finally:
+            self._take = None
 
     def release(self) -> None:
         """Nothing more of this response is wanted, and it is as good as over."""
@@ -103,7 +118,10 @@ class Connection(asyncio.Protocol):
             elif self._unread_bytes > _MAX_UNREAD_BYTES and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
-        self._wake()
+        if self._take is None:
+            self._wake()
+        else:
+            self._hand_over(self._take)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._broken = True
@@ -138,12 +156,32 @@ class Connection(asyncio.Protocol):
             self._drop_parts()
             self._free()
 
+    def _hand_over(self, take: Callable[[bytes], bool]) -> None:
+        """Whoever waits for the relay is woken by its end alone."""
+        enough = False
+        if self._parts:
+            try:
+                enough = take(self._taken())
+            except Exception as refusal:
+                self._take = None
+                self._wake(refusal)
+                return
+        if enough:
+            self._take = None
+        if enough or self._complete or self._broken:
+            self._wake(enough)
+
     def _free(self) -> None:
         if not (self.alive and self._reusable):
             self.abort()
             return
         self.free_since = self._loop.time()
         self._freed(self)
+
+    def _taken(self) -> bytes:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._drop_parts()
+        return data
 
     def _drop_parts(self) -> None:
         self._parts.clear()
@@ -152,15 +190,20 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
 
-    async def _news(self) -> None:
+    async def _news(self) -> bool:
+        """Whether a relay has come to its end."""
         if self._broken:
             raise BrokenConnectionError("the connection ended before the response did")
         self._waiter = self._loop.create_future()
         try:
-            await self._waiter
+            return await self._waiter
         finally:
             self._waiter = None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _wake(self, how: bool | Exception = False) -> None:
+        if self._waiter is None or self._waiter.done():
+            return
+        if isinstance(how, Exception):
+            self._waiter.set_exception(how)
+        else:
+            self._waiter.set_result(how)

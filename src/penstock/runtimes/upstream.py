@@ -1,24 +1,27 @@
 """The one HTTP upstream: the engine protocol over an engine's Unix socket.
 
 In: a replica's socket path and a request; out: the engine's events, or a ``Problem``.
-A connection that breaks is ``engine_lost``; closing the iterator closes the connection, which aborts the request.
+A connection that breaks is ``engine_lost``; leaving a stream closes the connection, which aborts the request.
 Never retries: that is ``policy.retry``'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 import msgspec
 
-from penstock.runtimes.connection import Connection
+from penstock.runtimes.connection import BrokenConnectionError, Connection
 from penstock.runtimes.pool import Pool
 from penstock.wire import engine
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
+
+Push = Callable[[list[engine.Event]], Awaitable[None] | None]
+"""Takes events within the read that brought them; an awaitable: no more of them before it is done."""
 
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
@@ -49,35 +52,29 @@ class HttpUpstream:
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}
 
-    async def generate(self, socket: str, request: engine.GenerateRequest) -> AsyncGenerator[list[engine.Event], None]:
-        """Yield the events that arrived together, up to and including the terminal one.
+    async def generate(self, socket: str, request: engine.GenerateRequest, push: Push) -> None:
+        """Push the events that arrived together, up to and including the terminal one.
 
         Raises ``Problem``: the engine's own before the stream began, ``engine_lost`` when the connection broke or
-        ended without a terminal event, ``engine_protocol`` for lines that are not the protocol's.
+        ended without a terminal event, ``engine_protocol`` for lines that are not the protocol's; and what ``push``,
+        or what it wants awaited, raises.
         """
         connection = await self._begin(socket, _post(engine.GENERATE, engine.encode(request)))
+        stream = _Stream(push)
         # Leaving a stream for whatever reason closes the connection: a half-read one cannot be used again,
         # and its closing is what tells the engine to abort.
-        ended = False
-        lines = _Lines()
         try:
-            while not ended:
-                data = await connection.read()
-                if not data:
+            while not stream.ended:
+                if not await connection.relay(stream.take):
                     raise Problem("engine_lost", "The engine ended the stream without a terminal event.")
-                events = engine.decode_events(lines.whole(data))
-                if events:
-                    ended = isinstance(events[-1], engine.Finished | engine.Failed)
-                    yield events
-        except OSError as error:
+                if stream.wait is not None:
+                    await stream.wait
+        except BrokenConnectionError as error:
             _raise_lost(error)
-        except msgspec.MsgspecError as error:
-            raise Problem("engine_protocol", f"The engine sent a line that is no event: {error}.") from error
-        finally:
-            if ended:
-                connection.release()
-            else:
-                connection.abort()
+        except BaseException:
+            connection.abort()
+            raise
+        connection.release()
 
     async def load(self, socket: str) -> engine.Load:
         """How the engine is doing.  Raises ``Problem``, ``engine_lost`` if nobody answers there."""
@@ -159,6 +156,28 @@ class HttpUpstream:
             return decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Problem("engine_protocol", f"The engine answered an unknown body: {error}.") from error
+
+
+class _Stream:
+    """The lines of one stream, as events, on to whoever takes them.  ``wait``: what that wants awaited."""
+
+    def __init__(self, push: Push) -> None:
+        self.ended = False
+        self.wait: Awaitable[None] | None = None
+        self._push = push
+        self._lines = _Lines()
+
+    def take(self, data: bytes) -> bool:
+        """Whether that is enough for now: it has ended, or somebody has to wait."""
+        try:
+            events = engine.decode_events(self._lines.whole(data))
+        except msgspec.MsgspecError as error:
+            raise Problem("engine_protocol", f"The engine sent a line that is no event: {error}.") from error
+        if not events:
+            return False
+        self.ended = isinstance(events[-1], engine.Finished | engine.Failed)
+        self.wait = self._push(events)
+        return self.ended or self.wait is not None
 
 
 class _Lines:

@@ -6,7 +6,6 @@ computed from the request, not simulated: it cannot share a fault with what it i
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -51,12 +50,14 @@ async def listen(
         gateway.find(call, model)
         call.choices_per_prompt = len(choices)
         named = [msgspec.structs.replace(choice, id=f"{call.id}-{i}") for i, choice in enumerate(choices)]
-        async with aclosing(await gateway.generate(call, named, len(choices[0].text or ""))) as batches:
-            async for index, events in batches:
-                for event in events:
-                    heard[index].take(event)
-                if leaves_after is not None and sum(len(choice.tokens) for choice in heard) > leaves_after:
-                    raise ClientGone
+
+        def take(index: int, events: list[Event]) -> None:
+            for event in events:
+                heard[index].take(event)
+            if leaves_after is not None and sum(len(choice.tokens) for choice in heard) > leaves_after:
+                raise ClientGone
+
+        await gateway.generate(call, named, len(choices[0].text or ""), take)
 
 
 def differences(asked: GenerateRequest, heard: Heard, script: MockScript, *, left: bool) -> list[str]:

@@ -7,9 +7,10 @@ In: requests of the engine protocol; out: its events, or what a broken connectio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 
 from penstock.config.mock import MockScript
+from penstock.gateway.upstream import Push
 from penstock.mock import words
 from penstock.mock.engine import Attempt, MockEngine
 from penstock.sim.loop import LoopClock
@@ -95,21 +96,19 @@ class SimulatedFleet:
         """Sequences at all engines."""
         return sum(life.mock.num_open for life in self.lives.values())
 
-    async def generate(
-        self, socket: str, request: protocol.GenerateRequest
-    ) -> AsyncGenerator[list[protocol.Event], None]:
+    async def generate(self, socket: str, request: protocol.GenerateRequest, push: Push) -> None:
         life = await self._reach(socket)
         attempt = life.mock.open(request)
         answer = attempt.answer
         try:
-            yield [answer.accepted()]
+            await _pushed(push([answer.accepted()]))
             await life.slot(attempt)
             await life.compute(life.mock.first_delay_s(attempt))
             while not answer.is_over:
                 life.mock.num_tokens += 1
-                yield [answer.delta([answer.next_token()])]
+                await _pushed(push([answer.delta([answer.next_token()])]))
                 await life.compute(life.mock.gap_s(attempt))
-            yield [answer.finished()]
+            await _pushed(push([answer.finished()]))
         finally:
             life.mock.close(attempt)
 
@@ -156,6 +155,11 @@ class SimulatedFleet:
 def lost() -> Problem:
     """What a broken connection raises."""
     return Problem("engine_lost", "The engine cannot be reached or broke off the connection.")
+
+
+async def _pushed(wait: Awaitable[None] | None) -> None:
+    if wait is not None:
+        await wait
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

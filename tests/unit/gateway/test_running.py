@@ -79,5 +79,5 @@ async def test_a_call_that_ends_early_gives_its_slot_up(leave: int) -> None:
 class Whole(Engines):
     """Everything in one batch."""
 
-    async def generate(self, socket, request):
-        yield [event async for events in super().generate(socket, request) for event in events]
+    async def batches(self, request):
+        yield [event async for events in super().batches(request) for event in events]

@@ -22,9 +22,9 @@ class Recorder(Engines):
         super().__init__()
         self.asked: list[GenerateRequest] = []
 
-    async def generate(self, socket: str, request: GenerateRequest) -> AsyncGenerator[list[Event], None]:
+    async def batches(self, request: GenerateRequest) -> AsyncGenerator[list[Event], None]:
         self.asked.append(request)
-        async for events in super().generate(socket, request):
+        async for events in super().batches(request):
             yield events
 
 

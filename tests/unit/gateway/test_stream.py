@@ -19,6 +19,11 @@ class Wire:
         self.messages.append(message)
         self.arrived.set()
 
+    def write(self, frames: bytes) -> None:
+        """As a pipe does, to a client that reads."""
+        self.messages.append({"body": frames})
+        self.arrived.set()
+
     @property
     def body(self) -> bytes:
         return b"".join(message.get("body", b"") for message in self.messages)
@@ -33,8 +38,8 @@ class Wire:
 async def test_silence_is_filled_with_comments() -> None:
     """A stream that is silent gets keep-alive comments until it ends, and none after."""
     wire = Wire()
-    stream = EventStream(wire.send, [], keep_alive_s=0.02)
-    stream.hold(b"data: 1\n\n")
+    stream = EventStream(wire.send, wire, [], keep_alive_s=0.02)
+    stream.write(b"data: 1\n\n")
     await stream.begin()
     await wire.until(4)
     await stream.end(sse.DONE)
@@ -48,10 +53,10 @@ async def test_silence_is_filled_with_comments() -> None:
 async def test_a_busy_stream_has_no_comments() -> None:
     """Frames that come more often than the keep-alive interval leave no room for comments."""
     wire = Wire()
-    stream = EventStream(wire.send, [], keep_alive_s=0.5)
+    stream = EventStream(wire.send, wire, [], keep_alive_s=0.5)
     await stream.begin()
     for _ in range(5):
-        await stream.send(b"data: x\n\n")
+        assert stream.write(b"data: x\n\n") is None
     stream.stop()
     assert sse.KEEP_ALIVE not in wire.body
 
@@ -59,7 +64,7 @@ async def test_a_busy_stream_has_no_comments() -> None:
 async def test_a_failed_stream_is_left_incomplete() -> None:
     """The error is an event, and the response never ends cleanly."""
     wire = Wire()
-    stream = EventStream(wire.send, [], keep_alive_s=10)
+    stream = EventStream(wire.send, wire, [], keep_alive_s=10)
     await stream.begin()
     await stream.fail(Problem("engine_lost", "gone"))
     assert b'data: {"error":{"message":"gone"' in wire.body and b"[DONE]" not in wire.body

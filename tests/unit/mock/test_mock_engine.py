@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 from mocked import answer_of
+from pulled import pulled
 
 from penstock.asgi.server import bind_unix
 from penstock.cli.wiring.clock import Monotonic
@@ -36,7 +37,7 @@ class Mock:
         self.upstream = HttpUpstream()
 
     async def events(self, request: protocol.GenerateRequest) -> list[protocol.Event]:
-        return [event async for batch in self.upstream.generate(self.socket, request) for event in batch]
+        return [event async for batch in pulled(self.upstream.generate, self.socket, request) for event in batch]
 
     async def load(self) -> protocol.Load:
         return await self.upstream.load(self.socket)
@@ -144,7 +145,7 @@ async def test_a_fault_strikes_after_its_tokens_and_as_often_as_it_says(start: A
     mock = await start(faults=(Fault(kind=kind, after=3, times=1),), gap_s=0.001)
     seen: list[protocol.Event] = []
     with pytest.raises(Problem) as raised:
-        async for batch in mock.upstream.generate(mock.socket, request(max_tokens=9)):
+        async for batch in pulled(mock.upstream.generate, mock.socket, request(max_tokens=9)):
             seen += batch
     assert raised.value.code == code
     assert len(ids(seen)) == 3
@@ -194,7 +195,7 @@ async def test_the_faults_of_a_share_are_the_same_every_time(start: Any, tmp_pat
 async def test_leaving_aborts_and_frees_the_slot(start: Any) -> None:
     """A caller that goes away is noticed; the load says so; who waited gets the slot."""
     mock = await start(slots=1, gap_s=0.01)
-    leaving = mock.upstream.generate(mock.socket, request("a"))
+    leaving = pulled(mock.upstream.generate, mock.socket, request("a"))
     await anext(leaving)
     waiting = asyncio.create_task(mock.events(request("b", max_tokens=3)))
     await until(mock, lambda load: (load.running, load.waiting, load.queued_tokens) == (1, 1, 5))
@@ -366,7 +367,7 @@ async def test_it_counts_what_it_has_drawn(start: Any) -> None:
     """Per attempt that ended, whoever ended it: the other side of any ledger."""
     mock = await start(gap_s=0.001)
     await mock.events(request(max_tokens=20))
-    async with aclosing(mock.upstream.generate(mock.socket, request("r2"))) as batches:
+    async with aclosing(pulled(mock.upstream.generate, mock.socket, request("r2"))) as batches:
         async for _ in batches:
             break
     connector = aiohttp.UnixConnector(path=mock.socket)

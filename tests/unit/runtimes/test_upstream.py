@@ -6,10 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from unittest.mock import Mock
 
+import msgspec
 import pytest
+from pulled import pulled
 
 from penstock.runtimes import pool
+from penstock.runtimes.connection import Connection
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.engine import Accepted, Delta, Event, Finished, GenerateRequest, Sampling, Usage, encode_line
 from penstock.wire.errors import Problem
@@ -68,7 +72,7 @@ async def collect(path: str):
     upstream = HttpUpstream()
     events = []
     try:
-        async with aclosing(upstream.generate(path, REQUEST)) as batches:
+        async with aclosing(pulled(upstream.generate, path, REQUEST)) as batches:
             async for batch in batches:
                 events += batch
     except Problem as problem:
@@ -144,7 +148,7 @@ async def test_closing_the_stream_closes_the_connection(tmp_path) -> None:
     path = str(tmp_path / "s")
     upstream = HttpUpstream()
     async with canned(path, [OK, chunk(encode_line(EVENTS[0])), b"hang"]) as ended:
-        async with aclosing(upstream.generate(path, REQUEST)) as batches:
+        async with aclosing(pulled(upstream.generate, path, REQUEST)) as batches:
             assert await anext(batches) == [EVENTS[0]]
         async with asyncio.timeout(0.3):
             while not all(ended):
@@ -161,7 +165,7 @@ async def test_a_finished_stream_gives_its_connection_back(tmp_path, at_once) ->
     upstream = HttpUpstream()
     async with canned(path, answer, answer) as ended:
         for _ in range(2):
-            async with aclosing(upstream.generate(path, REQUEST)) as batches:
+            async with aclosing(pulled(upstream.generate, path, REQUEST)) as batches:
                 assert [event for batch in [batch async for batch in batches] for event in batch] == EVENTS
             await turns()  # its last bytes are on their way
         assert len(ended) == 1
@@ -266,7 +270,7 @@ async def test_an_engine_is_read_no_faster_than_its_client_reads(tmp_path) -> No
     upstream = HttpUpstream()
     async with (
         await asyncio.start_unix_server(serve, path),
-        aclosing(upstream.generate(path, REQUEST)) as batches,
+        aclosing(pulled(upstream.generate, path, REQUEST)) as batches,
     ):
         num_events = len(await anext(batches))
         was = -1
@@ -284,7 +288,7 @@ async def test_closing_the_upstream_breaks_what_runs(tmp_path) -> None:
     path = str(tmp_path / "s")
     upstream = HttpUpstream()
     server = canned(path, [OK, chunk(encode_line(EVENTS[0])), b"hang"])
-    async with server, aclosing(upstream.generate(path, REQUEST)) as batches:
+    async with server, aclosing(pulled(upstream.generate, path, REQUEST)) as batches:
         await anext(batches)
         await upstream.forget(path)
         with pytest.raises(Problem) as caught:
@@ -306,7 +310,7 @@ async def test_a_connection_that_comes_too_late_is_not_used(tmp_path) -> None:
     path = str(tmp_path / "s")
     upstream = HttpUpstream()
     async with canned(path, [b"hang"]) as ended:
-        asking = asyncio.create_task(events_of(upstream, path))
+        asking = asyncio.create_task(upstream.generate(path, REQUEST, lambda events: None))
         await asyncio.sleep(0)
         await upstream.forget(path)
         with pytest.raises(Problem) as caught:
@@ -326,9 +330,99 @@ async def test_a_response_whose_last_byte_never_comes_holds_nobody_up(tmp_path) 
     await upstream.close()
 
 
+async def test_events_are_pushed_within_the_read_that_brings_them(tmp_path) -> None:
+    """No task is woken for them: none is running when they come."""
+    path = str(tmp_path / "s")
+    tasks = []
+
+    def push(events: list[Event]) -> None:
+        tasks.append(asyncio.current_task())
+
+    upstream = HttpUpstream()
+    pieces = [OK, *(piece for event in EVENTS for piece in (chunk(encode_line(event)), b"")), b"0\r\n\r\n"]
+    async with canned(path, pieces):
+        await upstream.generate(path, REQUEST, push)
+    assert tasks[-1] is None
+    await upstream.close()
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("error", [OSError("mine"), msgspec.ValidationError("mine"), Problem("invalid_value", "mine")])
+async def test_what_the_taker_raises_comes_out_unchanged(tmp_path, error, later) -> None:
+    """At once or from what it wanted awaited: it is no fault of the engine's, and the connection is closed."""
+    path = str(tmp_path / "s")
+
+    async def fail() -> None:
+        raise error
+
+    def push(events: list[Event]):
+        if later:
+            return fail()
+        raise error
+
+    upstream = HttpUpstream()
+    async with canned(path, [OK, chunk(encode_line(EVENTS[0])), b"hang"]) as ended:
+        with pytest.raises(type(error)) as caught:
+            await upstream.generate(path, REQUEST, push)
+        assert caught.value is error
+        await until(lambda: all(ended))
+    await upstream.close()
+
+
+async def test_nothing_is_pushed_to_who_has_to_wait(tmp_path) -> None:
+    """What comes meanwhile is pushed afterwards, in its order."""
+    path = str(tmp_path / "s")
+    may_go = asyncio.Event()
+    seen: list[Event] = []
+
+    def push(events: list[Event]):
+        seen.extend(events)
+        return may_go.wait() if not may_go.is_set() else None
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + chunk(encode_line(EVENTS[0])))
+        await until(lambda: seen)
+        writer.write(chunk(encode_line(EVENTS[1])))
+        await turns()
+        writer.write(chunk(encode_line(EVENTS[2])) + b"0\r\n\r\n")
+        writer.close()
+
+    upstream = HttpUpstream()
+    async with await asyncio.start_unix_server(serve, path):
+        running = asyncio.create_task(upstream.generate(path, REQUEST, push))
+        await until(lambda: seen)
+        await turns()
+        await turns()
+        assert seen == [EVENTS[0]]
+        may_go.set()
+        await running
+    assert seen == EVENTS
+    await upstream.close()
+
+
+async def test_a_relay_ends_with_the_part_that_is_enough() -> None:
+    """What comes in the same turn of the loop, before anybody has noticed the end, is for the next who reads."""
+    taken: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        taken.append(data)
+        return True
+
+    connection = Connection(lambda freed: None, lambda lost: None)
+    connection.connection_made(Mock())
+    connection.send(b"")
+    relaying = asyncio.create_task(connection.relay(take))
+    await asyncio.sleep(0)
+    connection.data_received(OK + chunk(b"1"))
+    connection.data_received(chunk(b"2"))
+    assert await relaying and taken == [b"1"]
+    assert await connection.read() == b"2"
+
+
 async def events_of(upstream: HttpUpstream, path: str) -> list[Event]:
     """One whole stream."""
-    async with aclosing(upstream.generate(path, REQUEST)) as batches:
+    async with aclosing(pulled(upstream.generate, path, REQUEST)) as batches:
         return [event for batch in [batch async for batch in batches] for event in batch]
 
 

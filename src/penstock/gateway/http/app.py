@@ -24,6 +24,7 @@ from penstock.gateway.http import data, openapi
 from penstock.gateway.http.body import header, read_data_body, refuse_unread
 from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
 from penstock.gateway.http.embeddings import embeddings
+from penstock.gateway.http.pipe import PIPE
 from penstock.gateway.http.presence import PRESENCE
 from penstock.gateway.identify import REFUSALS, Credentials
 from penstock.gateway.pipeline import Gateway
@@ -115,7 +116,8 @@ class App:
             with self._gateway.open(path, self._credentials(scope)) as call:
                 call.request_id = headers[0][1].decode("ascii")  # it is the first that every response has
                 call.session = (header(scope, b"x-session-id") or b"").decode("latin-1")
-                exchange = Exchange(self._gateway, call, self._rules, send, headers)
+                pipe = scope["extensions"][PIPE]
+                exchange = Exchange(self._gateway, call, self._rules, send, pipe, headers)
                 body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
                 await while_connected(exchange, scope["extensions"][PRESENCE], handle, body)
             return

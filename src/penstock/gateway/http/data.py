@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,10 +19,11 @@ from penstock.asgi.server import Send
 from penstock.gateway.call import Call, ClientGone
 from penstock.gateway.http.presence import Presence
 from penstock.gateway.http.rate_limit import rate_limit_headers
-from penstock.gateway.http.stream import EventStream
+from penstock.gateway.http.stream import EventStream, Writer
+from penstock.gateway.http.streamed import Streamed, StreamRenderer
 from penstock.gateway.pipeline import Gateway
 from penstock.wire import sse
-from penstock.wire.engine import Accepted, Event, Finished, GenerateRequest
+from penstock.wire.engine import Event, GenerateRequest
 from penstock.wire.errors import Problem
 from penstock.wire.openai import chat, completions, listing
 from penstock.wire.openai.chat_answer import ChatBody, ChatStream
@@ -46,11 +46,6 @@ class HttpRules(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 15.0
 
 
-class StreamRenderer(Protocol):
-    def push(self, index: int, events: list[Event]) -> bytes: ...
-    def end(self) -> bytes: ...
-
-
 class BodyRenderer(Protocol):
     def push(self, index: int, events: list[Event]) -> None: ...
     def body(self) -> bytes: ...
@@ -64,6 +59,7 @@ class Exchange:
     call: Call
     rules: HttpRules
     send: Send
+    pipe: Writer
     headers: list[Header]
     stream: EventStream | None = None
     presence: Presence | None = None
@@ -105,56 +101,34 @@ class Exchange:
     async def write_stream(
         self, choices: list[GenerateRequest], renderer_of: Callable[[str], StreamRenderer], body_bytes: int
     ) -> None:
-        """Stream every choice.  The head waits until every choice was accepted: until then a problem has a status.
-
-        ``renderer_of`` is told the model that answers, which is known with the first of them.
-        """
-        generated = await self.gateway.generate(self.call, choices, body_bytes)
+        """Stream every choice.  ``renderer_of`` is told the model that answers, which the first event settles."""
         head = [*_STREAM_HEADERS, *self.headers]
-        stream = self.stream = EventStream(self.send, head, self.rules.keep_alive_s)
-        waiting, running = len(choices), len(choices)
-        renderer: StreamRenderer | None = None
-        async with aclosing(generated) as merged:
-            async for index, events in merged:
-                if renderer is None:
-                    renderer = renderer_of(self.call.model)
-                frames = renderer.push(index, events)
-                running -= isinstance(events[-1], Finished)
-                if stream.begun:
-                    if running:
-                        await stream.send(frames)
-                        continue
-                else:
-                    waiting -= isinstance(events[0], Accepted)
-                    stream.hold(frames)
-                    frames = b""
-                    if waiting and running and not stream.holds_enough:
-                        continue
-                    self.call.response_started = True
-                    head += (self._guarantee(), *self._answered())
-                    await stream.begin()
-                if not running:
-                    self.unwatch()
-                    await stream.end(frames + renderer.end())
-                    return
-        raise AssertionError("the choices ended without being finished")
+        stream = self.stream = EventStream(self.send, self.pipe, head, self.rules.keep_alive_s)
+        answer = Streamed(stream, lambda: renderer_of(self.call.model), lambda: self._begin(head), len(choices))
+        await self.gateway.generate(self.call, choices, body_bytes, answer.give)
+        self.unwatch()
+        await answer.end()
 
     async def write_body(
         self, choices: list[GenerateRequest], renderer_of: Callable[[str], BodyRenderer], body_bytes: int
     ) -> None:
         """Collect every choice and answer at once.  ``renderer_of`` as of :meth:`write_stream`."""
-        running = len(choices)
         renderer: BodyRenderer | None = None
-        async with aclosing(await self.gateway.generate(self.call, choices, body_bytes)) as merged:
-            async for index, events in merged:
-                if renderer is None:
-                    renderer = renderer_of(self.call.model)
-                renderer.push(index, events)
-                running -= isinstance(events[-1], Finished)
-                if not running:
-                    await self.answer(renderer.body(), self._guarantee())
-                    return
-        raise AssertionError("the choices ended without being finished")
+
+        def give(index: int, events: list[Event]) -> None:
+            nonlocal renderer
+            if renderer is None:
+                renderer = renderer_of(self.call.model)
+            renderer.push(index, events)
+
+        await self.gateway.generate(self.call, choices, body_bytes, give)
+        assert renderer is not None, "the choices ended without being finished"
+        await self.answer(renderer.body(), self._guarantee())
+
+    def _begin(self, head: list[Header]) -> None:
+        """The answer begins now: what its head says of the model that gives it."""
+        self.call.response_started = True
+        head += (self._guarantee(), *self._answered())
 
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from penstock.gateway.http.pipe import PIPE, Pipe
 from penstock.gateway.http.presence import PRESENCE, Presence
 from penstock.wire.errors import Problem
 
@@ -94,7 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running, self._presence = cycle, Presence()
-        cycle.scope["extensions"] = {PRESENCE: self._presence}  # type: ignore[dict-item]  # ours is no dictionary
+        cycle.scope["extensions"] = {PRESENCE: self._presence, PIPE: Pipe(cycle)}  # type: ignore[dict-item]  # ours
         cycle.transport = HeadAndBody(self.transport, self.loop)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 

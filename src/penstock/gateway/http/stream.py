@@ -1,12 +1,15 @@
 """One event stream to one client: head, frames, keep-alives in silences, a true end.
 
-In: frames as bytes; out: ASGI messages.  A stream that fails is told so in-band and then left incomplete: the server
-closes the connection inside the chunked body, which no client can take for a clean end.
+In: frames as bytes; out: a head and an end the ASGI way, and what is between them through a pipe.  A stream that fails
+is told so in-band and then left incomplete: the server closes the connection inside the chunked body, which no client
+can take for a clean end.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
 
 from penstock.asgi.respond import Header
 from penstock.asgi.server import Send
@@ -16,49 +19,57 @@ from penstock.wire.errors import Problem
 _HOLD_UP_TO_BYTES = 65_536
 
 
+class Writer(Protocol):
+    def write(self, frames: bytes) -> Awaitable[None] | None:
+        """An awaitable: nothing more should be written before it is done."""
+
+
 class EventStream:
-    """Holds the first frames back until ``begin``, so that an early problem still gets its own status.
+    """Holds the first frames back until ``begin``, so that an early problem still gets its own status."""
 
-    ``send`` waits while the client does not read: back-pressure reaches the engine through it.
-    """
-
-    def __init__(self, send: Send, headers: list[Header], keep_alive_s: float) -> None:
+    def __init__(self, send: Send, pipe: Writer, headers: list[Header], keep_alive_s: float) -> None:
         self._send = send
+        self._pipe = pipe
         self._headers = headers
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._sending = False
+        self._full = False
         self._last_sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._keep_alive_task: asyncio.Task[None] | None = None
         self.begun = False
 
     @property
     def holds_enough(self) -> bool:
         return self._held_bytes >= _HOLD_UP_TO_BYTES
 
-    def hold(self, frames: bytes) -> None:
-        """Keep frames for ``begin``."""
-        self._held.append(frames)
-        self._held_bytes += len(frames)
-
     async def begin(self) -> None:
         """Send the head and what was held."""
-        self.begun = True
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        await self.send(b"".join(self._held))
-        self._held.clear()
+        self.begun = True
         self._arm(self._keep_alive_s)
+        held = b"".join(self._held)
+        self._held.clear()
+        wait = self.write(held)
+        if wait is not None:
+            await wait
 
-    async def send(self, frames: bytes) -> None:
+    def write(self, frames: bytes) -> Awaitable[None] | None:
+        """Send frames, or keep them for ``begin``.
+
+        An awaitable: the client reads slowly, and nothing more should come before it is done, which is how
+        back-pressure reaches an engine.
+        """
         if not frames:
-            return
+            return None
+        if not self.begun:
+            self._held.append(frames)
+            self._held_bytes += len(frames)
+            return None
         self._last_sent = self._loop.time()
-        self._sending = True
-        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
-        self._sending = False
+        wait = self._pipe.write(frames)
+        return None if wait is None else self._until(wait)
 
     async def end(self, frames: bytes) -> None:
         """The last frames and a clean end."""
@@ -75,8 +86,11 @@ class EventStream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._keep_alive_task is not None:
-            self._keep_alive_task.cancel()
+
+    async def _until(self, wait: Awaitable[None]) -> None:
+        self._full = True
+        await wait
+        self._full = False
 
     def _arm(self, delay_s: float) -> None:
         self._timer = self._loop.call_later(delay_s, self._on_timer)
@@ -87,6 +101,7 @@ class EventStream:
         if silence_s < self._keep_alive_s:
             self._arm(self._keep_alive_s - silence_s)
             return
-        if not self._sending:
-            self._keep_alive_task = asyncio.ensure_future(self.send(sse.KEEP_ALIVE))
+        if not self._full:
+            self._last_sent = self._loop.time()
+            self._pipe.write(sse.KEEP_ALIVE)
         self._arm(self._keep_alive_s)
