@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cli.console import program, say
 from penstock.cluster.actions import Tell
-from penstock.cluster.controller import MemberState, ServiceState
+from penstock.cluster.state import MemberState, ServiceState
 from penstock.config.settings import DEFAULT_URL
 
 if TYPE_CHECKING:

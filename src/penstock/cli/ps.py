@@ -1,4 +1,4 @@
-"""``penstock ps``: the services that run on this machine for this user.
+"""``penstock ps``: the services that run on this machine for this user, and the models of each.
 
 In: run directories and each service's admin listener; out: a table, or JSON with ``--json``.
 """
@@ -15,15 +15,16 @@ from penstock.cli.console import columns, print_json, program
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
-    from penstock.cluster.controller import ServiceState
     from penstock.cluster.rundir import Service
+    from penstock.cluster.state import MemberState, ServiceState
 
 _ADMIN_TIMEOUT_S = 2.0
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One service.  ``phase`` is its stage once every replica is ready; ``kv_use`` is 0..1, ``None`` when unknown.
+    """One model of a service.  ``phase``: the service's stage when it ends, else ``ready`` or that of a replica.
 
+    ``kv_use`` is 0..1, ``None`` when unknown.
     ``quantization``: what weights are kept in; ``None`` while no replica has told.
     """
 
@@ -52,7 +53,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     from penstock.cluster.rundir import running
 
     now = time.time()
-    rows = [row(service, _ask(service), now) for service in running(penstock_home())]
+    rows = [row for service in running(penstock_home()) for row in rows_of(service, _ask(service), now)]
     if as_json:
         print_json(rows)
     elif rows:
@@ -61,15 +62,22 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         typer.echo(f"nothing is being served; start with: {program()} serve")
 
 
-def row(service: Service, state: ServiceState | None, now: float) -> Row:
-    """What is known of one service; ``state`` is ``None`` when its admin listener did not answer."""
-    engines = [] if state is None else [member for member in state.members if member.kind == "engine"]
+def rows_of(service: Service, state: ServiceState | None, now: float) -> list[Row]:
+    """What is known of one service's models; ``state`` is ``None`` when its admin listener did not answer."""
+    engines: dict[str, list[MemberState]] = {service.model: []}
+    for member in [] if state is None else state.members:
+        if member.kind == "engine":
+            engines.setdefault(member.model or service.model, []).append(member)
+    return [_row(service, model, state, members, now) for model, members in engines.items()]
+
+
+def _row(service: Service, model: str, state: ServiceState | None, engines: list[MemberState], now: float) -> Row:
     ready = sum(member.phase == "ready" for member in engines)
     loads = [member.load for member in engines if member.load is not None]
     blocks = sum(load.kv_blocks_total for load in loads)
     return Row(
-        model=service.model,
-        phase=_phase(state),
+        model=model,
+        phase=_phase(state, engines),
         replicas=None if state is None else len(engines),
         replicas_ready=None if state is None else ready,
         restarts=None if state is None else sum(member.restarts for member in engines),
@@ -103,18 +111,20 @@ def table(rows: list[Row]) -> str:
     return columns(cells)
 
 
-def _phase(state: ServiceState | None) -> str:
+def _phase(state: ServiceState | None, engines: list[MemberState]) -> str:
     if state is None:
         return "unreachable"
-    if state.stage != "serving" or state.ready:
-        return "ready" if state.ready else state.stage
-    phases = {member.phase for member in state.members if member.kind == "engine"}
+    if state.stage != "serving":
+        return state.stage
+    phases = {member.phase for member in engines}
+    if state.ready and "ready" in phases:
+        return "ready"
     return next((phase for phase in ("loading", "starting", "failed", "exited") if phase in phases), "starting")
 
 
 def _ask(service: Service) -> ServiceState | None:
     from penstock.cli.admin_call import call_admin
-    from penstock.cluster.controller import ServiceState
+    from penstock.cluster.state import ServiceState
 
     try:
         return call_admin(service, "GET", "/admin/state", ServiceState, timeout_s=_ADMIN_TIMEOUT_S)

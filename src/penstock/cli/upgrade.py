@@ -78,7 +78,7 @@ def _service_of(model: str) -> Service:
 def _models_of(service: Service) -> list[str]:
     """All that it serves, as far as it answers."""
     from penstock.cli.admin_call import call_admin
-    from penstock.cluster.controller import ServiceState
+    from penstock.cluster.state import ServiceState
 
     try:
         state = call_admin(service, "GET", "/admin/state", ServiceState, timeout_s=_TIMEOUT_S)

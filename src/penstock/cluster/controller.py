@@ -9,23 +9,20 @@ Argued in docs/decisions/003-processes-and-desired-state.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
 from penstock.cluster.actions import Action, Finish, Forget, Kill, Publish, Start, Tell, Terminate
 from penstock.cluster.reconcile import Memory, Observed, Rules, decide
 from penstock.cluster.rollout import Member, Rollout, RolloutStatus
+from penstock.cluster.state import MemberState, ServiceState, Stage
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.names import Name
 from penstock.events.list import ReplicaChanged
 from penstock.policy.names import check
 from penstock.policy.rollout import Duty, ReplicaView, RolloutRules
 from penstock.ports import Emit
-from penstock.wire.engine import Load
 from penstock.wire.errors import Problem
-
-Stage = Literal["serving", "draining", "stopping", "stopped"]
 
 
 class EndRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,31 +31,6 @@ class EndRules(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 10.0
     hurried_stop_s: float = 2.0
-
-
-class MemberState(msgspec.Struct, frozen=True, kw_only=True):
-    """One process as the admin listener, ``penstock ps`` and the progress display show it."""
-
-    id: str
-    kind: str
-    phase: str
-    why: str
-    pid: int | None
-    restarts: int
-    load: Load | None
-
-
-class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole service.  ``ready``: a gateway and at least one engine serve, and requests are admitted.
-
-    ``access``: in words, who is answered on the data listener.
-    """
-
-    stage: Stage
-    ready: bool
-    desired: DesiredState
-    members: list[MemberState]
-    access: str = ""
 
 
 class Controller:
@@ -379,6 +351,7 @@ class Controller:
         return MemberState(
             id=member.id,
             kind=member.kind,
+            model=(member.model or self._model) if member.kind == "engine" else "",
             phase=self._phase[member.id],
             why=self._why[member.id],
             pid=None if seen is None else seen.pid,

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from penstock.cluster.actions import Action, Finish, Forget, Kill, Publish, Start, Tell, Terminate
-from penstock.cluster.controller import Controller, ServiceState
+from penstock.cluster.controller import Controller
 from penstock.cluster.reconcile import Observed
+from penstock.cluster.state import ServiceState
 from penstock.config.desired import Acknowledgement
 from penstock.ports import Clock
 from penstock.store.desired import DesiredStore

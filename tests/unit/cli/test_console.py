@@ -10,7 +10,7 @@ import pytest
 from penstock.cli.console import say
 from penstock.cli.display import ServeDisplay, banner
 from penstock.cluster.actions import Tell
-from penstock.cluster.controller import ServiceState
+from penstock.cluster.state import ServiceState
 from penstock.config.desired import DesiredState
 
 

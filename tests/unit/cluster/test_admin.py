@@ -18,7 +18,7 @@ from penstock.asgi.server import Receive, Scope, Send, bind_unix, serve_app
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.guard import Guard
-from penstock.cluster.controller import MemberState, ServiceState
+from penstock.cluster.state import MemberState, ServiceState
 from penstock.config.desired import DesiredState
 from penstock.observe import exposition, samples
 from penstock.observe.samples import Sample

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.guard import Guard
-from penstock.cluster.controller import ServiceState
+from penstock.cluster.state import ServiceState
 from penstock.config.desired import DesiredState
 from penstock.store.administer import NewKey, NewTenant
 from penstock.store.places import Opened, default_url, open_access

@@ -22,8 +22,8 @@ from penstock.cli.wiring.lifetime import beside
 from penstock.cluster.admin.app import AdminApp, AdminRoute
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.guard import Guard
-from penstock.cluster.controller import ServiceState
 from penstock.cluster.listen import is_loopback
+from penstock.cluster.state import ServiceState
 from penstock.config.settings import ServeSettings
 from penstock.store.denials import Denials
 from penstock.store.places import Opened

@@ -28,12 +28,13 @@ from penstock.cluster.actions import Tell
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.naming import names_routes
 from penstock.cluster.admin.upgrading import upgrade_routes
-from penstock.cluster.controller import Controller, EndRules, ServiceState
+from penstock.cluster.controller import Controller, EndRules
 from penstock.cluster.drivers.local import LocalDriver
 from penstock.cluster.listen import listen
 from penstock.cluster.naming import Naming
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
+from penstock.cluster.state import ServiceState
 from penstock.cluster.supervise import supervise
 from penstock.cluster.upgrade import Upgrades
 from penstock.config.desired import Model

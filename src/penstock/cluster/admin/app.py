@@ -19,7 +19,7 @@ from penstock.asgi.respond import send_bytes, send_problem
 from penstock.asgi.server import Receive, Scope, Send
 from penstock.cluster.admin import openapi
 from penstock.cluster.admin.guard import Guard
-from penstock.cluster.controller import ServiceState
+from penstock.cluster.state import ServiceState
 from penstock.config.tenants import Principal, Role
 from penstock.store.administer import (
     Administration,
