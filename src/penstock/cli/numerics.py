@@ -46,10 +46,10 @@ def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
         from penstock.models.fast.pack import packing
         from penstock.models.ops import REFERENCE
 
-        compile_fast_kernels(dtype)
+        kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
+        compile_fast_kernels(dtype, kept)
         if dtype == "float32":
             return Numerics(REFERENCE, make_attention)
-        kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
         return Numerics(REFERENCE, make_attention, packing(settings.quantization), kept)
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels

@@ -35,6 +35,7 @@ from penstock.models.fast.attention_parts import (
     score_8,
     take_next,
 )
+from penstock.models.kept import kept
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,7 +58,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Machine code that holds no interpreter's lock and is kept on disk."""
     return cast(
         Callable[P, R],
-        njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})(function),
+        kept(njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}))(function),
     )
 
 

@@ -1,17 +1,27 @@
 """Compiling the kernels ahead of the first request.
 
-In: a number format's name; out: nothing, after some ten seconds the first time on a machine and a fraction of one
-afterwards.
+In: the number format's name, and what weights are kept in; out: nothing, after some ten seconds the first time on a
+machine and a fraction of one afterwards.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from penstock.models.fast import attention_jobs, best, bf16, program, step_jobs
-from penstock.models.fast.products import multiply_bf16
+from penstock.models.fast.activations import quantise_job
+from penstock.models.fast.products import multiply_bf16, multiply_int4, multiply_int8
 from penstock.models.fast.team import Job
 
+_QUANTISED: dict[Literal["none", "int8", "int4"], tuple[Job, ...]] = {
+    "none": (),
+    "int8": (quantise_job, multiply_int8),
+    "int4": (quantise_job, multiply_int8, multiply_int4),
+}
+"""For what most weights are kept in; some stay in bfloat16, and the head has eight bits at least."""
 
-def compile_kernels(dtype_name: str) -> None:
+
+def compile_kernels(dtype_name: str, quantization: Literal["none", "int8", "int4"]) -> None:
     """Every kernel for models in ``bfloat16`` or ``float32`` that this machine has a use for."""
     if dtype_name == "float32":
         jobs: tuple[Job, ...] = (*attention_jobs.FLOAT32_JOBS, best.BEST)
@@ -19,5 +29,5 @@ def compile_kernels(dtype_name: str) -> None:
         jobs = (*attention_jobs.BF16_JOBS, *step_jobs.JOBS, *program.JOBS, best.BEST, multiply_bf16)
     else:
         jobs = ()
-    for job in jobs:
+    for job in (*jobs, *_QUANTISED[quantization]):
         assert job.address

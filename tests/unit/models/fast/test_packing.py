@@ -12,7 +12,8 @@ from random_checkpoints import make_checkpoint
 
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.decoder import Decoder
-from penstock.models.fast import int8
+from penstock.models.fast import activations, int8, products, team
+from penstock.models.fast.compile import compile_kernels
 from penstock.models.fast.pack import packing
 from penstock.models.load import load_decoder
 from penstock.models.packed import Packed, num_weight_bytes
@@ -41,6 +42,19 @@ def test_what_is_packed(case: str, quantization: Any, expected: dict[str, int], 
     assert kinds(decoder) == expected
     names = [name for name, parameter in decoder.named_parameters() if parameter.ndim > 1]
     assert names == ([] if case == "llama" else ["embedding"])
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_the_first_step_compiles_nothing(quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels were compiled ahead of it, those of routers and of the head, too."""
+    make_checkpoint("qwen3-moe", tmp_path)
+    for job in (activations.quantise_job, products.multiply_bf16, products.multiply_int8, products.multiply_int4):
+        vars(job).pop("address", None)
+    compile_kernels("bfloat16", quantization)
+    monkeypatch.setattr(team, "cfunc", None)
+    decoder = load_decoder(tmp_path, "bfloat16", pack=packing(quantization))
+    with torch.inference_mode():
+        assert decoder.logits(decoder(torch.arange(8), packed_positions([8]), packed_causal([8]))).isfinite().all()
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
