@@ -9,7 +9,6 @@ import asyncio
 import datetime as dt
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -23,18 +22,17 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from penstock.cli.bench_rig import MODEL, engine_socket, issue_key, mock_engine
 from penstock.cluster.listen import listen
 from penstock.config.desired import Model, Replica
-from penstock.config.mock import MockScript, MockSettings
+from penstock.config.mock import MockScript
 from penstock.config.prices import Price
 from penstock.config.settings import GatewaySettings
 from penstock.config.tenants import Limit
 from penstock.runtimes.upstream import HttpUpstream
-from penstock.store.administer import NewKey, NewTenant
+from penstock.store.administer import NewTenant
 from penstock.store.desired import DesiredStore
-from penstock.store.places import default_url, open_access
-
-MODEL = "mock"
+from penstock.store.places import default_url
 
 
 @dataclass(frozen=True)
@@ -113,16 +111,11 @@ class SharedFleet:
         self.answers: list[Answer] = []
         self.most_running = 0
         self.session: aiohttp.ClientSession
-        self.engine_socket = str(home / "mock.sock")
+        self.engine_socket: str
 
     def issue(self, tenant: str, *limits: Limit, weight: float = 1.0) -> str:
         """A key of a new tenant with these limits."""
-        opened = open_access(self.home, self.access_url)
-        with closing(opened.store):
-            opened.store.prepare()
-            acts = opened.administration(time.time, secrets.token_bytes)
-            acts.create_tenant(None, NewTenant(name=tenant, limits=limits, weight=weight))
-            self.keys[tenant] = acts.create_key(None, NewKey(tenant=tenant)).secret
+        self.keys[tenant] = issue_key(self.home, self.access_url, NewTenant(name=tenant, limits=limits, weight=weight))
         return self.keys[tenant]
 
     async def ask(
@@ -194,12 +187,8 @@ async def shared_fleet(
         fleet.session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(90))
         )
-        settings = MockSettings(served_name=MODEL, socket=fleet.engine_socket, script=script or MockScript())
-        command = [sys.executable, "-P", "-m", "penstock", "mock"]
-        engine = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: ASYNC220 - forks once
-        assert engine.stdin is not None
-        engine.stdin.write(msgspec.json.encode(settings) + b"\n")
-        engine.stdin.flush()
+        engine = await stack.enter_async_context(mock_engine(home, script or MockScript()))
+        fleet.engine_socket = str(engine_socket(home, engine.port))
         with closing(DesiredStore(home / "store.sqlite")) as store:
             store.publish([Model(name=MODEL, replicas=[Replica(id="mock-0", socket=fleet.engine_socket)])])
         listeners = [listen("127.0.0.1", 0, option="--port") for _ in range(gateways)]
@@ -213,8 +202,5 @@ async def shared_fleet(
             for gateway in fleet.gateways:
                 if gateway.process is not None and gateway.process.poll() is None:
                     gateway.kill()
-            engine.kill()
-            engine.wait()
-            engine.stdin.close()
             for listener in listeners:
                 listener.close()

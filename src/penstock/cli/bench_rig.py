@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -67,24 +67,29 @@ class MockEngines:
 
 @asynccontextmanager
 async def mock_engines(directory: Path) -> AsyncIterator[MockEngines]:
-    """One mock engine for each script: on a Unix socket for our gateway, on a port for the lanes and for others."""
+    """One for each script: on a Unix socket for our gateway, on a port for the lanes and for others."""
     async with AsyncExitStack() as stack:
         doors = {}
         for name, script in _SCRIPTS.items():
-            port = free_port()
-            path = str(engine_socket(directory, port))
-            settings = MockSettings(served_name=MODEL, socket=path, host=HOST, port=port, script=script)
-            command = [sys.executable, "-P", "-m", "penstock", "mock"]
-            starting = process(command, port, "/health", stdin=msgspec.json.encode(settings) + b"\n")
-            doors[name] = await stack.enter_async_context(starting)
+            doors[name] = await stack.enter_async_context(mock_engine(directory, script))
         yield MockEngines(**doors)
+
+
+def mock_engine(directory: Path, script: MockScript) -> AbstractAsyncContextManager[Door]:
+    """A mock engine's process, on a port and on its ``engine_socket``."""
+    port = free_port()
+    path = str(engine_socket(directory, port))
+    settings = MockSettings(served_name=MODEL, socket=path, host=HOST, port=port, script=script)
+    command = [sys.executable, "-P", "-m", "penstock", "mock"]
+    return process(command, port, "/health", stdin=msgspec.json.encode(settings) + b"\n")
 
 
 @asynccontextmanager
 async def our_gateway(upstream: Door, directory: Path) -> AsyncIterator[Door]:
     """The production gateway process, routing to one mock engine, with a key, limits and prices to watch over."""
     url = default_url(directory)
-    key = _issue_key(directory, url)
+    # Limits that are all counted and never reached.
+    key = issue_key(directory, url, NewTenant(name=f"bench-{secrets.token_hex(4)}", limits=_LIMITS))
     with (
         closing(listen(HOST, 0, option="--port")) as data,
         closing(DesiredStore(directory / f"store-{upstream.port}.sqlite")) as store,
@@ -107,15 +112,14 @@ async def our_gateway(upstream: Door, directory: Path) -> AsyncIterator[Door]:
             yield msgspec.structs.replace(door, key=key)
 
 
-def _issue_key(home: Path, url: str) -> str:
-    """A key whose limits are all counted and never reached."""
+def issue_key(home: Path, url: str, tenant: NewTenant) -> str:
+    """The first key of a new tenant, in the store at ``url``."""
     opened = open_access(home, url)
     with closing(opened.store):
         opened.store.prepare()
         acts = opened.administration(time.time, secrets.token_bytes)
-        name = f"bench-{secrets.token_hex(4)}"
-        acts.create_tenant(None, NewTenant(name=name, limits=_LIMITS))
-        return acts.create_key(None, NewKey(tenant=name)).secret
+        acts.create_tenant(None, tenant)
+        return acts.create_key(None, NewKey(tenant=tenant.name)).secret
 
 
 @asynccontextmanager

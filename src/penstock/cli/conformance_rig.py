@@ -13,11 +13,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
-
 from penstock.cli.bench_peers import PEERS, program_of
-from penstock.cli.bench_rig import HOST, MODEL, engine_socket, free_port, our_gateway, process
-from penstock.config.mock import Fault, MockScript, MockSettings
+from penstock.cli.bench_rig import HOST, MODEL, free_port, mock_engine, our_gateway, process
+from penstock.config.mock import Fault, MockScript
 from penstock.conformance import suite
 from penstock.conformance.check import Behind
 from penstock.conformance.endpoint import Endpoint
@@ -73,7 +71,7 @@ def _program(name: str, folders: Sequence[Path]) -> str:
 @asynccontextmanager
 async def _gateway(name: str, program: str, behind: Behind, directory: Path) -> AsyncIterator[Endpoint]:
     """The gateway in front of what is to answer behind it; ours in front of a served model is that service itself."""
-    async with _served(directory) if behind == "any" else _mock(_SCRIPTS[behind], directory) as upstream:
+    async with _served(directory) if behind == "any" else mock_engine(directory, _SCRIPTS[behind]) as upstream:
         engine = None if behind == "any" else Endpoint(host=HOST, port=upstream.port, base="")
         if name == _OURS and behind == "any":
             yield Endpoint(host=HOST, port=upstream.port, model=MODEL)
@@ -92,14 +90,4 @@ async def _served(directory: Path) -> AsyncIterator[Door]:
     command += ["--port", str(port), "--admin-port", str(admin_port)]
     home = os.environ | {"PENSTOCK_HOME": str(directory)}
     async with process(command, port, "/ready", env=home, within_s=_SERVE_WITHIN_S) as door:
-        yield door
-
-
-@asynccontextmanager
-async def _mock(script: MockScript, directory: Path) -> AsyncIterator[Door]:
-    port = free_port()
-    path = str(engine_socket(directory, port))
-    settings = MockSettings(served_name=MODEL, socket=path, host=HOST, port=port, script=script)
-    command = [sys.executable, "-P", "-m", "penstock", "mock"]
-    async with process(command, port, "/health", stdin=msgspec.json.encode(settings) + b"\n") as door:
         yield door
