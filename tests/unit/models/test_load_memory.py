@@ -102,7 +102,7 @@ print(num_weight_bytes(decoder), resident("VmHWM") - before)
 @pytest.mark.skipif(sys.platform != "linux" or not int8.is_supported(), reason="reads /proc, needs AVX512-VNNI")
 @pytest.mark.parametrize(("quantization", "share"), [("none", 1.02), ("int8", 0.52), ("int4", 0.45)])
 def test_packing_peaks_at_the_packed_weights_and_little_more(quantization: str, share: float, tmp_path: Path) -> None:
-    """At most 48 MB above them, which are at most ``share`` of the plain ones: a plain copy never exists."""
+    """At most 60 MB above them, which are at most ``share`` of the plain 110: a plain copy never exists."""
     decoder = Decoder(config_of("LlamaForCausalLM", "bfloat16"))
     plain = sum(parameter.nbytes for parameter in decoder.parameters())
     with torch.no_grad():
@@ -114,4 +114,4 @@ def test_packing_peaks_at_the_packed_weights_and_little_more(quantization: str, 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     packed, grown = map(int, done.stdout.split())
     assert packed < share * plain
-    assert grown < packed + 48_000_000, (grown, packed)
+    assert grown < packed + 60_000_000, (grown, packed)
