@@ -31,6 +31,13 @@ class ServiceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     names: dict[str, Name] = {}
     tenants: dict[str, DeclaredTenant] = {}
 
+    def __post_init__(self) -> None:
+        for tenant, declared in self.tenants.items():
+            of_models = {*(declared.models or ()), *(limit.model for limit in declared.rights().limits)}
+            for name in sorted(of_models & self.names.keys()):
+                message = f"{tenant!r} has a right or a limit of {name!r}, which is a name"
+                raise ValueError(f"{message}; what is counted and allowed are the models behind it")
+
 
 def read_service(data: bytes) -> ServiceFile:
     """A file's content.  Raises ``ValueError``."""

@@ -39,6 +39,8 @@ def test_models_and_names_are_read() -> None:
         ("names: {a: {to: {x: much}}}", "to"),
         ("names: {a: {to: x, shadow: {model: y, share: 2}}}", "share"),
         ("names: {a: {to: x, sticky: always}}", "sticky"),
+        ("{names: {n: {to: x}}, tenants: {a: {limits: [tokens=1/day@n]}}}", "'a' has a right or a limit of 'n'"),
+        ("{names: {n: {to: x}}, tenants: {a: {models: [n]}}}", "'a' has a right or a limit of 'n'"),
         ("[1, 2]", "object"),
         ("a: b: c", "no service"),
     ],
