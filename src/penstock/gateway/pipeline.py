@@ -9,6 +9,7 @@ Knows no HTTP and no dialect.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -158,13 +159,18 @@ class Gateway:
         await self.stages.limit.reserve(call, body_bytes)
         await self.stages.limit.enter(call, body_bytes // _BYTES_PER_TOKEN)
         owned = self.stages.identify.owned(call.principal, request, call.priority)
-        embedded = await self.stages.forward.call(
-            call.model,
-            lambda socket: self.upstream.embed(socket, owned),
-            call.trail,
-            body_bytes // _BYTES_PER_TOKEN,
-            request.id,
-        )
+        try:
+            embedded = await self.stages.forward.call(
+                call.model,
+                lambda socket: self.upstream.embed(socket, owned),
+                call.trail,
+                body_bytes // _BYTES_PER_TOKEN,
+                request.id,
+            )
+        except asyncio.CancelledError:
+            # Who leaves has had an engine work, and nobody says for how much: a request it was.
+            call.accepted = bool(call.served_by)
+            raise
         # First: an engine has worked for it, also where that turns out to be more than its limits allow.
         self.stages.meter.note_embedded(call, embedded)
         await self.stages.limit.cover_embedded(call, embedded)

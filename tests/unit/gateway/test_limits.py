@@ -17,7 +17,7 @@ from penstock.gateway.call import ClientGone
 from penstock.gateway.identify import Credentials
 from penstock.gateway.limits import Used
 from penstock.policy.limit import Amounts
-from penstock.wire.engine import EmbedRequest, Finished, TokenizeRequest
+from penstock.wire.engine import Embedded, EmbedRequest, Finished, TokenizeRequest
 from penstock.wire.errors import Problem
 
 
@@ -186,6 +186,31 @@ async def test_an_embedding_that_is_larger_than_its_limit_allows_is_charged_and_
         assert refused.value.code == code
     assert [(ended.outcome, ended.prompt_tokens) for ended in house.ended] == [("failed", 100), ("rejected", 0)]
     assert house.granted() == 9
+
+
+async def test_who_leaves_an_embedding_has_made_a_request() -> None:
+    """An engine was at work for it: of two that are allowed, none is left for a third."""
+
+    class Busy(Engines):
+        async def embed(self, socket: str, request: EmbedRequest) -> Embedded:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    house = House(per_minute(2, "requests"), engines=Busy())
+
+    async def one() -> None:
+        with house.gateway.open("/v1/embeddings", Credentials(authorization=b"k")) as call:
+            house.gateway.find(call, "m")
+            await house.gateway.embed(call, EmbedRequest(id="e", texts=["x"]), 9)
+
+    for _ in range(2):
+        task = asyncio.create_task(one())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+    with pytest.raises(Problem, match="2 requests per minute"):
+        await asyncio.wait_for(one(), 5)
+    assert [ended.outcome for ended in house.ended] == ["cancelled", "cancelled", "rejected"]
 
 
 @pytest.mark.parametrize("seed", range(12))
