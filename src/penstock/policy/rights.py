@@ -15,6 +15,9 @@ from penstock.config.tenants import TOP, ApiKey, Principal, Rights, Role, Scope,
 NOTHING = Rights(role="user", models=frozenset())
 """The rights of what hangs on nothing: a tenant that is missing or above itself."""
 
+MOST_LEVELS = 16
+"""Tenants on the way up to the top one, both included: each request has to fit into the limits of them all."""
+
 
 def line(tenant: str, tenants: Mapping[str, Tenant]) -> tuple[Tenant, ...]:
     """The tenant and all above it, up to the top one; empty when the line does not lead there."""

@@ -207,6 +207,9 @@ class Administration:
             if asked.name in tenants:
                 raise Problem("conflict", f"There already is a tenant {asked.name!r}.", param="name")
             check_rights(actor, rights, asked.parent, tenants)
+            if len(policy.line(asked.parent, tenants)) >= policy.MOST_LEVELS:
+                message = f"{asked.parent!r} has {policy.MOST_LEVELS - 1} tenants above it, and none can be below it."
+                raise Problem("invalid_value", message, param="parent")
             tenant = Tenant(name=asked.name, parent=asked.parent, rights=rights, weight=asked.weight)
             edit.put_tenant(tenant)
         return _tenant_view(tenant)

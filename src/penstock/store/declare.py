@@ -31,15 +31,19 @@ def declare(store: AccessStore, tenants: Mapping[str, DeclaredTenant], now: floa
 
 
 def _from_the_top(tenants: Mapping[str, DeclaredTenant]) -> list[str]:
-    """Parents before their children."""
-    order: list[str] = []
-    left = dict(tenants)
-    while left:
-        name = next((name for name, one in left.items() if name == TOP or one.parent not in left), None)
-        if name is None:
-            raise _wrong(f"{', '.join(sorted(left))} are above one another")
-        del left[name]
-        order.append(name)
+    """Parents before their children; each is looked at once, however many there are."""
+    below: dict[str, list[str]] = {}
+    order = []
+    for name, one in tenants.items():
+        if name == TOP or one.parent not in tenants:
+            order.append(name)
+        else:
+            below.setdefault(one.parent, []).append(name)
+    for name in order:
+        order += below.pop(name, [])  # which this loop comes to, too
+    if below:
+        left = sorted(name for children in below.values() for name in children)
+        raise _wrong(f"{', '.join(left)} are above one another")
     return order
 
 
@@ -54,6 +58,8 @@ def _tenant(name: str, asked: DeclaredTenant, known: Mapping[str, Tenant]) -> Te
         return Tenant(name=TOP, rights=msgspec.structs.replace(rights, role="admin"), weight=asked.weight)
     if asked.parent not in known:
         raise _wrong(f"{asked.parent!r}, above {name!r}, does not exist")
+    if name not in known and len(policy.line(asked.parent, known)) >= policy.MOST_LEVELS:
+        raise _wrong(f"{asked.parent!r} has {policy.MOST_LEVELS - 1} tenants above it, and {name!r} cannot be below it")
     allowed = policy.effective(asked.parent, known)
     models = allowed.models if asked.models is None else asked.models
     more = policy.excess(Rights(role=asked.role, models=models, priority=asked.priority), allowed)

@@ -125,3 +125,14 @@ def test_a_tenant_in_use_is_not_deleted(office, lab):
     assert refused(office.acts.delete_tenant, None, "sibling") == "conflict"
     assert refused(office.acts.delete_tenant, None, TOP) == "permission_denied"
     assert refused(office.acts.create_tenant, None, NewTenant(name="lab")) == "conflict"
+
+
+def test_no_line_of_tenants_is_endless(office, lab):
+    """Every request below has to fit into the limits of all above: fifteen, the top one included."""
+    parent = "lab"
+    for number in range(14):
+        office.acts.create_tenant(lab, NewTenant(name=f"d{number}", parent=parent, models=frozenset("a")))
+        parent = f"d{number}"
+    deeper = NewTenant(name="deeper", parent=parent, models=frozenset("a"))
+    assert refused(office.acts.create_tenant, lab, deeper) == "invalid_value"
+    assert refused(office.acts.create_tenant, None, deeper) == "invalid_value"

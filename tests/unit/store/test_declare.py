@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
 from penstock.config.tenants import TOP, DeclaredTenant, Limit
-from penstock.store.declare import declare
+from penstock.store.declare import _from_the_top, declare
 from penstock.wire.errors import Problem
 
 
@@ -98,3 +99,18 @@ def test_the_top_tenant_stays_an_administrators(office: Any) -> None:
     [top] = store.read().tenants
     assert top.rights.role == "admin" and top.parent is None
     assert top.rights.limits == (Limit(unit="concurrency", amount=100),)
+
+
+def test_many_tenants_are_put_in_order_at_once_and_no_line_is_endless(office) -> None:
+    """Ten thousand, last things first, are looked at once each; a tenant has fifteen above it at most."""
+    lines = [f"t{number}: {{parent: {f't{number - 1}' if number % 10 else 'default'}}}" for number in range(10_000)]
+    declared = read("\n".join(reversed(lines)))
+    began = time.process_time()
+    order = _from_the_top(declared)
+    assert time.process_time() - began < 1.0
+    place = {name: number for number, name in enumerate(order)}
+    assert all(place[one.parent] < place[name] for name, one in declared.items() if one.parent != TOP)
+    deep = "\n".join(f"d{number}: {{parent: {f'd{number - 1}' if number else 'default'}}}" for number in range(15))
+    declare(office.opened.store, read(deep), 5.0)
+    with pytest.raises(Problem, match="'d14' has 15 tenants above it, and 'd15' cannot be below it"):
+        declare(office.opened.store, read(deep + "\nd15: {parent: d14}"), 6.0)
