@@ -110,7 +110,7 @@ class Audit:
             for row in rows:
                 if row["seq"] != seq + 1:
                     raise Problem("audit_broken", f"Row {seq + 1} is missing.")
-                if not hmac.compare_digest(row["hash"], self._hash(last, row)):
+                if not hmac.compare_digest(row["hash"].encode(), self._hash(last, row).encode()):
                     raise Problem("audit_broken", f"Row {row['seq']} was changed.")
                 seq, last = row["seq"], row["hash"]
                 if seq == anchor[0] and last != anchor[1]:

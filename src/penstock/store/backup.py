@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]
 _FORMAT = "penstock store 1"
 _MOST_LINE_BYTES = 16 * 1024 * 1024
 _ROWS_PER_WORD = 1000
+_NO_LINE = (msgspec.MsgspecError, UnicodeDecodeError)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -113,7 +114,7 @@ def read_rows(path: Path, secret: bytes) -> Iterator[tuple[TableHead, list[Any]]
             line = file.readline(_MOST_LINE_BYTES)
             said = _decoded(line, path)
             if isinstance(said, _End):
-                if not hmac.compare_digest(said.signature, signature.hexdigest()) or file.read(1):
+                if not _is_same(said.signature, signature.hexdigest()) or file.read(1):
                     raise _damaged(path)
                 return
             number, values = said
@@ -173,7 +174,7 @@ def _is_backup(path: Path) -> bool:
     try:
         with _reading(path) as file:
             _decode_head(file.readline(_MOST_LINE_BYTES))
-    except (Problem, msgspec.MsgspecError):
+    except (Problem, *_NO_LINE):
         return False
     return True
 
@@ -197,12 +198,12 @@ def _reading(path: Path) -> Iterator[gzip.GzipFile]:
 def _head(line: bytes, path: Path, secret: bytes) -> Backup:
     try:
         head = _decode_head(line)
-    except msgspec.MsgspecError:
+    except _NO_LINE:
         raise Problem("backup_invalid", f"{path} is no backup of a store.") from None
     if head.format != _FORMAT or head.schema > len(STEPS):
         message = f"{path} was written by a newer release ({head.release}, schema {head.schema}): restore it with that."
         raise Problem("backup_invalid", message)
-    if not hmac.compare_digest(head.secret, digest_of(b"store", secret)):
+    if not _is_same(head.secret, digest_of(b"store", secret)):
         message = f"{path} was made with another secret: the file `secret` of that PENSTOCK_HOME has to be in this one."
         raise Problem("backup_invalid", message)
     return head
@@ -211,8 +212,13 @@ def _head(line: bytes, path: Path, secret: bytes) -> Backup:
 def _decoded(line: bytes, path: Path) -> tuple[int, list[Any]] | _End:
     try:
         return _decode_line(line)
-    except msgspec.MsgspecError:
+    except _NO_LINE:
         raise _damaged(path) from None
+
+
+def _is_same(said: str, known: str) -> bool:
+    """As bytes, since of texts only ASCII is compared in equal time, and a hostile file may say anything."""
+    return hmac.compare_digest(said.encode(), known.encode())
 
 
 def _signature(secret: bytes) -> hmac.HMAC:

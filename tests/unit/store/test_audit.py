@@ -46,6 +46,7 @@ def test_every_act_has_a_row_with_who_what_when_and_verdict(office):
     [
         ("UPDATE audit SET actor = 'nobody' WHERE seq = 3", "Row 3 was changed"),
         ("UPDATE audit SET at = at + 1 WHERE seq = 1", "Row 1 was changed"),
+        ("UPDATE audit SET hash = 'é' WHERE seq = 4", "Row 4 was changed"),
         ("UPDATE audit SET verdict = 'allowed', why = '' WHERE seq = 5", None),
         ("DELETE FROM audit WHERE seq = 2", "Row 2 is missing"),
         ("DELETE FROM audit WHERE seq = 1", "Row 1 is missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import sqlite3
 import threading
@@ -165,8 +166,6 @@ def test_what_is_not_whole_is_refused_and_changes_nothing(filled: Office, elsewh
 
 def test_a_row_that_nobody_signed_is_refused(filled: Office, tmp_path: Path) -> None:
     """Whoever can write the file but not read the secret puts no key of theirs into it."""
-    import gzip
-
     path = backed_up(filled)
     lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
     path.write_bytes(gzip.compress(b"".join([*lines[:-1], lines[1], lines[-1]])))
@@ -174,7 +173,32 @@ def test_a_row_that_nobody_signed_is_refused(filled: Office, tmp_path: Path) -> 
         verify_backup(path, filled.opened.secret)
 
 
-@pytest.mark.parametrize("content", [b"", b"no backup", b"\x1f\x8b rest", None])
+@pytest.mark.parametrize(
+    ("place", "old", "new"),
+    [
+        (0, b'"format":"', b'"format":"\xff'),
+        (0, b'"secret":"', '"secret":"é'.encode()),
+        (1, b'"', b'"\xff'),
+        (-1, b'"signature":"', '"signature":"é'.encode()),
+    ],
+)
+def test_texts_that_nobody_writes_are_refused_like_others(filled: Office, place: int, old: bytes, new: bytes) -> None:
+    """Bytes that are no text, and digests that are no digits, end in the same words as any other damage."""
+    path = backed_up(filled)
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    if place == 1:
+        place = next(number for number, line in enumerate(lines) if number and b'"' in line)
+    assert old in lines[place]
+    lines[place] = lines[place].replace(old, new, 1)
+    path.write_bytes(gzip.compress(b"".join(lines)))
+    with pytest.raises(Problem) as refused:
+        verify_backup(path, filled.opened.secret)
+    assert refused.value.code == "backup_invalid"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no backup", b"\x1f\x8b rest", gzip.compress(b'{"format":"\xff"}', mtime=0), None]
+)
 def test_what_is_no_backup_is_neither_restored_nor_written_over(filled: Office, content: bytes | None) -> None:
     """Another file, and the store itself."""
     path = filled.home / ("penstock.sqlite" if content is None else "notes")
