@@ -20,21 +20,21 @@ NUM_STREAMS, NUM_PLAIN = 6, 3
 
 @pytest.fixture(scope="module", params=["mock", pytest.param("native", marks=pytest.mark.slow)])
 def running(request, serve, tmp_path_factory) -> Iterator[Any]:
-    """Engines that would go on for a minute: two scripted ones, or the real one on a small model."""
+    """Engines that would go on for a while: two scripted ones, or the real one on a small model."""
     if request.param == "mock":
         script = tmp_path_factory.mktemp("script") / "script.json"
         script.write_text(json.dumps({"gap_s": 0.02, "output_tokens": 3000}))
         service = serve("--replicas", "2", model=f"mock://{script}")
     else:
-        service = serve("--max-model-len", "4096")
+        service = serve()
     yield service
     service.stop()
 
 
 def ask(running: Any, *, stream: bool) -> socket.socket:
-    """A request for thousands of tokens, sent and not read."""
+    """A request for many tokens, sent and not read."""
     model = json.loads(running.get(f"{running.url}/v1/models")[1])["data"][0]["id"]
-    body = {"model": model, "prompt": "on and on", "max_tokens": 3000, "ignore_eos": True, "stream": stream}
+    body = {"model": model, "prompt": "on and on", "max_tokens": 1900, "ignore_eos": True, "stream": stream}
     content = json.dumps(body).encode()
     connection = socket.create_connection(("127.0.0.1", running.port))
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"

@@ -22,6 +22,8 @@ from penstock.wire.gateway import METRICS
 pytestmark = [pytest.mark.debian, pytest.mark.slow, pytest.mark.timeout(300)]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 AT_A_TIME = 8
+LESS_THAN_A_REQUEST = 120
+"""Tokens: a request of ``fleet.ask`` is reserved by its some 100 bytes and 20 tokens of output, and uses fewer."""
 SCRIPT = MockScript(ttft_s=0.01, gap_s=0.001)
 
 
@@ -41,8 +43,10 @@ async def running(tmp_path: Path, *limits: Limit, **more) -> AsyncIterator[tuple
                 gateway.start()
             for gateway in fleet.gateways:
                 await fleet.ready(gateway)
-            yield fleet, server, proxy
-        await proxy.stop()
+            try:
+                yield fleet, server, proxy
+            finally:
+                await proxy.stop()
 
 
 async def until(condition: Callable[[], bool], within_s: float, what: str) -> None:
@@ -93,9 +97,13 @@ async def trouble(fleet: SharedFleet, server: RedisServer, proxy: SlowProxy, dic
 
 
 def used_up(fleet: SharedFleet) -> bool:
-    """The last answers are refusals for the limit, at every gateway."""
+    """The last answers are refusals for what a minute may have, at every gateway.
+
+    Refusals for too many at a time say nothing: places of killed gateways stay taken until their lease ends.
+    """
     last = fleet.answers[-40:]
-    return len({a.life for a in last}) == 3 and all(a.code == "rate_limit_exceeded" for a in last)
+    spent = (a.code == "rate_limit_exceeded" and "minute" in a.message for a in last)
+    return len({a.life for a in last}) == 3 and all(spent)
 
 
 @pytest.mark.parametrize("kinds", ["gateway slow gateway", "redis slow redis", "gateway redis slow"])
@@ -178,7 +186,7 @@ async def test_a_wrong_clock_begins_no_new_day(tmp_path: Path) -> None:
             for gateway in fleet.gateways:
                 await fleet.ask(gateway, key, max_tokens=20)
         used = sum(answer.tokens for answer in fleet.answers)
-        assert 850 <= used <= 1000
+        assert 1000 - 3 * LESS_THAN_A_REQUEST <= used <= 1000, "a rest too small for one more at each gateway"
         assert {answer.life for answer in fleet.answers if answer.status == 200} == {"g0.1", "g1.1", "g2.1"}
 
 
@@ -200,4 +208,4 @@ async def test_a_redis_without_memory_learns_the_day_from_the_ledger(tmp_path: P
         for _ in range(60):
             await fleet.ask(fleet.gateways[1], key, max_tokens=20)
         after = sum(answer.tokens for answer in fleet.answers)
-        assert before < after <= 1000 and after >= 900
+        assert before < after <= 1000 and after >= 1000 - LESS_THAN_A_REQUEST

@@ -44,6 +44,7 @@ class Answer:
     life: str
     status: int
     code: str = ""
+    message: str = ""
     tokens: int = 0
     retry_after: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -124,7 +125,7 @@ class SharedFleet:
         """One plain completion; a gateway that is gone answers with status 0."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens} | fields
         life, began = gateway.life, time.monotonic()
-        status, code, tokens, retry_after, headers = 0, "", 0, None, {}
+        status, code, message, tokens, retry_after, headers = 0, "", "", 0, None, {}
         with suppress(aiohttp.ClientError, OSError):
             head = {"authorization": f"Bearer {key}"}
             async with self.session.post(f"{gateway.url}/v1/chat/completions", json=body, headers=head) as answer:
@@ -133,8 +134,8 @@ class SharedFleet:
                 if status == 200:
                     tokens = said["usage"]["total_tokens"]
                 else:
-                    code = said["error"]["code"]
-        found = Answer(began, time.monotonic(), life, status, code, tokens, retry_after, headers)
+                    code, message = said["error"]["code"], said["error"]["message"]
+        found = Answer(began, time.monotonic(), life, status, code, message, tokens, retry_after, headers)
         self.answers.append(found)
         return found
 
