@@ -30,7 +30,7 @@ help: ## this list
 serve: .venv/.serve ## install once and serve: PORT=8000 ARGS="[MODEL] [flags]"
 	@exec $(python) -m penstock serve --port $(PORT) $(ARGS)
 
-test: .venv/.test ## the tests that need nothing but this machine; 5 minutes at most on 2 cores
+test: .venv/.test ## the tests that need nothing but this machine; some 6 minutes on 2 cores
 	@$(pytest) $(workers) -m "not ($(beyond_test))" $(ARGS)
 
 test-all: .venv/.test-all ## also slow ones, Debian's packages, long kills and fuzz; QUICK=1: only what `make test` leaves out and is quick
