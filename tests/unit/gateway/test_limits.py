@@ -213,11 +213,16 @@ async def test_who_leaves_an_embedding_has_made_a_request() -> None:
     assert [ended.outcome for ended in house.ended] == ["cancelled", "cancelled", "rejected"]
 
 
-@pytest.mark.parametrize("seed", range(12))
-async def test_no_company_exceeds_a_limit_and_none_leaks(seed: int) -> None:
+async def test_no_company_exceeds_a_limit_and_none_leaks() -> None:
     """Calls beside one another, with lost engines, clients that leave and several choices: at every batch the limit
     holds, and in the end each account has exactly what the calls have used.
     """
+    # One company alone may have no client that leaves before its call ends: ids, and so the order, are not of the seed.
+    outcomes = set().union(*[await _outcomes_of_a_company(seed) for seed in range(12)])
+    assert outcomes >= {"finished", "cancelled", "rejected"}
+
+
+async def _outcomes_of_a_company(seed: int) -> set[str]:
     dice = random.Random(seed)
     engines = Engines(
         num_tokens=40,
@@ -241,10 +246,9 @@ async def test_no_company_exceeds_a_limit_and_none_leaks(seed: int) -> None:
     for _ in range(10):
         await asyncio.gather(*[one() for _ in range(10)])
     used = sum(ended.prompt_tokens + ended.output_tokens for ended in house.ended)
-    assert house.granted(0) == used <= 2_000
-    assert house.granted(2) == 0
-    outcomes = {ended.outcome for ended in house.ended}
-    assert {"finished", "cancelled", "rejected"} <= outcomes
+    assert house.granted(0) == used <= 2_000, f"seed {seed}"
+    assert house.granted(2) == 0, f"seed {seed}"
+    return {ended.outcome for ended in house.ended}
 
 
 async def test_a_gateway_that_begins_anew_recalls_what_was_used() -> None:
