@@ -45,6 +45,7 @@ def test_every_module_of_the_command_line_is_registered() -> None:
         "doctor",
         "bench serve",
         "bench engine",
+        "bench engines",
         "bench gateway",
         "mock-engine",
         "engine",

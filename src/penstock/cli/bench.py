@@ -6,12 +6,13 @@ import typer
 
 from penstock.cli.bench_balance import balance
 from penstock.cli.bench_engine import engine
+from penstock.cli.bench_engines import engines
 from penstock.cli.bench_gateway import gateway
 from penstock.cli.bench_serve import serve
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench serve``, ``bench engine``, ``bench gateway`` and ``bench balance``."""
+    """Add ``bench serve``, ``bench engine``, ``bench engines``, ``bench gateway`` and ``bench balance``."""
     bench = typer.Typer(
         help="Measure an endpoint, the engine, the gateway or its balancing.",
         no_args_is_help=True,
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     )
     bench.command("serve")(serve)
     bench.command("engine")(engine)
+    bench.command("engines")(engines)
     bench.command("gateway")(gateway)
     bench.command("balance")(balance)
     app.add_typer(bench, name="bench")

@@ -41,7 +41,7 @@ def braille(points: Points, *, width: int = 64, height: int = 12) -> list[str]:
     return lines
 
 
-def write_png(path: Path, curves: Sequence[tuple[str, Points]], title: str) -> None:
+def write_png(path: Path, curves: Sequence[tuple[str, Points]], title: str, x_label: str) -> None:
     """One panel per (name, points), below one another.  Raises ``invalid_setting`` where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def write_png(path: Path, curves: Sequence[tuple[str, Points]], title: str) -> N
         panel.plot([x for x, _ in points], [y for _, y in points], linewidth=1)
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
-    panels[-1, 0].set_xlabel("step")
+    panels[-1, 0].set_xlabel(x_label)
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:

@@ -59,7 +59,7 @@ def show(
             from penstock.wire.errors import Problem
 
             raise Problem("run_not_found", f"{run.directory} has not measured anything yet.")
-        write_png(png, drawn, record.name)
+        write_png(png, drawn, record.name, "step")
     if as_json:
         report = {"run": msgspec.to_builtins(record), "metrics": metrics}
         typer.echo(msgspec.json.encode(report).decode())
