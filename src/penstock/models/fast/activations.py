@@ -12,76 +12,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
-from penstock.models.fast import simd
-from penstock.models.fast.simd import F32, FLOATS, I64, INTS, LANES
+from penstock.models.fast.byte_parts import quantise_bf16
+from penstock.models.fast.jobs import RowsAt
+from penstock.models.fast.simd import LANES
 from penstock.models.fast.team import NUM_ITEMS, Job, take
 
 (X, X_STRIDE, NUM_ROWS, OUT, OUT_STRIDE, SCALES, SUMS, NUM_GROUPS, GROUP_STEPS, OFFSET, ITEM_ROWS) = range(2, 13)
 """Arguments: addresses, strides in bytes; a row has NUM_GROUPS groups of GROUP_STEPS registers of 16 values.
 SUMS: float32 [T, NUM_GROUPS]; OFFSET: is added to each number before it is stored as a byte."""
 
-_TINY = 1e-30
-"""A row whose largest value is below this is taken for zeros: its reciprocal would not be finite."""
-_MOST = 127.0
 _ITEM_VALUES = 1 << 15
 """Values of an item at least: less would not pay for a thread."""
-
-
-def _quantise_row(b: Any, job: Any, row: Any) -> None:
-    def argument(index: int) -> Any:
-        return b.load(b.gep(job, [ir.Constant(I64, index)]))
-
-    def values(i: Any) -> Any:
-        return simd.from_bf16(b, simd.load(b, b.add(x, b.mul(i, ir.Constant(I64, 2 * LANES))), simd.HALF_BFLOATS))
-
-    x = b.add(argument(X), b.mul(row, argument(X_STRIDE)))
-    out = b.add(argument(OUT), b.mul(row, argument(OUT_STRIDE)))
-    num_groups, group_steps = argument(NUM_GROUPS), argument(GROUP_STEPS)
-    zero = simd.constant(FLOATS, 0.0)
-
-    def look(i: Any, carried: Any) -> list[Any]:
-        value = values(i)
-        size = simd.call(b, "llvm.fabs.v16f32", FLOATS, [value])
-        return [simd.maximum(b, size, carried[0]), b.fadd(carried[1], b.fmul(value, zero))]
-
-    peaks, poison = simd.loop(b, b.mul(num_groups, group_steps), [zero, zero], look)
-    peak = simd.lanes_max(b, peaks)
-    scale = b.fadd(b.fdiv(peak, ir.Constant(F32, _MOST)), simd.lanes_sum(b, poison))
-    simd.store(b, scale, b.add(argument(SCALES), b.mul(row, ir.Constant(I64, 4))))
-    inverse = b.fdiv(ir.Constant(F32, _MOST), peak)
-    visible = b.fcmp_ordered(">", peak, ir.Constant(F32, _TINY))
-    factor = simd.spread(b, b.select(visible, inverse, ir.Constant(F32, 0.0)))
-    offset = simd.spread(b, b.trunc(argument(OFFSET), simd.I32))
-    sums = b.add(argument(SUMS), b.mul(b.mul(row, num_groups), ir.Constant(I64, 4)))
-
-    def group(nth: Any, _: Any) -> list[Any]:
-        def narrow(i: Any, carried: Any) -> list[Any]:
-            at = b.add(b.mul(nth, group_steps), i)
-            rounded = simd.call(b, "llvm.rint.v16f32", FLOATS, [b.fmul(values(at), factor)])
-            whole = b.fptosi(rounded, INTS)
-            bytes_ = b.trunc(b.add(whole, offset), ir.VectorType(ir.IntType(8), LANES))
-            simd.store(b, bytes_, b.add(out, b.mul(at, ir.Constant(I64, LANES))))
-            return [b.fadd(carried[0], rounded)]
-
-        (total,) = simd.loop(b, group_steps, [zero], narrow)
-        simd.store(b, simd.lanes_sum(b, total), b.add(sums, b.mul(nth, ir.Constant(I64, 4))))
-        return []
-
-    simd.loop(b, num_groups, [], group)
-
-
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
-def _row(_context: Any, job: Any, row: Any) -> Any:
-    def made(context: Any, b: Any, _s: Any, values: Any) -> Any:
-        _quantise_row(b, *values)
-        return context.get_dummy_value()
-
-    return types.void(types.CPointer(types.int64), types.int64), made
 
 
 def _quantise(job: Any) -> None:
@@ -89,7 +32,15 @@ def _quantise(job: Any) -> None:
     while item < job[NUM_ITEMS]:
         first = item * job[ITEM_ROWS]
         for row in range(first, min(job[NUM_ROWS], first + job[ITEM_ROWS])):
-            _row(job, row)
+            quantise_bf16(
+                job[X] + row * job[X_STRIDE],
+                job[OUT] + row * job[OUT_STRIDE],
+                job[SCALES] + 4 * row,
+                job[SUMS] + 4 * row * job[NUM_GROUPS],
+                job[NUM_GROUPS],
+                job[GROUP_STEPS],
+                job[OFFSET],
+            )
         item = take(job)
 
 
@@ -103,6 +54,10 @@ class Quantised:
     values: Tensor
     scales: Tensor
     sums: Tensor
+
+    @property
+    def at(self) -> RowsAt:
+        return RowsAt(self.values.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr())
 
 
 def quantise(x: Tensor, group: int, *, num_groups: int, offset: int) -> Quantised:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.models.fast import layout, simd
-from penstock.models.fast.jobs import Bias, new_output, product_items
-from penstock.models.fast.products import multiply_bf16
+from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
+from penstock.models.fast.products import GROUP, multiply_bf16
 from penstock.models.packed import Kind
 
 
@@ -25,6 +25,7 @@ class Bf16Weight:
     """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]."""
 
     kind: Kind = "bf16"
+    job, item_blocks = multiply_bf16, GROUP
 
     def __init__(self, num_rows: int, num_inputs: int) -> None:
         self.num_rows, self.num_inputs = num_rows, num_inputs
@@ -47,41 +48,31 @@ class Bf16Weight:
     def rows(self, numbers: Tensor) -> Tensor:
         return layout.rows(self.blocks, numbers, self.num_inputs)
 
-    def arguments(self, bias: Tensor | None, x: int, out: int, *, wide: bool) -> list[int]:
-        """What ``multiply_bf16`` takes for rows at the address ``x``, but for how many there are."""
-        width = len(self.blocks) * layout.BLOCK
+    @property
+    def row_width(self) -> int:
+        return 2 * self.blocks.shape[1]
+
+    @property
+    def form(self) -> Form:
+        return Form()
+
+    def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
+        num_blocks, num_steps = self.blocks.shape[:2]
         return [
-            x,
+            x.values,
             self.blocks.data_ptr(),
             self._bias.address(bias),
             out,
             0,
-            self.blocks.shape[1],
-            len(self.blocks),
-            4 * self.blocks.shape[1],
-            width * (4 if wide else 2),
+            num_steps,
+            num_blocks,
+            4 * num_steps,
+            num_blocks * layout.BLOCK * (4 if wide else 2),
             0,
             int(wide),
         ]
 
     def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        num_steps = self.blocks.shape[1]
-        short = 2 * num_steps - x.shape[1]
+        short = 2 * self.blocks.shape[1] - x.shape[1]
         x = F.pad(x, (0, short)) if short else x.contiguous()
-        out = new_output(len(x), len(self.blocks), dtype)
-        num_items, item_rows = product_items(len(x), len(self.blocks))
-        multiply_bf16.run(
-            num_items,
-            x.data_ptr(),
-            self.blocks.data_ptr(),
-            self._bias.address(bias),
-            out.data_ptr(),
-            len(x),
-            num_steps,
-            len(self.blocks),
-            x.stride(0) * x.element_size(),
-            out.stride(0) * out.element_size(),
-            item_rows,
-            int(dtype == torch.float32),
-        )
-        return out[:, : self.num_rows]
+        return multiply(self, RowsAt(x.data_ptr()), len(x), bias, dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.models.fast import layout
 from penstock.models.fast.activations import quantise
 from penstock.models.fast.groups import quantise_groups
-from penstock.models.fast.jobs import Bias, new_output, product_items
+from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
 from penstock.models.fast.products import PAIR, multiply_int4
 from penstock.models.packed import Kind, Numbers
 
@@ -32,6 +32,7 @@ class Int4Weight:
     """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]; ``group``: a multiple of 16."""
 
     kind: Kind = "int4"
+    job, item_blocks = multiply_int4, PAIR
 
     def __init__(self, num_rows: int, num_inputs: int, group: int) -> None:
         self.num_rows, self.num_inputs, self.group = num_rows, num_inputs, group
@@ -80,27 +81,35 @@ class Int4Weight:
         exact = (values - self.zeros[block, :, lane, None]) * self.scales[block, :, lane, None]
         return exact.flatten(1)[:, : self.num_inputs]
 
-    def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        quantised = quantise(x, self.group, num_groups=self.num_groups, offset=0)
-        out = new_output(len(x), len(self.blocks), dtype)
-        num_items, item_rows = product_items(len(x), len(self.blocks), PAIR)
-        multiply_int4.run(
-            num_items,
-            quantised.values.data_ptr(),
+    @property
+    def row_width(self) -> int:
+        return self.num_groups * self.group
+
+    @property
+    def form(self) -> Form:
+        return Form(self.num_groups)
+
+    def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
+        num_blocks, num_steps = self.blocks.shape[:2]
+        return [
+            x.values,
             self.blocks.data_ptr(),
             self._bias.address(bias),
-            out.data_ptr(),
-            len(x),
-            self.blocks.shape[1],
-            len(self.blocks),
-            quantised.values.shape[1],
-            out.stride(0) * out.element_size(),
-            item_rows,
-            int(dtype == torch.float32),
-            quantised.scales.data_ptr(),
+            out,
+            0,
+            num_steps,
+            num_blocks,
+            _LINE_INPUTS * num_steps,
+            num_blocks * layout.BLOCK * (4 if wide else 2),
+            0,
+            int(wide),
+            x.scales,
             self.scales.data_ptr(),
             self.zeros.data_ptr(),
-            quantised.sums.data_ptr(),
+            x.sums,
             self.num_groups,
-        )
-        return out[:, : self.num_rows]
+        ]
+
+    def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rows = quantise(x, self.group, num_groups=self.num_groups, offset=0)
+        return multiply(self, rows.at, len(x), bias, dtype)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from penstock.models.fast import layout, simd
 from penstock.models.fast.activations import quantise
-from penstock.models.fast.jobs import Bias, new_output, product_items
-from penstock.models.fast.products import multiply_int8
+from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
+from penstock.models.fast.products import GROUP, multiply_int8
 from penstock.models.packed import Kind, Numbers
 
 _GROUP = 16
@@ -31,6 +31,7 @@ class Int8Weight:
     """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]."""
 
     kind: Kind = "int8"
+    job, item_blocks = multiply_int8, GROUP
 
     def __init__(self, num_rows: int, num_inputs: int) -> None:
         self.num_rows, self.num_inputs = num_rows, num_inputs
@@ -80,25 +81,33 @@ class Int8Weight:
         """What the rows stand for, [T, I] float32."""
         return layout.rows(self.blocks, numbers, self.num_inputs) * self.scales[numbers, None]
 
-    def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        quantised = quantise(x, self._num_groups * _GROUP, num_groups=1, offset=_OFFSET)
-        out = new_output(len(x), len(self.blocks), dtype)
-        num_items, item_rows = product_items(len(x), len(self.blocks))
-        multiply_int8.run(
-            num_items,
-            quantised.values.data_ptr(),
+    @property
+    def row_width(self) -> int:
+        return self._num_groups * _GROUP
+
+    @property
+    def form(self) -> Form:
+        return Form(num_groups=1, offset=_OFFSET)
+
+    def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
+        num_blocks, num_steps = self.blocks.shape[:2]
+        return [
+            x.values,
             self.blocks.data_ptr(),
             self._bias.address(bias),
-            out.data_ptr(),
-            len(x),
-            self.blocks.shape[1],
-            len(self.blocks),
-            quantised.values.shape[1],
-            out.stride(0) * out.element_size(),
-            item_rows,
-            int(dtype == torch.float32),
-            quantised.scales.data_ptr(),
+            out,
+            0,
+            num_steps,
+            num_blocks,
+            4 * num_steps,
+            num_blocks * layout.BLOCK * (4 if wide else 2),
+            0,
+            int(wide),
+            x.scales,
             self.scales.data_ptr(),
             self.offsets.data_ptr(),
-        )
-        return out[:, : self.num_rows]
+        ]
+
+    def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rows = quantise(x, self._num_groups * _GROUP, num_groups=1, offset=_OFFSET)
+        return multiply(self, rows.at, len(x), bias, dtype)

@@ -1,18 +1,63 @@
-"""What all packed weights prepare alike for a product: biases, outputs, and the cut into items.
+"""What all packed weights prepare alike for a product: rows, biases, outputs, and the cut into items.
 
 In: sizes and tensors; out: the same as the kernels of products.py take them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from penstock.models.fast.layout import BLOCK
-from penstock.models.fast.products import GROUP
+from penstock.models.fast.products import GROUP, ITEM_ROWS, NUM_ROWS
+from penstock.models.fast.team import FIRST, Job
 
 _ITEM_ROWS = 48
 """Rows of an item at most: enough that reading the weight from the cache again costs little, few enough to share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """As what a weight takes the rows that it multiplies: bfloat16 where there are no groups, else bytes.
+
+    Bytes are ``offset`` above the numbers that they stand for; those of each of ``num_groups`` groups are summed.
+    """
+
+    num_groups: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowsAt:
+    """Addresses of rows end to end, and of what goes with bytes: scales [T], sums [T, groups], both float32."""
+
+    values: int
+    scales: int = 0
+    sums: int = 0
+
+
+class ByJob(Protocol):
+    """A packed weight that a job multiplies by, ``item_blocks`` blocks of outputs an item."""
+
+    num_rows: int
+    blocks: Tensor
+    job: Job
+    item_blocks: int
+
+    @property
+    def row_width(self) -> int:
+        """Inputs, with those that the layout fills up with."""
+        ...
+
+    @property
+    def form(self) -> Form: ...
+
+    def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
+        """What ``job`` takes, but for how many rows there are and how many an item has."""
+        ...
 
 
 class Bias:
@@ -40,3 +85,13 @@ def product_items(num_rows: int, num_blocks: int, group: int = GROUP) -> tuple[i
     """How many items of ``group`` blocks a product has, and the rows of each."""
     cuts = -(-num_rows // _ITEM_ROWS)
     return cuts * -(-num_blocks // group), -(-num_rows // cuts) if cuts else 0
+
+
+def multiply(weight: ByJob, x: RowsAt, num_rows: int, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[num_rows, outputs] in ``dtype``: bfloat16 or float32."""
+    out = new_output(num_rows, len(weight.blocks), dtype)
+    num_items, item_rows = product_items(num_rows, len(weight.blocks), weight.item_blocks)
+    own = weight.arguments(bias, x, out.data_ptr(), wide=dtype == torch.float32)
+    own[NUM_ROWS - FIRST], own[ITEM_ROWS - FIRST] = num_rows, item_rows
+    weight.job.run(num_items, *own)
+    return out[:, : weight.num_rows]

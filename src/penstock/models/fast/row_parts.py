@@ -84,7 +84,7 @@ def squares(context, x, num_groups):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def scaled(context, x, weight, factor, target, num_groups):  # type: ignore[no-untyped-def]
-    """target[16 * num_groups] bfloat16 = x * factor * weight, these float32."""
+    """target[16 * num_groups] = x * factor * weight, all float32."""
 
     def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
         x, weight, factor, target, num_groups = arguments
@@ -93,7 +93,7 @@ def scaled(context, x, weight, factor, target, num_groups):  # type: ignore[no-u
         def group(i, _):  # type: ignore[no-untyped-def]
             values = b.fmul(simd.load(b, _floats_of(b, x, i), FLOATS), factors)
             values = b.fmul(values, simd.load(b, _floats_of(b, weight, i), FLOATS))
-            simd.store(b, simd.to_bf16(b, values), _bf16_of(b, target, i))
+            simd.store(b, values, _floats_of(b, target, i))
             return []
 
         simd.loop(b, num_groups, [], group)
@@ -105,7 +105,7 @@ def scaled(context, x, weight, factor, target, num_groups):  # type: ignore[no-u
 def _gated(activation: Gate) -> Callable[..., Any]:
     @intrinsic
     def gated(context, gate, up, target, num_groups):  # type: ignore[no-untyped-def]
-        """target[16 * num_groups] bfloat16 = activation(gate) * up, these float32."""
+        """target[16 * num_groups] = activation(gate) * up, all float32; target may be one of the two."""
 
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
             gate, up, target, num_groups = arguments
@@ -113,7 +113,7 @@ def _gated(activation: Gate) -> Callable[..., Any]:
             def group(i, _):  # type: ignore[no-untyped-def]
                 values = activation(b, simd.load(b, _floats_of(b, gate, i), FLOATS))
                 values = b.fmul(values, simd.load(b, _floats_of(b, up, i), FLOATS))
-                simd.store(b, simd.to_bf16(b, values), _bf16_of(b, target, i))
+                simd.store(b, values, _floats_of(b, target, i))
                 return []
 
             simd.loop(b, num_groups, [], group)

@@ -1,7 +1,8 @@
-"""The parts of a step between its matrix products, as jobs: rows in float32, fused, rounded to bfloat16 once.
+"""The parts of a step between its matrix products, as jobs: rows in float32, fused, rounded once for who takes them.
 
 In: addresses and sizes in a job's arguments, named by the lists below; out: rows.  Items are rows of the batch.
-Sizes are multiples of 16.  Rows of float32 and of bfloat16 lie end to end.
+Sizes are multiples of 16.  Rows lie end to end.  *Taken* rows are as the weight that multiplies them wants them, said
+by six arguments, TAKEN: where they go, their scales and sums, groups (0: bfloat16), registers of a group, and offset.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numba import carray
 
 from penstock.models.fast.attention_kernels import compiled, store_pairs
 from penstock.models.fast.attention_parts import narrow
+from penstock.models.fast.byte_parts import quantise_float32, widen_bytes
 from penstock.models.fast.row_parts import (
     add_squares,
     as_float,
@@ -57,6 +59,21 @@ def embed_packed(job: Any) -> None:
 
 
 @Job
+def embed_bytes(job: Any) -> None:
+    """As ``embed``, from a table packed in eight bits: [V/16][H/4][16][4].  Arguments: ids, table, x, H, scales [V]."""
+    ids, size, scales = ints_at(job[2]), job[5], floats_at(job[6])
+    words = np.empty(size // 4, np.uint32)
+    while True:
+        row = take(job)
+        if row >= job[NUM_ITEMS]:
+            return
+        block = pairs_at(job[3] + 16 * size * (ids[row] // 16))
+        for i in range(size // 4):
+            words[i] = block[16 * i + ids[row] % 16]
+        widen_bytes(words.ctypes.data, scales[ids[row]], job[4] + 4 * size * row, size // 16)
+
+
+@Job
 def rotation(job: Any) -> None:
     """cos, sin [T, F] float32 of positions[T] * frequencies[F], times an amplitude.
 
@@ -76,13 +93,24 @@ def rotation(job: Any) -> None:
             sin[row * size + i] = amplitude * np.float32(math.sin(angle))
 
 
+@compiled
+def _hand_on(values: int, size: int, row: int, taken: Any) -> None:
+    """``values``, ``size`` float32, as the taken row ``row``."""
+    if taken[3] == 0:
+        narrow(values, np.float32(1.0), taken[0] + 2 * size * row, size // 16)
+    else:
+        sums = taken[2] + 4 * taken[3] * row
+        quantise_float32(values, taken[0] + size * row, taken[1] + 4 * row, sums, taken[3], taken[4], taken[5])
+
+
 @Job
 def add_norm(job: Any) -> None:
-    """x += change * factor, and out = RMSNorm(x) * weight: x, change [T, H] and weight [H] float32, out bfloat16.
+    """x += change * factor, and RMSNorm(x) * weight as taken rows: x, change [T, H] and weight [H] float32.
 
-    Arguments: x, change (0: none), factor, weight, out, H, eps.
+    Arguments: x, change (0: none), factor, weight, H, eps, TAKEN.
     """
-    size = job[7]
+    size, taken = job[6], carray(job, (14,))[8:]
+    normalised = np.empty(size, np.float32)
     while True:
         row = take(job)
         if row >= job[NUM_ITEMS]:
@@ -92,8 +120,9 @@ def add_norm(job: Any) -> None:
             total = add_squares(x, job[3] + 4 * size * row, as_float(job[4]), size // 16)
         else:
             total = squares(x, size // 16)
-        scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + as_float(job[8]))
-        scaled(x, job[5], scale, job[6] + 2 * size * row, size // 16)
+        scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + as_float(job[7]))
+        scaled(x, job[5], scale, normalised.ctypes.data, size // 16)
+        _hand_on(normalised.ctypes.data, size, row, taken)
 
 
 @Job
@@ -163,31 +192,37 @@ def _turned(source: int, weight: int, eps: np.float32, cos: int, sin: int, half:
 
 @Job
 def gated_silu(job: Any) -> None:
-    """out[T, I] bfloat16 = silu(first half of gate_up[T, 2I]) * second half.  Arguments: gate_up, out, I."""
-    size = job[4]
+    """silu(first half of gate_up[T, 2I]) * second half as taken rows; the first half is lost.
+
+    Arguments: gate_up, I, TAKEN.
+    """
+    size, taken = job[3], carray(job, (10,))[4:]
     while True:
         row = take(job)
         if row >= job[NUM_ITEMS]:
             return
         gate = job[2] + 8 * size * row
-        silu(gate, gate + 4 * size, job[3] + 2 * size * row, size // 16)
+        silu(gate, gate + 4 * size, gate, size // 16)
+        _hand_on(gate, size, row, taken)
 
 
 @Job
 def gated_gelu_tanh(job: Any) -> None:
     """As gated_silu, with GELU's approximation by tanh."""
-    size = job[4]
+    size, taken = job[3], carray(job, (10,))[4:]
     while True:
         row = take(job)
         if row >= job[NUM_ITEMS]:
             return
         gate = job[2] + 8 * size * row
-        gelu_tanh(gate, gate + 4 * size, job[3] + 2 * size * row, size // 16)
+        gelu_tanh(gate, gate + 4 * size, gate, size // 16)
+        _hand_on(gate, size, row, taken)
 
 
 JOBS = (
     embed,
     embed_packed,
+    embed_bytes,
     rotation,
     add_norm,
     prepare,

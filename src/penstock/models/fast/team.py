@@ -26,8 +26,8 @@ from penstock.models.kept import kept
 
 Ints = npt.NDArray[np.int64]
 
-NEXT, NUM_ITEMS = 0, 1
-"""Where a job's arguments, all int64, hold the item to take next and the number of items; what follows is its own."""
+NEXT, NUM_ITEMS, FIRST = range(3)
+"""Where a job's arguments, all int64, hold the item to take next and the number of items, and where its own begin."""
 
 
 class Job:

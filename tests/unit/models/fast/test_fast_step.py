@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
-from penstock.models.fast import attention, pack
+from penstock.models.fast import attention, int8, pack
+from penstock.models.fast.bf16 import Bf16Weight
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, NotPlain, Product, plan_of
 from penstock.models.fast.step import FastStep, StepInputs
 from penstock.models.fast.works import Heads, attention_works
@@ -21,11 +22,15 @@ from penstock.models.packed import Pack, put_rows
 from penstock.models.rope import RopeConfig, YarnScaling
 from penstock.models.traits import ExpertSpec, LayerSpec
 
+Quantization = Literal["none", "int8", "int4"]
+needs_int8 = pytest.mark.skipif(not int8.is_supported(), reason="the CPU has no AVX-512 with VNNI")
 needs_bf16 = pytest.mark.skipif(pack.packing() is None, reason="the CPU has no AVX-512 with bfloat16")
 ROPE = RopeConfig(theta=10_000.0)
 PAGE_TOKENS = 16
 # Hidden states of one step's rows are of size 1; both ways round to bf16 at different places.
 BOUND = 0.06
+# The same with bytes, and of the root of the mean square: a value next to the edge between two bytes goes either way.
+BYTES_BOUND, BYTES_RMS = 0.25, 0.04
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -55,10 +60,10 @@ def decoder_of(config: ModelConfig) -> Decoder:
     return made
 
 
-def packed(decoder: Decoder) -> Decoder:
+def packed(decoder: Decoder, quantization: Quantization = "none") -> Decoder:
     """The same decoder with its weights as they are packed while loading."""
     copy = decoder_of(decoder.config)
-    pack_weight = pack.packing()
+    pack_weight = pack.packing(quantization)
     assert pack_weight is not None
     for module in list(copy.modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -76,8 +81,15 @@ def _pack(module: nn.Module, leaf: str, parameter: Tensor, pack_weight: Pack) ->
 class Sequences:
     """Steps over some sequences, all of whose pages are apart, by the plan of a packed decoder."""
 
-    def __init__(self, config: ModelConfig, lengths: list[int], num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        lengths: list[int],
+        num_threads: int = 1,
+        quantization: Quantization = "none",
+    ) -> None:
         self.decoder = decoder_of(config)
+        self.packed = packed(self.decoder, quantization)
         source = torch.Generator().manual_seed(1)
         self.tokens = [torch.randint(config.vocab_size, (n,), generator=source) for n in lengths]
         self._done = [0] * len(lengths)
@@ -89,7 +101,7 @@ class Sequences:
             [torch.full((num_pages, *page(*shape)), torch.nan, dtype=torch.bfloat16) for _ in config.layers]
             for page in (attention.key_shape, attention.value_shape)
         )
-        self._step = FastStep(plan_of(config), packed(self.decoder), keys, values, num_rows=sum(lengths))
+        self._step = FastStep(plan_of(config), self.packed, keys, values, num_rows=sum(lengths))
 
     def step(self, counts: list[int]) -> list[Tensor]:
         """So many further tokens of each: their hidden states."""
@@ -119,13 +131,15 @@ class Sequences:
         self._done = [done + count for done, count in zip(self._done, counts, strict=True)]
         return list(torch.split(hidden, counts))
 
-    def expected(self) -> list[Tensor]:
-        """What the decoder computes op by op, each sequence alone and whole."""
+    def expected(self, decoder: Decoder) -> list[Tensor]:
+        """What ``decoder`` computes op by op, each sequence alone and whole."""
         with torch.inference_mode():
-            return [self.decoder(t, torch.arange(len(t)), packed_causal([len(t)])) for t in self.tokens]
+            return [decoder(t, torch.arange(len(t)), packed_causal([len(t)])) for t in self.tokens]
 
 
-PLAIN = {
+# Of which every product's inputs are whole groups of four-bit numbers.
+SIZES = {"intermediate_size": 160}
+PLAIN: dict[str, dict[str, Any]] = {
     "llama": {},
     "tied": {"tie_embeddings": True},
     "query and key norms": {"qk_norm": "per_head"},
@@ -140,7 +154,7 @@ PLAIN = {
     "an amplitude": {"layers": (LayerSpec(RopeConfig(10_000.0, YarnScaling(4.0, 128, amplitude=1.2))),) * 2},
     "as many keys as queries": {"num_kv_heads": 4, "head_dim": 48},
 }
-NOT_PLAIN = {
+NOT_PLAIN: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "layer norms": {"norm": "layer"},
     "norms behind": {"post_norm": True},
@@ -164,9 +178,43 @@ def test_a_planned_step_computes_what_the_decoder_does(changes: dict[str, Any], 
     sequences = Sequences(config(**changes), lengths, num_threads)
     steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
     torch.set_num_threads(before)
-    for i, expected in enumerate(sequences.expected()):
+    for i, expected in enumerate(sequences.expected(sequences.decoder)):
         got = torch.cat([step[i] for step in steps])
         torch.testing.assert_close(got.float(), expected.float(), atol=BOUND, rtol=0)
+
+
+@needs_int8
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("traits", ["llama", "tied", "query and key norms", "biases", "gelu by tanh", "windows"])
+def test_a_planned_step_multiplies_by_quantised_weights(
+    traits: str, quantization: Quantization, num_threads: int
+) -> None:
+    """As the decoder does op by op with the same weights; rows are rounded to bytes at one place less."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    sequences = Sequences(config(**SIZES, **PLAIN[traits]), [40, 7, 21], num_threads, quantization)
+    steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
+    torch.set_num_threads(before)
+    for i, expected in enumerate(sequences.expected(sequences.packed)):
+        got = torch.cat([step[i] for step in steps])
+        torch.testing.assert_close(got.float(), expected.float(), atol=BYTES_BOUND, rtol=0)
+        assert (got.float() - expected.float()).square().mean().sqrt() < BYTES_RMS
+
+
+@needs_int8
+def test_rows_in_two_forms_have_no_step() -> None:
+    """What one weight takes as bytes and another in bfloat16 is computed op by op."""
+    made = packed(decoder_of(config(**SIZES)), "int8")
+    weight = Bf16Weight(128, 96)
+    made.layers[0].qkv.packed = [weight]  # type: ignore[union-attr]  # a layer's first product
+    plan = plan_of(config(**SIZES))
+    first, second = (action for action in plan.actions[:6] if isinstance(action, Product))
+    shared = dataclasses.replace(second, x=first.x)
+    actions = [shared if action == second else action for action in plan.actions]
+    pages = [torch.empty(1, 2, 1, 16, 16, 2)] * 2
+    with pytest.raises(NotPlain):
+        FastStep(dataclasses.replace(plan, actions=actions), made, pages, pages, 16)
 
 
 @pytest.mark.parametrize("changes", NOT_PLAIN.values(), ids=NOT_PLAIN)

@@ -13,6 +13,7 @@ from torch import Tensor
 from penstock.models.fast import layout, simd
 from penstock.models.fast import step_jobs as jobs
 from penstock.models.fast.best import best_tokens
+from penstock.models.fast.int8 import Int8Weight
 from penstock.models.fast.program import NUM_ARGUMENTS, Program
 from penstock.models.fast.team import Job
 
@@ -26,6 +27,31 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def bits(value: float) -> int:
     return int(np.float32(value).view(np.int32))
+
+
+BF16 = (0, 0, 0, 0, 0)
+"""How rows are taken, behind their address: in bfloat16."""
+
+
+class Bytes:
+    """Rows as a quantised weight takes them, in ``num_groups`` groups, ``offset`` above their numbers."""
+
+    def __init__(self, num_rows: int, size: int, num_groups: int, offset: int) -> None:
+        self.values = torch.empty(num_rows, size, dtype=torch.uint8)
+        self.scales, self.sums = torch.empty(num_rows), torch.empty(num_rows, num_groups)
+        self._offset = offset
+        self.taken = (
+            self.values.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr(),
+            num_groups, size // 16 // num_groups, offset,
+        )  # fmt: skip
+
+    def check(self, expected: Tensor) -> None:
+        """Each number within half a step of its row's scale, the largest 127, sums those of the numbers."""
+        signed = (self.values.int() - self._offset).to(torch.int8).double()
+        peaks = expected.abs().amax(1, keepdim=True)
+        torch.testing.assert_close(self.scales.double()[:, None], peaks / 127, rtol=1e-5, atol=0)
+        assert ((signed * self.scales.double()[:, None] - expected).abs() <= peaks / 127 * 0.501).all()
+        assert torch.equal(self.sums.double(), signed.unflatten(1, (self.sums.shape[1], -1)).sum(2))
 
 
 def check(got: Tensor, expected: Tensor, rtol: float = 2**-8, atol: float = 1e-6) -> None:
@@ -45,9 +71,32 @@ def test_a_change_is_added_and_the_sum_normalised(size: int, factor: float | Non
     )
     total = x.double() + (change.double() * factor if factor is not None else 0.0)
     at = change.data_ptr() if factor is not None else 0
-    jobs.add_norm.run(5, x.data_ptr(), at, bits(factor or 0.0), weight.data_ptr(), out.data_ptr(), size, bits(1e-6))
+    own = x.data_ptr(), at, bits(factor or 0.0), weight.data_ptr(), size, bits(1e-6)
+    jobs.add_norm.run(5, *own, out.data_ptr(), *BF16)
     check(x, total, rtol=1e-6, atol=1e-6)
     check(out, F.rms_norm(total, (size,), weight.double(), 1e-6))
+
+
+@pytest.mark.parametrize(("size", "num_groups", "offset"), [(16, 1, 128), (96, 3, 0), (1024, 16, 0), (1024, 1, 128)])
+def test_rows_are_handed_on_as_bytes(size: int, num_groups: int, offset: int) -> None:
+    """For weights in eight and four bits a norm and a gate round once, to bytes, from float32."""
+    x, weight, gate_up = randn(5, size), randn(size, seed=2), randn(5, 2 * size, seed=3)
+    normalised, gated = Bytes(5, size, num_groups, offset), Bytes(5, size, num_groups, offset)
+    gate, up = gate_up.double().chunk(2, dim=1)
+    own = x.data_ptr(), 0, 0, weight.data_ptr(), size, bits(1e-6)
+    jobs.add_norm.run(5, *own, *normalised.taken)
+    normalised.check(F.rms_norm(x.double(), (size,), weight.double(), 1e-6))
+    expected = F.silu(gate) * up
+    jobs.gated_silu.run(5, gate_up.data_ptr(), size, *gated.taken)
+    gated.check(expected)
+
+
+def test_a_row_that_is_not_finite_is_handed_on_as_nan() -> None:
+    """It has no scale, and the rows beside it are as they were."""
+    x, weight, out = randn(3, 64), torch.ones(64), Bytes(3, 64, 1, 128)
+    x[1, 7] = torch.nan
+    jobs.add_norm.run(3, x.data_ptr(), 0, 0, weight.data_ptr(), 64, bits(1e-6), *out.taken)
+    assert out.scales.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -60,8 +109,8 @@ def test_a_gate_is_opened_and_multiplied(job: Job, activation: Callable[[Tensor]
     """Over the whole range of what a gate is, extremes included."""
     gate_up, out = randn(7, 2 * size) * 4, torch.empty(7, size).bfloat16()
     gate_up[0, :4] = torch.tensor([-100.0, 100.0, 0.0, -20.0])
-    job.run(7, gate_up.data_ptr(), out.data_ptr(), size)
     gate, up = gate_up.double().chunk(2, dim=1)
+    job.run(7, gate_up.data_ptr(), size, out.data_ptr(), *BF16)
     check(out, activation(gate) * up, rtol=2**-8, atol=2e-6)
 
 
@@ -75,6 +124,17 @@ def test_tokens_are_looked_up_plain_and_packed(size: int) -> None:
         out = torch.empty(6, size)
         job.run(6, ids.ctypes.data, source.data_ptr(), out.data_ptr(), size)
         assert torch.equal(out, table[torch.from_numpy(ids)].float())
+
+
+@pytest.mark.parametrize("size", [16, 48, 96])
+def test_tokens_are_looked_up_in_bytes(size: int) -> None:
+    """A row of a table in eight bits is its numbers times its scale, not rounded."""
+    table, ids = Int8Weight(40, size), np.array([0, 39, 17, 16, 15, 3])
+    table.put(0, randn(40, size).bfloat16())
+    out = torch.empty(6, size)
+    own = ids.ctypes.data, table.blocks.data_ptr(), out.data_ptr(), size, table.scales.data_ptr()
+    jobs.embed_bytes.run(6, *own)
+    assert torch.equal(out, table.exact_rows(torch.from_numpy(ids)))
 
 
 def test_positions_turn_as_the_reference_does() -> None:
@@ -108,7 +168,7 @@ def test_jobs_of_a_program_see_what_those_before_them_wrote(num_threads: int) ->
     torch.set_num_threads(num_threads)
     x, weight = randn(64, 96), torch.ones(96)
     expected, out = x.clone(), torch.empty(64, 96).bfloat16()
-    own = [x.data_ptr(), x.data_ptr(), bits(-0.5), weight.data_ptr(), out.data_ptr(), 96, bits(1e-6)]
+    own = [x.data_ptr(), x.data_ptr(), bits(-0.5), weight.data_ptr(), 96, bits(1e-6), out.data_ptr(), *BF16]
     arguments = np.zeros((50, NUM_ARGUMENTS), np.int64)
     arguments[:, 1], arguments[:, 2 : 2 + len(own)] = 64, own
     program = Program([jobs.add_norm] * 50, arguments)

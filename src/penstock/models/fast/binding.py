@@ -1,0 +1,228 @@
+"""A plan bound to weights, pages and buffers: jobs with arguments, and which of these change from step to step.
+
+In: a plan, its decoder, packed pages; out: a :class:`Bound`, or ``NotPlain`` where a weight has no job.
+Rows that a quantised weight multiplies are made bytes by the job that makes them, once for all who read them.
+Argued in docs/decisions/020-the-fast-step.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from penstock.models.decoder import Decoder
+from penstock.models.fast import attention_jobs
+from penstock.models.fast import step_jobs as jobs
+from penstock.models.fast.activations import quantise_job
+from penstock.models.fast.bf16 import Bf16Weight
+from penstock.models.fast.int4 import Int4Weight
+from penstock.models.fast.int8 import Int8Weight
+from penstock.models.fast.jobs import ByJob, Form, RowsAt
+from penstock.models.fast.layout import BLOCK
+from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, HeadNorm, NotPlain, Plan, Product, Rows, Turn
+from penstock.models.fast.simd import LANES
+from penstock.models.fast.team import Job, float_bits
+from penstock.models.linear import Linear
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(slots=True)
+class Bound:
+    """``jobs`` in order and their own ``arguments``; all else are places in that order.
+
+    ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks, and of an item's blocks.
+    ``attends``, ``combines``: by window.  ``inputs``: by the step's input, and in which column its address goes.
+    ``hidden``: the last hidden states [num_rows, hidden].  ``decoder``, ``buffers``: what the addresses point to.
+    """
+
+    decoder: Decoder
+    jobs: list[Job] = field(default_factory=list)
+    arguments: list[list[int]] = field(default_factory=list)
+    by_row: list[int] = field(default_factory=list)
+    products: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    attends: dict[int | None, list[int]] = field(default_factory=dict)
+    combines: dict[int | None, list[int]] = field(default_factory=dict)
+    inputs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    buffers: list[Tensor] = field(default_factory=list)
+
+    def add(self, job: Job, *own: int, by_row: bool = True) -> int:
+        """Append a job; its place."""
+        place = len(self.jobs)
+        if by_row:
+            self.by_row.append(place)
+        self.jobs.append(job)
+        self.arguments.append(list(own))
+        return place
+
+    def takes(self, name: str, place: int, column: int) -> None:
+        """The job at ``place`` is told where the step's input ``name`` is."""
+        self.inputs.setdefault((name, column), []).append(place)
+
+    def keep(self, tensor: Tensor) -> int:
+        """Its address, valid for as long as this is."""
+        self.buffers.append(tensor)
+        return tensor.data_ptr()
+
+
+def bind(plan: Plan, decoder: Decoder, keys: Sequence[Tensor], values: Sequence[Tensor], num_rows: int) -> Bound:
+    """For up to ``num_rows`` rows.  ``keys``, ``values``: packed pages of each layer.  Raises ``NotPlain``."""
+    return _Binder(plan, decoder, keys, values, num_rows).bound
+
+
+class _Binder:
+    def __init__(
+        self, plan: Plan, decoder: Decoder, keys: Sequence[Tensor], values: Sequence[Tensor], num_rows: int
+    ) -> None:
+        self.bound = Bound(decoder, buffers=[*keys, *values])
+        self._decoder, self._num_rows = decoder, num_rows
+        self._keys, self._values = keys, values
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+        self._turns: dict[Turn, tuple[int, int]] = {}
+        self._weights = {action: self._weight(action) for action in plan.actions if isinstance(action, Product)}
+        self._forms: dict[Rows, Form] = {plan.hidden: Form()}
+        for product, weight in self._weights.items():
+            if self._forms.setdefault(product.x, weight.form) != weight.form:
+                raise NotPlain(f"{product.weight} takes rows as other numbers than who else takes them")
+        self._stream = self.bound.keep(torch.empty(num_rows, decoder.config.hidden_size))
+        for action in plan.actions:
+            self._add(action)
+        self.bound.hidden = self._buffer(plan.hidden)
+
+    def _add(self, action: Embed | AddNorm | Product | Attend | Gate) -> None:
+        match action:
+            case Embed():
+                self._embed()
+            case AddNorm(change, factor, _, _, eps, out):
+                at = 0 if change is None else self._at(change)
+                weight, size = self._gain(action), out.width
+                own = self._stream, at, float_bits(factor), weight, size, float_bits(eps)
+                self.bound.add(jobs.add_norm, *own, *self._taken(out))
+            case Product():
+                self._product(action)
+            case Attend():
+                self._attend(action)
+            case Gate(gate_up, activation, out):
+                job = jobs.gated_silu if activation == "silu" else jobs.gated_gelu_tanh
+                self.bound.add(job, self._at(gate_up), out.width, *self._taken(out))
+
+    def _embed(self) -> None:
+        decoder, size = self._decoder, self._decoder.config.hidden_size
+        if not decoder.packed or not decoder.config.tie_embeddings:
+            place = self.bound.add(jobs.embed, 0, decoder.embedding.data_ptr(), self._stream, size)
+        else:
+            match decoder.packed:
+                case [Bf16Weight() as table]:
+                    place = self.bound.add(jobs.embed_packed, 0, table.blocks.data_ptr(), self._stream, size)
+                case [Int8Weight() as table]:
+                    own = table.blocks.data_ptr(), self._stream, size, table.scales.data_ptr()
+                    place = self.bound.add(jobs.embed_bytes, 0, *own)
+                case _:
+                    raise NotPlain("embeddings are packed in another way")
+        self.bound.takes("token_ids", place, 2)
+
+    def _weight(self, action: Product) -> ByJob:
+        module = self._decoder.get_submodule(action.weight.removesuffix(".weight"))
+        if not isinstance(module, Linear) or not module.packed:
+            raise NotPlain(f"{action.weight} is not packed")
+        (weight,) = module.packed
+        if not isinstance(weight, Bf16Weight | Int8Weight | Int4Weight):
+            raise NotPlain(f"{action.weight} is packed in another way")
+        if action.x.width != weight.row_width or action.out.width != BLOCK * len(weight.blocks):
+            raise NotPlain(f"{action.weight} is padded")
+        return weight
+
+    def _product(self, action: Product) -> None:
+        weight = self._weights[action]
+        bias = None if action.bias is None else self._decoder.get_parameter(action.bias)
+        own = weight.arguments(bias, self._rows_at(action.x), self._at(action.out), wide=True)
+        place = self.bound.add(weight.job, *own, by_row=False)
+        self.bound.products.setdefault((len(weight.blocks), weight.item_blocks), []).append(place)
+
+    def _attend(self, action: Attend) -> None:
+        bound, config, layer = self.bound, self._decoder.config, action.spec.layer
+        keys, values = self._keys[layer], self._values[layer]
+        page_tokens = keys.shape[2] * keys.shape[4]
+        cos, sin, half = self._turned(action.turn)
+        norms = [0, 0] if action.norms is None else [self._gain(norm) for norm in action.norms]
+        eps = 0.0 if action.norms is None else action.norms[0].eps
+        q = self._buffer(Rows(0, config.num_heads * config.head_dim, "bfloat16"), "queries").data_ptr()
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        place = bound.add(
+            jobs.prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
+            float_bits(eps), *heads, half, page_tokens, len(keys),
+        )  # fmt: skip
+        bound.takes("pages", place, 6)
+        bound.takes("slots", place, 7)
+        window, cap = action.spec.window, action.spec.softcap or 0.0
+        out = self._at(action.out)
+        place = bound.add(
+            attention_jobs.in_bf16, 0, 0, 0, 0, 0, q, keys.data_ptr(), values.data_ptr(),
+            float_bits(action.spec.scale), window or 0, float_bits(cap), out, 0, 0, *heads, page_tokens, len(keys),
+            by_row=False,
+        )  # fmt: skip
+        bound.takes("positions", place, attention_jobs.POSITIONS)
+        bound.attends.setdefault(window, []).append(place)
+        place = bound.add(attention_jobs.combine, 0, 0, 0, out, config.num_heads, config.head_dim, by_row=False)
+        bound.combines.setdefault(window, []).append(place)
+        self._quantise(action.out)
+
+    def _quantise(self, rows: Rows) -> None:
+        """Rows that were made in bfloat16, for weights that take bytes."""
+        form = self._forms[rows]
+        if not form.num_groups:
+            return
+        to, groups = self._rows_at(rows), (form.num_groups, rows.width // LANES // form.num_groups)
+        own = self._at(rows), 2 * rows.width, self._num_rows, to.values, rows.width, to.scales, to.sums
+        self.bound.add(quantise_job, *own, *groups, form.offset, 1)
+
+    def _turned(self, turn: Turn | None) -> tuple[int, int, int]:
+        """Where cos and sin of a turn are, made by a job in front of the first layer that needs them."""
+        if turn is None:
+            return 0, 0, 0
+        half = len(turn.frequencies)
+        if turn not in self._turns:
+            frequencies = self.bound.keep(turn.frequencies.float().contiguous())
+            cos, sin = (self.bound.keep(torch.empty(self._num_rows, half)) for _ in range(2))
+            place = self.bound.add(jobs.rotation, 0, frequencies, cos, sin, half, float_bits(turn.amplitude))
+            self.bound.takes("positions", place, 2)
+            self._turns[turn] = cos, sin
+        return *self._turns[turn], half
+
+    def _gain(self, norm: AddNorm | HeadNorm) -> int:
+        weight = self._decoder.get_parameter(norm.weight)
+        return self.bound.keep((weight.detach().float() + norm.offset).contiguous())
+
+    def _taken(self, rows: Rows) -> tuple[int, ...]:
+        """What jobs that make ``rows`` are told of how they are taken."""
+        form, at = self._forms[rows], self._rows_at(rows)
+        steps = rows.width // LANES // form.num_groups if form.num_groups else 0
+        return at.values, at.scales, at.sums, form.num_groups, steps, form.offset
+
+    def _rows_at(self, rows: Rows) -> RowsAt:
+        form, key = self._forms[rows], rows.width
+        if not form.num_groups:
+            return RowsAt(self._at(rows))
+        groups = form.num_groups
+        return RowsAt(
+            self._shared(("bytes", key), rows.width, torch.uint8).data_ptr(),
+            self._shared(("scales", key), 1, torch.float32).data_ptr(),
+            self._shared(("sums", key, groups), groups, torch.float32).data_ptr(),
+        )
+
+    def _at(self, rows: Rows) -> int:
+        return self._buffer(rows).data_ptr()
+
+    def _buffer(self, rows: Rows, use: str = "") -> Tensor:
+        return self._shared((use or rows.dtype, rows.width), rows.width, _DTYPES[rows.dtype])
+
+    def _shared(self, key: tuple[object, ...], width: int, dtype: torch.dtype) -> Tensor:
+        """Values of one kind and width take turns in one buffer: each is read before the next of its kind is made."""
+        if key not in self._kept:
+            self._kept[key] = torch.empty(self._num_rows, width, dtype=dtype)
+            self.bound.keep(self._kept[key])
+        return self._kept[key]
