@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from penstock.wire.errors import Problem
-
 if TYPE_CHECKING:
-    from penstock.loadgen.doorbench import Figures, Sizes
+    from penstock.cli.bench_rounds import Rounds
+    from penstock.loadgen.doorbench import Sizes
 
 _OURS = "penstock"
 _QUICK = {
@@ -29,7 +28,7 @@ _QUICK = {
 _ROWS = (
     ("CPU per request, 16 in flight", "cpu_ms_per_request", "ms"),
     ("CPU per request, alone", "cpu_ms_per_request_alone", "ms"),
-    ("requests per second, 16 in flight", "requests_per_s", ""),
+    ("requests per second, 16 in flight", "requests_per_s", "count"),
     ("CPU per chunk, 32 streams", "cpu_ms_per_chunk", "ms"),
     ("CPU per chunk, a lone stream", "cpu_ms_per_chunk_alone", "ms"),
     ("added to the first token, p50, alone", "added_ttft_p50_ms", "ms"),
@@ -42,6 +41,10 @@ _ROWS = (
     ("start", "start_s", "s"),
     ("memory, idle", "memory_bytes", "MB"),
     ("memory, after the load", "memory_after_bytes", "MB"),
+    ("requests counted, 16 in flight", "num_requests", "count"),
+    ("requests counted, alone", "num_requests_alone", "count"),
+    ("chunks counted, 32 streams", "num_chunks", "count"),
+    ("chunks counted, a lone stream", "num_chunks_alone", "count"),
 )
 
 
@@ -54,12 +57,18 @@ def gateway(
     runs: Annotated[
         int, typer.Option(help="How often, in turns with the others; medians are shown, and ranges.", min=1)
     ] = 1,
+    within: Annotated[
+        float, typer.Option(help="Seconds after which it ends with the runs that were completed.", min=1)
+    ] = 600.0,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the load: runs everything, proves nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the gateway against mock engines: CPU, memory, start, added time, open streams."""
+    """Measure the gateway against mock engines: CPU, memory, start, added time, open streams.
+
+    Ctrl-C or SIGTERM ends it with what was completed.
+    """
     import asyncio
 
     import uvloop
@@ -71,48 +80,41 @@ def gateway(
     sizes = msgspec.structs.replace(Sizes(), open_streams=open_streams, **(_QUICK if quick else {}))
     allow_open_files(open_streams + 256)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(_measure(sizes, chosen(peers), peers_from, runs))
+        rounds = runner.run(_measure(sizes, chosen(peers), peers_from, runs, within))
+    report = _report(rounds, sizes)
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
         _print(report)
+    if rounds.signal:
+        raise typer.Exit(128 + rounds.signal)
 
 
-async def _measure(sizes: Sizes, peers: list[str], folder: Path | None, runs: int) -> dict[str, Any]:
-    """Medians of the runs: ours flat at the top, so that a figure keeps its name whatever is measured beside it."""
+async def _measure(sizes: Sizes, peers: list[str], folder: Path | None, runs: int, within_s: float) -> Rounds:
     import tempfile
 
     from penstock.cli.bench_rig import mock_engines
-    from penstock.loadgen.doorbench import median_of
+    from penstock.cli.bench_rounds import Rounds
+    from penstock.cli.wiring.clock import Monotonic
 
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
         directory = Path(name)
-        starts, skipped = _starts(peers, folder, directory)
-        each: dict[str, list[Figures]] = {gateway: [] for gateway in starts}
+        starts, missing = _starts(peers, folder, directory)
+        rounds = Rounds(starts, runs, sizes, Monotonic(), lambda words: typer.echo(words, err=True))
         async with mock_engines(directory) as upstreams:
-            for run in range(runs):
-                # In turns, so that whatever else the machine does meets them all.
-                for gateway in [gateway for gateway in starts if gateway not in skipped]:
-                    typer.echo(f"measuring {gateway}, run {run + 1} of {runs}", err=True)
-                    # Only ours is asked to hold thousands of streams, and once.
-                    held = sizes.open_streams if gateway == _OURS and run == 0 else 0
-                    try:
-                        each[gateway].append(await _once(starts[gateway], upstreams, sizes, held))
-                    except Problem as problem:
-                        if gateway == _OURS:
-                            raise
-                        skipped[gateway] = problem.message
-    measured = {gateway: median_of(figures) for gateway, figures in each.items() if gateway not in skipped}
-    ours = msgspec.structs.asdict(measured.pop(_OURS))
-    others = {**measured, **{gateway: {"skipped": why} for gateway, why in skipped.items()}}
-    return {**ours, "sizes": sizes, "peers": others, "runs": each}
+            await rounds.take(upstreams, within_s)
+    rounds.skipped |= missing
+    return rounds
 
 
-async def _once(start: Any, upstreams: Any, sizes: Sizes, open_streams: int) -> Figures:
-    from penstock.cli.wiring.clock import Monotonic
-    from penstock.loadgen.doorbench import measure
+def _report(rounds: Rounds, sizes: Sizes) -> dict[str, Any]:
+    """Medians of the runs: ours flat at the top, so that a figure keeps its name whatever is measured beside it."""
+    from penstock.loadgen.doorbench import median_of
 
-    return await measure(start, upstreams, msgspec.structs.replace(sizes, open_streams=open_streams), Monotonic())
+    medians: dict[str, Any] = {name: median_of(figures) for name, figures in rounds.each.items() if figures}
+    ours = msgspec.structs.asdict(medians.pop(_OURS)) if _OURS in medians else {}
+    skipped = {name: {"skipped": why} for name, why in rounds.skipped.items() if name not in medians}
+    return {**ours, "sizes": sizes, "peers": medians | skipped, "runs": rounds.each, "partial": rounds.partial}
 
 
 def _starts(peers: list[str], folder: Path | None, directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -144,30 +146,31 @@ def _print(report: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     skipped = {name: one["skipped"] for name, one in report["peers"].items() if isinstance(one, dict)}
-    measured = {name: figures for name, figures in report["runs"].items() if name not in skipped}
-    table = Table(
-        "", *measured, title=f"From the operating system's account of the process; runs: {len(measured[_OURS])}"
-    )
+    measured = {name: figures for name, figures in report["runs"].items() if figures}
+    counts = ", ".join(f"{name} {len(figures)}" for name, figures in measured.items()) or "none"
+    table = Table("", *measured, title=f"From the operating system's account of the process; runs: {counts}")
     for title, field, unit in _ROWS:
         table.add_row(title, *(_shown([getattr(one, field) for one in figures], unit) for figures in measured.values()))
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
-    if (opened := report["open_streams"]) is not None:
+    if (opened := report.get("open_streams")) is not None:
         console.print(
             f"{opened.count} streams open at once, {opened.alive} of them alive: {opened.memory_bytes / 1e6:.0f} MB, "
             f"{opened.bytes_per_stream / 1e3:.1f} kB each"
         )
     for name, why in skipped.items():
         console.print(f"{name}: {why}", markup=False)
+    if report["partial"]:
+        console.print(f"partial: {report['partial']}")
 
 
 def _shown(values: list[float], unit: str) -> str:
     """The median, and the range where there is one."""
     import statistics
 
-    scale, digits = (1e6, 0) if unit == "MB" else (1, 3 if unit else 0)
-    middle = f"{statistics.median(values) / scale:.{digits}f} {unit}".strip()
+    scale, digits = {"MB": (1e6, 0), "count": (1, 0)}.get(unit, (1, 3))
+    middle = f"{statistics.median(values) / scale:.{digits}f} {unit}".removesuffix(" count")
     if len(values) == 1:
         return middle
     return f"{middle} ({min(values) / scale:.{digits}f} to {max(values) / scale:.{digits}f})"

@@ -61,7 +61,7 @@ async def haproxy(program: str, upstream: Door, directory: Path) -> AsyncIterato
     port = free_port()
     config = directory / f"haproxy-{port}.cfg"
     config.write_text(
-        "global\n  nbthread 1\n  maxconn 20000\n"
+        "global\n  nbthread 1\n  maxconn 8000\n"
         "defaults\n  mode http\n  timeout client 600s\n  timeout server 600s\n  timeout connect 5s\n"
         f"frontend bench\n  bind {HOST}:{port}\n  default_backend mock\n"
         f"backend mock\n  server mock {HOST}:{upstream.port}\n"

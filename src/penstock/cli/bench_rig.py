@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from penstock.wire.errors import Problem
 HOST = "127.0.0.1"
 MODEL = "mock"
 _READY_S = 60.0
-_END_S = 5.0
+_END_S = 2.0
 _LAST_LINES = 8
 _SCRIPTS = {
     "whole": MockScript(tokens_per_delta=4096),
@@ -149,7 +150,9 @@ async def process(
         process_group=0,
     )
     assert running.stdin is not None and running.stdout is not None
-    said = asyncio.create_task(asyncio.to_thread(_last_words, running.stdout))
+    # A thread of its own for each: the loop's few would all be reading when another is needed to wait for an end.
+    reader = ThreadPoolExecutor(1)
+    said = asyncio.get_running_loop().run_in_executor(reader, _last_words, running.stdout)
     try:
         running.stdin.write(stdin)
         running.stdin.flush()
@@ -163,6 +166,7 @@ async def process(
         await _end(running)
         running.stdin.close()
         await said
+        reader.shutdown()
         running.stdout.close()
 
 

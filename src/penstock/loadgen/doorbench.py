@@ -1,6 +1,6 @@
 """What a gateway costs, measured from outside: CPU per request and per chunk, memory, start, added time to first token.
 
-In: a way to start the gateway in front of an upstream, and the upstreams; out: figures.  The CPU is the operating
+In: a gateway that runs in front of upstreams, and these; out: figures.  The CPU is the operating
 system's account of the gateway's processes; the same lanes that load it give the time without it.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -40,7 +40,10 @@ _WAYS = (_Way(1, 2, 0.0), _Way(32, 16, 0.2), _Way(32, 16, 0.0))
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is sent.  ``open_streams`` 0 leaves that part out."""
+    """How much is sent.  ``lap_s``: a slow gateway gets no more requests of a kind after so long.
+
+    ``open_streams`` 0 leaves that part out.
+    """
 
     requests: int = 1000
     requests_alone: int = 300
@@ -48,6 +51,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     streams: int = 64
     streams_alone: int = 1
     first_tokens: int = 64
+    lap_s: float = 5.0
     open_streams: int = 5000
     open_hold_s: float = 5.0
 
@@ -67,6 +71,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     At 32 in parallel the requests come one by one; in a burst all 32 come at the same moment and the last has to wait
     for the others.  ``load_busy``: the most of a core that the load itself took; near 1, it was measured.
+    ``num_*``: over how many requests and chunks the processor's time was taken.
     """
 
     start_s: float
@@ -84,6 +89,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     direct_ttft_p50_ms_at_32: float
     direct_ttft_p50_ms_in_a_burst: float
     load_busy: float
+    num_requests: int
+    num_requests_alone: int
+    num_chunks: int
+    num_chunks_alone: int
     open_streams: OpenStreams | None
 
 
@@ -112,32 +121,44 @@ class Start(Protocol):
     def __call__(self, upstream: Door) -> AbstractAsyncContextManager[Door]: ...
 
 
-async def measure(start: Start, upstreams: Upstreams, sizes: Sizes, clock: Clock) -> Figures:
-    """All figures of one gateway.  Raises ``Problem`` ``endpoint_error`` when it does not answer everything."""
-    async with start(upstreams.whole) as door:
-        account = Account(door.pid)
+class Pair(NamedTuple):
+    """A gateway in front of ``Upstreams.whole`` and once more of ``tokens``; ``idle_bytes``: nobody has asked yet."""
+
+    whole: Door
+    tokens: Door
+    idle_bytes: int
+
+
+@asynccontextmanager
+async def running(start: Start, upstreams: Upstreams) -> AsyncIterator[Pair]:
+    """Both of them, started one after the other."""
+    async with start(upstreams.whole) as whole:
         await asyncio.sleep(_SETTLE_S)
-        start_s, idle_bytes = door.start_s, account.memory_bytes()
-        ask = _request(door, max_tokens=64, stream=False)
-        await _lap(door, ask, 16, max(sizes.requests // 10, 1), clock)  # warm
-        busy, cpu_s = await _cpu(account, door, ask, 16, sizes.requests, clock)
-        alone, alone_cpu_s = await _cpu(account, door, ask, 1, sizes.requests_alone, clock)
-    async with start(upstreams.tokens) as door:
-        account = Account(door.pid)
-        ask = _request(door, max_tokens=sizes.stream_tokens, stream=True)
-        await _lap(door, ask, 8, 8, clock)
-        streams, streams_cpu_s = await _cpu(account, door, ask, 32, sizes.streams, clock)
-        lone, lone_cpu_s = await _cpu(account, door, ask, 1, sizes.streams_alone, clock)
-        firsts = [await _first_tokens(door, upstreams.tokens, way, sizes, clock) for way in _WAYS]
-        after_bytes = account.memory_bytes()
-    opened = None
-    if sizes.open_streams:
-        async with start(upstreams.slow) as door:
-            opened = await _open(door, sizes, clock)
+        idle_bytes = Account(whole.pid).memory_bytes()
+        async with start(upstreams.tokens) as tokens:
+            yield Pair(whole, tokens, idle_bytes)
+
+
+async def measure(pair: Pair, upstreams: Upstreams, sizes: Sizes, clock: Clock) -> Figures:
+    """All figures but those of open streams.
+
+    Raises ``Problem`` ``endpoint_error`` when it does not answer everything.
+    """
+    door, account = pair.whole, Account(pair.whole.pid)
+    ask = _request(door, max_tokens=64, stream=False)
+    await _lap(door, ask, 16, max(sizes.requests // 10, 1), sizes, clock)  # warm
+    busy, cpu_s = await _cpu(account, door, ask, 16, sizes.requests, sizes, clock)
+    alone, alone_cpu_s = await _cpu(account, door, ask, 1, sizes.requests_alone, sizes, clock)
+    door, account = pair.tokens, Account(pair.tokens.pid)
+    ask = _request(door, max_tokens=sizes.stream_tokens, stream=True)
+    await _lap(door, ask, 8, 8, sizes, clock)
+    streams, streams_cpu_s = await _cpu(account, door, ask, 32, sizes.streams, sizes, clock)
+    lone, lone_cpu_s = await _cpu(account, door, ask, 1, sizes.streams_alone, sizes, clock)
+    firsts = [await _first_tokens(door, upstreams.tokens, way, sizes, clock) for way in _WAYS]
     return Figures(
-        start_s=start_s,
-        memory_bytes=idle_bytes,
-        memory_after_bytes=after_bytes,
+        start_s=pair.whole.start_s,
+        memory_bytes=pair.idle_bytes,
+        memory_after_bytes=account.memory_bytes(),
         cpu_ms_per_request=1000 * cpu_s / busy.answers,
         cpu_ms_per_request_alone=1000 * alone_cpu_s / alone.answers,
         requests_per_s=busy.answers / busy.seconds,
@@ -152,67 +173,15 @@ async def measure(start: Start, upstreams: Upstreams, sizes: Sizes, clock: Clock
         load_busy=max(
             *(lap.own_cpu_s / lap.seconds for lap in (busy, alone, streams, lone)), *(f.busy for f in firsts)
         ),
-        open_streams=opened,
+        num_requests=busy.answers,
+        num_requests_alone=alone.answers,
+        num_chunks=streams.chunks,
+        num_chunks_alone=lone.chunks,
+        open_streams=None,
     )
 
 
-def median_of(runs: Sequence[Figures]) -> Figures:
-    """Figure by figure; open streams are of the run that held them."""
-    names = [name for name in Figures.__struct_fields__ if name != "open_streams"]
-    middle = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
-    opened = next((run.open_streams for run in runs if run.open_streams is not None), None)
-    whole = {name: int(middle[name]) for name in ("memory_bytes", "memory_after_bytes")}
-    return Figures(**{**middle, **whole}, open_streams=opened)
-
-
-def _request(door: Door, *, max_tokens: int, stream: bool) -> bytes:
-    return chat_request(PATH, door.model, _PROMPT, max_tokens=max_tokens, stream=stream, key=door.key)
-
-
-async def _lap(door: Door, request: bytes, lanes: int, requests: int, clock: Clock) -> Lap:
-    return await _whole(Load(door.host, door.port, request, lanes, requests), clock)
-
-
-async def _whole(load: Load, clock: Clock) -> Lap:
-    lap = await run(load, clock)
-    if lap.failures:
-        message = f"{lap.failures} of {load.requests} requests got no whole answer with status 200."
-        raise Problem("endpoint_error", message)
-    return lap
-
-
-async def _cpu(
-    account: Account, door: Door, request: bytes, lanes: int, requests: int, clock: Clock
-) -> tuple[Lap, float]:
-    before = account.cpu_s()
-    lap = await _lap(door, request, lanes, requests, clock)
-    return lap, account.cpu_s() - before
-
-
-class _FirstTokens(NamedTuple):
-    direct_ms: float
-    added_ms: float
-    busy: float
-
-
-async def _first_tokens(door: Door, upstream: Door, way: _Way, sizes: Sizes, clock: Clock) -> _FirstTokens:
-    """Through the gateway and without it in turns, so that a noisy machine disturbs both."""
-    through: list[float] = []
-    direct: list[float] = []
-    busy = 0.0
-    for _ in range(_ROUNDS):
-        for place, times in ((upstream, direct), (door, through)):
-            request = _request(place, max_tokens=way.tokens, stream=True)
-            requests = max(sizes.first_tokens // _ROUNDS, 2 * way.lanes if way.lanes > 1 else 1)
-            load = Load(place.host, place.port, request, way.lanes, requests, way.spread_s)
-            lap = await _whole(load, clock)
-            times.extend(lap.first_token_s)
-            busy = max(busy, lap.own_cpu_s / lap.seconds)
-    direct_ms = 1000 * statistics.median(direct)
-    return _FirstTokens(direct_ms, 1000 * statistics.median(through) - direct_ms, busy)
-
-
-async def _open(door: Door, sizes: Sizes, clock: Clock) -> OpenStreams:
+async def hold_open(door: Door, sizes: Sizes, clock: Clock) -> OpenStreams:
     """Open so many streams, wait until all of them have got a token, look, and leave."""
     account = Account(door.pid)
     request = _request(door, max_tokens=100_000, stream=True)
@@ -239,3 +208,59 @@ async def _open(door: Door, sizes: Sizes, clock: Clock) -> OpenStreams:
     return OpenStreams(
         count=len(lanes), alive=alive, memory_bytes=memory, bytes_per_stream=(memory - before) // len(lanes)
     )
+
+
+def median_of(runs: Sequence[Figures]) -> Figures:
+    """Figure by figure; open streams are of the run that held them."""
+    names = [name for name in Figures.__struct_fields__ if name != "open_streams"]
+    middle = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
+    opened = next((run.open_streams for run in runs if run.open_streams is not None), None)
+    whole = {name: int(middle[name]) for name in names if isinstance(getattr(runs[0], name), int)}
+    return Figures(**{**middle, **whole}, open_streams=opened)
+
+
+def _request(door: Door, *, max_tokens: int, stream: bool) -> bytes:
+    return chat_request(PATH, door.model, _PROMPT, max_tokens=max_tokens, stream=stream, key=door.key)
+
+
+async def _lap(door: Door, request: bytes, lanes: int, requests: int, sizes: Sizes, clock: Clock) -> Lap:
+    return await _whole(Load(door.host, door.port, request, lanes, requests, within_s=sizes.lap_s), clock)
+
+
+async def _whole(load: Load, clock: Clock) -> Lap:
+    lap = await run(load, clock)
+    if lap.failures:
+        message = f"{lap.failures} of {load.requests} requests got no whole answer with status 200."
+        raise Problem("endpoint_error", message)
+    return lap
+
+
+async def _cpu(
+    account: Account, door: Door, request: bytes, lanes: int, requests: int, sizes: Sizes, clock: Clock
+) -> tuple[Lap, float]:
+    before = account.cpu_s()
+    lap = await _lap(door, request, lanes, requests, sizes, clock)
+    return lap, account.cpu_s() - before
+
+
+class _FirstTokens(NamedTuple):
+    direct_ms: float
+    added_ms: float
+    busy: float
+
+
+async def _first_tokens(door: Door, upstream: Door, way: _Way, sizes: Sizes, clock: Clock) -> _FirstTokens:
+    """Through the gateway and without it in turns, so that a noisy machine disturbs both."""
+    through: list[float] = []
+    direct: list[float] = []
+    busy = 0.0
+    for _ in range(_ROUNDS):
+        for place, times in ((upstream, direct), (door, through)):
+            request = _request(place, max_tokens=way.tokens, stream=True)
+            requests = max(sizes.first_tokens // _ROUNDS, 2 * way.lanes if way.lanes > 1 else 1)
+            load = Load(place.host, place.port, request, way.lanes, requests, way.spread_s, sizes.lap_s)
+            lap = await _whole(load, clock)
+            times.extend(lap.first_token_s)
+            busy = max(busy, lap.own_cpu_s / lap.seconds)
+    direct_ms = 1000 * statistics.median(direct)
+    return _FirstTokens(direct_ms, 1000 * statistics.median(through) - direct_ms, busy)

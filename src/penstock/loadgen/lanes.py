@@ -7,8 +7,10 @@ its end: what is measured is the other side.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -26,6 +28,7 @@ class Load:
     """``lanes`` connections that send ``requests`` requests among them.
 
     ``spread_s``: over so long the lanes begin, one after the other; 0: all of them at the same moment.
+    ``within_s``: after so long no further request is sent, however many are left.
     """
 
     host: str
@@ -34,6 +37,7 @@ class Load:
     lanes: int
     requests: int
     spread_s: float = 0.0
+    within_s: float = math.inf
 
 
 @dataclass(slots=True)
@@ -66,19 +70,21 @@ def chat_request(path: str, model: str, prompt: str, *, max_tokens: int, stream:
 
 
 async def run(load: Load, clock: Clock) -> Lap:
-    """Send it all and wait for every answer."""
+    """Send it all, or what there is time for, and wait for every answer."""
     lap = Lap()
     left = iter(range(load.requests))
     begin, own_s = clock.now(), time.process_time()
-    await asyncio.gather(*(_drive(load, number, left, lap, clock) for number in range(load.lanes)))
+    await asyncio.gather(*(_drive(load, number, left, lap, begin, clock) for number in range(load.lanes)))
     lap.seconds, lap.own_cpu_s = clock.now() - begin, time.process_time() - own_s
     return lap
 
 
-async def _drive(load: Load, number: int, left: object, lap: Lap, clock: Clock) -> None:
+async def _drive(load: Load, number: int, left: Iterator[int], lap: Lap, begin: float, clock: Clock) -> None:
     lane: Lane | None = None
     await asyncio.sleep(load.spread_s * number / load.lanes)
-    for _ in left:  # type: ignore[attr-defined]
+    for _ in left:
+        if clock.now() - begin > load.within_s:
+            break
         if lane is None or lane.closed:
             lane = await connect(load.host, load.port, clock)
         whole = await lane.ask(load.request)

@@ -62,6 +62,14 @@ async def test_lanes_may_begin_one_after_the_other() -> None:
     assert done.answers == 4 and done.failures == 0 and time.monotonic() - begin >= 0.3
 
 
+async def test_a_slow_gateway_gets_no_more_than_there_is_time_for() -> None:
+    """What was sent is answered and counted; the rest of the load is never sent."""
+    async with mock_port(MockScript(ttft_s=0.05)) as port:
+        asked = chat_request("/v1/chat/completions", "m", "hello", max_tokens=1, stream=False)
+        done = await run(Load("127.0.0.1", port, asked, lanes=2, requests=1000, within_s=0.2), Monotonic())
+    assert 2 <= done.answers <= 20 and done.failures == 0
+
+
 async def test_broken_answers_are_failures() -> None:
     """A connection that breaks in a stream and a status that is not 200 count against the gateway."""
     faults = (Fault(kind="break", after=2, times=2), Fault(kind="refuse", times=1, code="overloaded"))
@@ -103,10 +111,27 @@ def test_the_gateway_is_measured_from_outside() -> None:
     command = [sys.executable, "-m", "penstock", "bench", "gateway", "--quick", "--open-streams", "50", "--json"]
     done = subprocess.run([*command, "--peers", "haproxy"], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
+    assert "penstock, run 1 of 1: " in done.stderr and report["partial"] == ""
     for name in ("cpu_ms_per_request", "cpu_ms_per_chunk", "memory_bytes", "start_s"):
         assert report[name] > 0
     assert "added_ttft_p50_ms" in report and set(report["peers"]) == {"haproxy"}
     assert report["open_streams"]["alive"] == report["open_streams"]["count"] == 50
+
+
+@pytest.mark.slow
+def test_a_bench_of_the_gateway_that_is_stopped_prints_what_it_has() -> None:
+    """After the first of its runs, by SIGTERM: that run's figures, and that there should have been more."""
+    import json
+
+    command = [sys.executable, "-m", "penstock", "bench", "gateway", "--quick", "--open-streams", "0", "--json"]
+    with subprocess.Popen([*command, "--runs", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
+        assert bench.stdout is not None and bench.stderr is not None
+        while b"run 2 of 50" not in bench.stderr.readline():
+            assert bench.poll() is None
+        bench.terminate()
+        report = json.loads(bench.stdout.read())
+    assert bench.returncode == 128 + 15 and report["partial"] == "stopped by SIGTERM"
+    assert report["cpu_ms_per_request"] > 0 and len(report["runs"]["penstock"]) == 1
 
 
 @pytest.mark.soak
