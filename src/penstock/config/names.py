@@ -19,7 +19,10 @@ Count = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """``share`` of the requests goes to ``model``, too; no more than ``max_in_flight`` at a time, in each gateway."""
+    """``share`` of the requests goes to ``model``, too; at most ``max_in_flight`` choices at a time, in each gateway.
+
+    A request for more choices (``n``) than that is never copied.
+    """
 
     model: str
     share: Share = 1.0

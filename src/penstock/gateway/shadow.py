@@ -40,7 +40,7 @@ class Shadows:
         self._limit = limit
         self._clock = clock
         self._emit = emit
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._running: dict[asyncio.Task[None], tuple[str, int]] = {}  # at which model, and how many choices
         limit.when_one_waits(self.cancel)
 
     @property
@@ -52,8 +52,12 @@ class Shadows:
         rule, call.shadow = call.shadow, None
         if rule is None:
             return
-        in_flight = sum(model == rule.model for model in self._running.values())
-        view = ShadowView(in_flight=in_flight, ready=self._ready(rule.model), waiting=self._waiting(rule.model))
+        view = ShadowView(
+            choices=len(choices),
+            in_flight=sum(number for model, number in self._running.values() if model == rule.model),
+            ready=self._ready(rule.model),
+            waiting=self._waiting(rule.model),
+        )
         verdict = decide(call.id, rule, view)
         call.trail.append((self._clock.now(), verdict))
         if not verdict.copied:
@@ -64,7 +68,7 @@ class Shadows:
             for choice in choices
         ]
         task = asyncio.create_task(self._run(rule.model, copies, prompt_tokens))
-        self._running[task] = rule.model
+        self._running[task] = (rule.model, len(choices))
         task.add_done_callback(lambda done: self._running.pop(done))
 
     def cancel(self) -> None:

@@ -16,8 +16,11 @@ _SCALE = 1 << 64
 
 
 class ShadowView(msgspec.Struct, frozen=True, kw_only=True):
-    """``in_flight``: copies at that model; ``ready``: its replicas; ``waiting``: requests, here and at its engines."""
+    """``choices``: of the request; ``in_flight``: choices that run as copies at that model; ``ready``: its replicas;
+    ``waiting``: requests, here and at its engines.
+    """
 
+    choices: int
     in_flight: int
     ready: int
     waiting: int
@@ -35,8 +38,8 @@ def decide(id: str, rule: Shadow, view: ShadowView) -> ShadowVerdict:
     """One request's verdict."""
     if not shadowed(id, rule.share):
         why = f"not one of the {rule.share:g} that are copied"
-    elif view.in_flight >= rule.max_in_flight:
-        why = f"{view.in_flight} of {rule.max_in_flight} copies are in flight"
+    elif view.in_flight + view.choices > rule.max_in_flight:
+        why = f"{view.in_flight} of {rule.max_in_flight} choices are in flight, and it has {view.choices}"
     elif not view.ready:
         why = "it has no ready replica"
     elif view.waiting:

@@ -185,7 +185,7 @@ async def test_a_copy_costs_the_caller_nothing(start_models, make_behaviour, scr
     for _ in range(3):
         status, _, said = await post(world)
         assert status == 200 and said["model"] == "large"
-    assert "2 of 2 copies are in flight" in (await explained(world, said["id"]))["shadow"]
+    assert "2 of 2 choices are in flight" in (await explained(world, said["id"]))["shadow"]
     await script.until(lambda: world.engines[1].running == 2)
     assert [ended.model for ended in world.ended] == ["large"] * 3
     assert {ended.output_tokens for ended in world.ended} == {4}

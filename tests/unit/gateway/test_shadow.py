@@ -58,6 +58,21 @@ async def test_a_request_that_has_to_wait_ends_every_copy() -> None:
     waiting.cancel()
 
 
+async def test_a_request_counts_by_its_choices() -> None:
+    """Of eight choices at a time one request has five; the next one's five are too many, three more are not."""
+    house = House(engines=Engines(num_tokens=10**9))
+    stages = house.gateway.stages
+    shadows = Shadows(stages.forward, house.replicas, stages.limit, house.clock, house.events.append)
+    copied = []
+    for number, count in enumerate((5, 5, 3, 1)):
+        call = Call(id=str(number), route="/", started=0.0, model="m", shadow=Shadow(model="m", max_in_flight=8))
+        choices = [GenerateRequest(id=f"{number}.{i}", sampling=Sampling(seed=1), text="x") for i in range(count)]
+        shadows.copy(call, choices, 1)
+        copied.append(shadows.in_flight)
+    assert copied == [1, 1, 2, 2]
+    await shadows.close()
+
+
 async def test_a_gateway_that_ends_leaves_no_copy_behind() -> None:
     """Closing waits until every copy has given its replica back."""
     house = House(engines=Engines(num_tokens=10**9))

@@ -22,13 +22,16 @@ def test_the_share_is_drawn_by_the_request_s_id() -> None:
 @pytest.mark.parametrize(
     ("view", "words"),
     [
-        (ShadowView(in_flight=2, ready=1, waiting=0), "2 of 2 copies are in flight"),
-        (ShadowView(in_flight=0, ready=0, waiting=0), "no ready replica"),
-        (ShadowView(in_flight=0, ready=1, waiting=3), "3 requests wait"),
+        (ShadowView(choices=1, in_flight=2, ready=1, waiting=0), "2 of 2 choices are in flight"),
+        (ShadowView(choices=2, in_flight=1, ready=1, waiting=0), "1 of 2 choices are in flight, and it has 2"),
+        (ShadowView(choices=3, in_flight=0, ready=1, waiting=0), "and it has 3"),
+        (ShadowView(choices=1, in_flight=0, ready=0, waiting=0), "no ready replica"),
+        (ShadowView(choices=1, in_flight=0, ready=1, waiting=3), "3 requests wait"),
     ],
 )
 def test_whoever_asks_comes_first(view: ShadowView, words: str) -> None:
     """No copy where the rule's are in flight, where nobody could take it, or where anybody waits."""
     verdict = decide("x", RULE, view)
     assert not verdict.copied and words in verdict.why
-    assert decide("x", RULE, ShadowView(in_flight=1, ready=1, waiting=0)).copied
+    assert decide("x", RULE, ShadowView(choices=1, in_flight=1, ready=1, waiting=0)).copied
+    assert decide("x", RULE, ShadowView(choices=2, in_flight=0, ready=1, waiting=0)).copied
