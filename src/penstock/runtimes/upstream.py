@@ -24,7 +24,10 @@ Push = Callable[[list[engine.Event]], Awaitable[None] | None]
 """Takes events within the read that brought them; an awaitable: no more of them before it is done."""
 
 _MAX_LINE_BYTES = 64 * 1024 * 1024
+_MAX_BODY_BYTES = 128 * 1024 * 1024
+"""Room for the vectors of 2,048 texts with 12,000 numbers each."""
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_STATUS_BYTES = 1024 * 1024
 _SOON_S = 5.0
 """Within so long an engine that is well answers how it is."""
 
@@ -125,11 +128,14 @@ class HttpUpstream:
         connection.abort()
         raise _problem_of(status, body)
 
-    async def _whole(self, socket: str, request: bytes) -> bytes:
+    async def _whole(self, socket: str, request: bytes, most_bytes: int) -> bytes:
         connection = await self._begin(socket, request)
-        parts = []
+        parts, num_bytes = [], 0
         try:
             while part := await connection.read():
+                num_bytes += len(part)
+                if num_bytes > most_bytes:
+                    raise Problem("engine_protocol", f"The engine answered more than {most_bytes} bytes.")
                 parts.append(part)
         except OSError as error:
             connection.abort()
@@ -143,12 +149,12 @@ class HttpUpstream:
     async def _soon(self, socket: str, request: bytes) -> bytes:
         try:
             async with asyncio.timeout(_SOON_S):
-                return await self._whole(socket, request)
+                return await self._whole(socket, request, _MAX_STATUS_BYTES)
         except TimeoutError as error:
             _raise_lost(error)
 
     async def _call(self, socket: str, path: str, request: msgspec.Struct) -> bytes:
-        return await self._whole(socket, _post(path, engine.encode(request)))
+        return await self._whole(socket, _post(path, engine.encode(request)), _MAX_BODY_BYTES)
 
     @staticmethod
     def _decode(decode: Callable[[bytes], T], body: bytes) -> T:

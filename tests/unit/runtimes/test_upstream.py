@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from unittest.mock import Mock
 
 import msgspec
@@ -15,7 +15,17 @@ from pulled import pulled
 from penstock.runtimes import pool
 from penstock.runtimes.connection import Connection
 from penstock.runtimes.upstream import HttpUpstream
-from penstock.wire.engine import Accepted, Delta, Event, Finished, GenerateRequest, Sampling, Usage, encode_line
+from penstock.wire.engine import (
+    Accepted,
+    Delta,
+    EmbedRequest,
+    Event,
+    Finished,
+    GenerateRequest,
+    Sampling,
+    Usage,
+    encode_line,
+)
 from penstock.wire.errors import Problem
 
 REQUEST = GenerateRequest(id="x", sampling=Sampling(seed=1), text="a")
@@ -209,6 +219,43 @@ async def test_what_never_ends_is_cut(tmp_path, begin, again) -> None:
     path = str(tmp_path / "s")
     async with canned(path, [begin, *[again] * 1000, b"hang"]):
         assert await collect(path) == ([], "engine_lost")
+
+
+@pytest.mark.parametrize("ask", ["load", "embed"])
+async def test_a_body_without_end_is_cut(tmp_path, monkeypatch, ask) -> None:
+    """An engine that answers for ever is no engine: what is kept of its answer has a bound, and it is hung up on."""
+    path = str(tmp_path / "s")
+    most = 1024 * 1024
+    monkeypatch.setattr("penstock.runtimes.upstream._MAX_BODY_BYTES", most)
+    upstream = HttpUpstream()
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        with suppress(ConnectionError):
+            while sent < 64 * most:
+                writer.write(chunk(b"1" * 65536))
+                await writer.drain()
+                sent += 65536
+        hung_up.set()
+        writer.close()
+
+    hung_up = asyncio.Event()
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        with pytest.raises(Problem) as raised:
+            if ask == "load":
+                await upstream.load(path)
+            else:
+                await upstream.embed(path, EmbedRequest(id="x", texts=["a"]))
+        assert raised.value.code == "engine_protocol"
+        await hung_up.wait()
+        assert sent < 3 * most
+    finally:
+        await upstream.close()
+        server.close()
 
 
 @pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"garbage"])

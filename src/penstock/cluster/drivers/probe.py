@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import aiohttp
 
+_MAX_BYTES = 16 * 1024 * 1024
+"""More than any process has to say of itself; one that says more is broken."""
+
 
 class Probe:
     """Keeps one connection to one socket.  Close it."""
@@ -15,12 +18,18 @@ class Probe:
         self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=socket, limit=1))
 
     async def get(self, route: str, timeout_s: float) -> bytes | None:
-        """The body, or ``None``: nobody listens, the answer is no 200, or it does not come in time."""
+        """The body, or ``None``: nobody listens, the answer is no 200, or it does not come in time or is endless."""
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             async with self._session.get(f"http://localhost{route}", timeout=timeout) as response:
-                body = await response.read()
-                return body if response.status == 200 else None
+                if response.status != 200:
+                    return None
+                body = b""
+                async for part in response.content.iter_any():
+                    body += part
+                    if len(body) > _MAX_BYTES:
+                        return None
+                return body
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
 
