@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from penstock.config.tenants import TOP, Role
+from penstock.config.yaml_file import read_yaml
 
 Algorithm = Literal["RS256", "ES256", "EdDSA"]
 """What is verified; there is no way to allow ``none`` or a shared secret (RFC 8725, section 3.1)."""
@@ -50,7 +51,7 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def read_issuers(data: bytes) -> tuple[Issuer, ...]:
     """The issuers of a file's content.  Raises ``ValueError``."""
     try:
-        issuers = msgspec.convert(msgspec.yaml.decode(data), tuple[Issuer, ...])
+        issuers = msgspec.convert(read_yaml(data), tuple[Issuer, ...])
     except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"is no list of issuers: {error}") from None
     names = [(issuer.issuer, issuer.audience) for issuer in issuers]

@@ -11,6 +11,8 @@ import math
 
 import msgspec
 
+from penstock.config.yaml_file import read_yaml
+
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """US dollars per million tokens of the model with this served name, from the day ``since`` on.
@@ -35,7 +37,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def read_prices(data: bytes) -> tuple[Price, ...]:
     """The prices of a file's content.  Raises ``ValueError``."""
     try:
-        prices = msgspec.convert(msgspec.yaml.decode(data), tuple[Price, ...])
+        prices = msgspec.convert(read_yaml(data), tuple[Price, ...])
     except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"is no list of prices: {error}") from None
     known = set()

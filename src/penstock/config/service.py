@@ -13,6 +13,7 @@ from msgspec import Meta
 from penstock.config.desired import Balance
 from penstock.config.names import Name
 from penstock.config.tenants import DeclaredTenant
+from penstock.config.yaml_file import read_yaml
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +43,6 @@ class ServiceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def read_service(data: bytes) -> ServiceFile:
     """A file's content.  Raises ``ValueError``."""
     try:
-        return msgspec.convert(msgspec.yaml.decode(data) or {}, ServiceFile)
+        return msgspec.convert(read_yaml(data) or {}, ServiceFile)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"is no service: {error}") from None

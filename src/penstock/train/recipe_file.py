@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from penstock.config.recipe import Recipe
+from penstock.config.yaml_file import read_yaml
 from penstock.wire.errors import Problem
 
 
@@ -38,13 +39,13 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = msgspec.yaml.decode(path.read_bytes())
+        data = read_yaml(path.read_bytes())
     except FileNotFoundError:
         raise Problem("recipe_invalid", f"There is no recipe {path}.") from None
     except OSError as error:
         raise Problem("recipe_invalid", f"{path} cannot be read: {error.strerror}.") from None
-    except msgspec.DecodeError as error:
-        raise Problem("recipe_invalid", f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise Problem("recipe_invalid", f"{path} is not valid YAML: {error}.") from None
     if not isinstance(data, dict):
         raise Problem("recipe_invalid", f"{path} must hold sections such as `pretrain:`, not a {type(data).__name__}.")
     return data
@@ -64,8 +65,8 @@ def _override(data: dict[str, Any], override: str) -> None:
         data[name] = copy
         data = copy
     try:
-        data[place[-1]] = msgspec.yaml.decode(text.encode())
-    except msgspec.DecodeError:
+        data[place[-1]] = read_yaml(text.encode())
+    except ValueError:
         raise Problem("recipe_invalid", f"--set {override!r}: the value is not valid YAML.", param="--set") from None
 
 

@@ -16,6 +16,7 @@ from penstock.asgi.server import bind_unix
 from penstock.cli.wiring.clock import Monotonic
 from penstock.cluster.listen import listen
 from penstock.config.mock import MockScript, MockSettings
+from penstock.config.yaml_file import read_yaml
 from penstock.mock.script import checked
 from penstock.wire.errors import Problem
 
@@ -40,8 +41,8 @@ def read_script(path: Path | None) -> MockScript:
     if path is None:
         return MockScript()
     try:
-        return checked(msgspec.convert(msgspec.yaml.decode(path.read_bytes()) or {}, MockScript, strict=False))
-    except (OSError, msgspec.MsgspecError) as error:
+        return checked(msgspec.convert(read_yaml(path.read_bytes()) or {}, MockScript, strict=False))
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise Problem("invalid_setting", f"script {path}: {error}", param="--script") from None
 
 
