@@ -77,10 +77,13 @@ class Running:
 
     def loads(self) -> dict[str, Load]:
         """How the engines that answer are by their own word just now; the admin listener's is up to a second old."""
-        [control] = gateway_sockets(self.home)
-        sockets = sorted(control.parent.glob("engine-*.sock"))
-        answers = {socket.stem: asyncio.run(ask(str(socket), LOAD, 5.0)) for socket in sockets}
+        answers = {Path(socket).stem: asyncio.run(ask(socket, LOAD, 5.0)) for socket in self.engine_sockets()}
         return {id: decode_load(body) for id, body in answers.items() if body is not None}
+
+    def engine_sockets(self) -> list[str]:
+        """Where its engines speak their protocol."""
+        [control] = gateway_sockets(self.home)
+        return sorted(str(path) for path in control.parent.glob("engine-*.sock"))
 
     def in_flight(self) -> int:
         """Requests that the gateway holds by its own word just now; -1 while none answers."""
