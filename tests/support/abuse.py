@@ -25,7 +25,7 @@ from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
 from penstock.events.list import Event, StepDone
-from penstock.wire.engine import Delta, EmbedRequest, Failed, Finished, GenerateRequest, Grammar, Sampling
+from penstock.wire.engine import Accepted, Delta, EmbedRequest, Failed, Finished, GenerateRequest, Grammar, Sampling
 from penstock.wire.errors import ERRORS, Problem
 
 VOCABULARY = 256
@@ -258,7 +258,13 @@ class Victim:
     async def embed(self, dice: random.Random, number: int) -> None:
         """Some texts embedded beside, of which some are given up."""
         texts = ["".join(dice.choice("abc ") for _ in range(dice.randint(1, 60))) for _ in range(dice.randint(1, 5))]
-        working = asyncio.create_task(self.service.embed(EmbedRequest(id=f"e{number}", texts=texts, tenant="a")))
+
+        async def accept(accepted: Accepted) -> None:
+            assert accepted.prompt_tokens > 0
+
+        working = asyncio.create_task(
+            self.service.embed(EmbedRequest(id=f"e{number}", texts=texts, tenant="a"), accept)
+        )
         if dice.random() < 0.3:
             await asyncio.sleep(0)
             working.cancel()

@@ -27,7 +27,7 @@ from penstock.gateway.meter import Meter, Running
 from penstock.gateway.pipeline import Gateway, Stages
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Router
-from penstock.gateway.upstream import Push
+from penstock.gateway.upstream import Accept, Push
 from penstock.policy.admit import AdmitRules
 from penstock.policy.limit import rules_of
 from penstock.policy.retry import RetryRules
@@ -90,7 +90,8 @@ class Engines:
         self.finished.append(usage)
         yield [protocol.Finished(reason="stop" if ended else "length", usage=usage)]
 
-    async def embed(self, socket: str, request: protocol.EmbedRequest) -> protocol.Embedded:
+    async def embed(self, socket: str, request: protocol.EmbedRequest, accept: Accept) -> protocol.Embedded:
+        accept(protocol.Accepted(prompt_tokens=self.embedded_tokens))
         return protocol.Embedded(vectors=["AAAA"], prompt_tokens=self.embedded_tokens)
 
     async def load(self, socket: str) -> protocol.Load:

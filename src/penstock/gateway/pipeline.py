@@ -26,7 +26,7 @@ from penstock.gateway.route import Offer, Router
 from penstock.gateway.shadow import Shadows
 from penstock.gateway.together import together
 from penstock.gateway.upstream import Upstream
-from penstock.wire.engine import Embedded, EmbedRequest, GenerateRequest
+from penstock.wire.engine import Accepted, Embedded, EmbedRequest, GenerateRequest
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
@@ -159,16 +159,21 @@ class Gateway:
         await self.stages.limit.reserve(call, body_bytes)
         await self.stages.limit.enter(call, body_bytes // _BYTES_PER_TOKEN)
         owned = self.stages.identify.owned(call.principal, request, call.priority)
+
+        def accept(accepted: Accepted) -> None:
+            # From here on an engine works for it: who leaves, or is killed with this gateway, has used so much.
+            self.stages.meter.note(call, 0, [accepted])
+
         try:
             embedded = await self.stages.forward.call(
                 call.model,
-                lambda socket: self.upstream.embed(socket, owned),
+                lambda socket: self.upstream.embed(socket, owned, accept),
                 call.trail,
                 body_bytes // _BYTES_PER_TOKEN,
                 request.id,
             )
         except asyncio.CancelledError:
-            # Who leaves has had an engine work, and nobody says for how much: a request it was.
+            # Who leaves before it is known how much that is has made an engine read: a request it was.
             call.accepted = bool(call.served_by)
             raise
         # First: an engine has worked for it, also where that turns out to be more than its limits allow.

@@ -16,6 +16,9 @@ Push = Callable[[list[engine.Event]], Awaitable[None] | None]
 What it raises, or its awaitable, ends the stream and comes out of it unchanged.
 """
 
+Accept = Callable[[engine.Accepted], None]
+"""Is told how many tokens an engine has taken on; what it raises comes out unchanged."""
+
 
 class Upstream(Protocol):
     """Every method raises ``Problem``: the engine's own, ``engine_lost`` or ``engine_protocol``."""
@@ -26,8 +29,11 @@ class Upstream(Protocol):
         Being cancelled, or ended by ``push``, aborts the request.
         """
 
-    async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
-        """All vectors at once.  Being cancelled closes the connection, which aborts the request."""
+    async def embed(self, socket: str, request: engine.EmbedRequest, accept: Accept) -> engine.Embedded:
+        """All vectors at once; ``accept`` is called before the engine computes any.
+
+        Being cancelled closes the connection, which aborts the request.
+        """
 
     async def load(self, socket: str) -> engine.Load: ...
 

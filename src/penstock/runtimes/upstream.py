@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -20,12 +20,14 @@ from penstock.wire.errors import Problem
 
 T = TypeVar("T")
 
+Accept = Callable[[engine.Accepted], None]
 Push = Callable[[list[engine.Event]], Awaitable[None] | None]
 """Takes events within the read that brought them; an awaitable: no more of them before it is done."""
 
-_MAX_LINE_BYTES = 64 * 1024 * 1024
-_MAX_BODY_BYTES = 128 * 1024 * 1024
+_MAX_LINE_BYTES = 128 * 1024 * 1024
 """Room for the vectors of 2,048 texts with 12,000 numbers each."""
+_MAX_BODY_BYTES = 128 * 1024 * 1024
+"""Room for a token in every byte of a request, with its text."""
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_STATUS_BYTES = 1024 * 1024
 _SOON_S = 5.0
@@ -42,9 +44,9 @@ class _ErrorBody(msgspec.Struct, frozen=True):
     error: _ErrorMember
 
 
+_TERMINAL = (engine.Finished, engine.Failed, engine.Embedded)
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _decode_progress = msgspec.json.Decoder(engine.Progress).decode
-_decode_embedded = msgspec.json.Decoder(engine.Embedded).decode
 _decode_tokenized = msgspec.json.Decoder(engine.Tokenized).decode
 _decode_detokenized = msgspec.json.Decoder(engine.Detokenized).decode
 
@@ -62,8 +64,26 @@ class HttpUpstream:
         ended without a terminal event, ``engine_protocol`` for lines that are not the protocol's; and what ``push``,
         or what it wants awaited, raises.
         """
-        connection = await self._begin(socket, _post(engine.GENERATE, engine.encode(request)))
-        stream = _Stream(push)
+        await self._relay(socket, _post(engine.GENERATE, engine.encode(request)), _Stream(engine.decode_events, push))
+
+    async def embed(self, socket: str, request: engine.EmbedRequest, accept: Accept) -> engine.Embedded:
+        """The vectors; ``accept`` is told what the engine has taken on.  Raises ``Problem`` as :meth:`generate`."""
+        said: list[engine.Accepted | engine.Embedded | engine.Failed] = []
+
+        def take(events: list[engine.Accepted | engine.Embedded | engine.Failed]) -> None:
+            for event in events:
+                if isinstance(event, engine.Accepted):
+                    accept(event)
+            said.append(events[-1])
+
+        await self._relay(socket, _post(engine.EMBED, engine.encode(request)), _Stream(engine.decode_embedding, take))
+        if isinstance(said[-1], engine.Failed):
+            raise engine.problem_of(said[-1])
+        assert isinstance(said[-1], engine.Embedded), "the relay ends with a terminal event"
+        return said[-1]
+
+    async def _relay(self, socket: str, request: bytes, stream: _Stream) -> None:
+        connection = await self._begin(socket, request)
         # Leaving a stream for whatever reason closes the connection: a half-read one cannot be used again,
         # and its closing is what tells the engine to abort.
         try:
@@ -86,9 +106,6 @@ class HttpUpstream:
     async def progress(self, socket: str, request: engine.ProgressRequest) -> engine.Progress:
         """Raises ``Problem``, ``engine_lost`` if nobody answers in time."""
         return self._decode(_decode_progress, await self._soon(socket, _post(engine.PROGRESS, engine.encode(request))))
-
-    async def embed(self, socket: str, request: engine.EmbedRequest) -> engine.Embedded:
-        return self._decode(_decode_embedded, await self._call(socket, engine.EMBED, request))
 
     async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized:
         return self._decode(_decode_tokenized, await self._call(socket, engine.TOKENIZE, request))
@@ -167,21 +184,24 @@ class HttpUpstream:
 class _Stream:
     """The lines of one stream, as events, on to whoever takes them.  ``wait``: what that wants awaited."""
 
-    def __init__(self, push: Push) -> None:
+    def __init__(
+        self, decode: Callable[[bytes], list[Any]], push: Callable[[list[Any]], Awaitable[None] | None]
+    ) -> None:
         self.ended = False
         self.wait: Awaitable[None] | None = None
+        self._decode = decode
         self._push = push
         self._lines = _Lines()
 
     def take(self, data: bytes) -> bool:
         """Whether that is enough for now: it has ended, or somebody has to wait."""
         try:
-            events = engine.decode_events(self._lines.whole(data))
+            events = self._decode(self._lines.whole(data))
         except msgspec.MsgspecError as error:
             raise Problem("engine_protocol", f"The engine sent a line that is no event: {error}.") from error
         if not events:
             return False
-        self.ended = isinstance(events[-1], engine.Finished | engine.Failed)
+        self.ended = isinstance(events[-1], _TERMINAL)
         self.wait = self._push(events)
         return self.ended or self.wait is not None
 

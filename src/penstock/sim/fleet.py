@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from penstock.config.mock import MockScript
-from penstock.gateway.upstream import Push
+from penstock.gateway.upstream import Accept, Push
 from penstock.mock import words
 from penstock.mock.engine import Attempt, MockEngine
 from penstock.sim.loop import LoopClock
@@ -112,10 +112,12 @@ class SimulatedFleet:
         finally:
             life.mock.close(attempt)
 
-    async def embed(self, socket: str, request: protocol.EmbedRequest) -> protocol.Embedded:
+    async def embed(self, socket: str, request: protocol.EmbedRequest, accept: Accept) -> protocol.Embedded:
         life = await self._reach(socket)
+        embedded = words.embedded(request)
+        accept(protocol.Accepted(prompt_tokens=embedded.prompt_tokens))
         await life.sleep(life.mock.script.ttft_s)
-        return words.embedded(request)
+        return embedded
 
     async def load(self, socket: str) -> protocol.Load:
         return (await self._reach_soon(socket)).mock.load()

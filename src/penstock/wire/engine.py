@@ -333,8 +333,9 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     priority: int = 0
 
 
-class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One vector per input, in the order of the request: base64 of little-endian float32, as OpenAI's API has them.
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="embedded"):
+    """Terminal, after an :class:`Accepted` with the sum of the inputs: one vector per input, in their order, as base64
+    of little-endian float32, which is how OpenAI's API has them.
 
     ``prompt_tokens`` and ``cached_tokens`` are sums over the inputs.
     """
@@ -353,10 +354,11 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
 encode = msgspec.json.Encoder().encode
 decode_events = msgspec.json.Decoder(Accepted | Delta | Finished | Failed).decode_lines
 """Any number of whole lines, as an engine may send them."""
+decode_embedding = msgspec.json.Decoder(Accepted | Embedded | Failed).decode_lines
 decode_load = msgspec.json.Decoder(Load).decode
 
 
-def encode_line(event: Event) -> bytes:
+def encode_line(event: Event | Embedded) -> bytes:
     """One event as one line of the stream."""
     return encode(event) + b"\n"
 

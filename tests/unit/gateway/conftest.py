@@ -115,11 +115,19 @@ class ScriptedEngine:
         asked = msgspec.json.decode(await request.read(), type=protocol.DetokenizeRequest)
         return web.Response(body=protocol.encode(protocol.Detokenized(text="".join(map(chr, asked.token_ids)))))
 
-    async def _embed(self, http: web.Request) -> web.Response:
+    async def _embed(self, http: web.Request) -> web.StreamResponse:
         """One number per input, the text's length, after ``first_s``; ``cut_after`` breaks the connection instead."""
         request = msgspec.json.decode(await http.read(), type=protocol.EmbedRequest)
         self.embedded.append(request)
         how = self.behave_embed(request)
+        if how.refuse:
+            problem = Problem(how.refuse, "scripted")
+            return web.Response(status=problem.spec.status, body=msgspec.json.encode(problem.body()))
+        inputs = request.texts or request.token_ids or []
+        num_tokens = sum(map(len, inputs))
+        response = web.StreamResponse()
+        await response.prepare(http)
+        await response.write(protocol.encode_line(protocol.Accepted(prompt_tokens=num_tokens)))
         self.running += 1
         try:
             await asyncio.sleep(how.first_s)
@@ -128,13 +136,10 @@ class ScriptedEngine:
         if how.cut_after is not None:
             assert http.transport is not None
             http.transport.abort()
-        if how.refuse:
-            problem = Problem(how.refuse, "scripted")
-            return web.Response(status=problem.spec.status, body=msgspec.json.encode(problem.body()))
-        inputs = request.texts or request.token_ids or []
         vectors = [base64.b64encode(struct.pack("<f", len(item))).decode() for item in inputs]
-        embedded = protocol.Embedded(vectors=vectors, prompt_tokens=sum(map(len, inputs)), cached_tokens=1)
-        return web.Response(body=protocol.encode(embedded))
+        embedded = protocol.Embedded(vectors=vectors, prompt_tokens=num_tokens, cached_tokens=1)
+        await response.write(protocol.encode_line(embedded))
+        return response
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
         request = msgspec.json.decode(await http.read(), type=protocol.GenerateRequest)

@@ -72,7 +72,7 @@ async def test_an_error_of_the_engine_is_the_answer(start_world, make_behaviour)
 
 
 async def test_a_client_that_leaves_aborts_its_request(start_world, make_behaviour, script):
-    """The engine sees the connection go, and the request ends as cancelled."""
+    """The engine sees the connection go, and the request ends as cancelled, with the tokens that were taken on."""
     world = await start_world(1)
     [engine] = world.engines
     engine.behave_embed = lambda request: make_behaviour(first_s=30)
@@ -80,7 +80,7 @@ async def test_a_client_that_leaves_aborts_its_request(start_world, make_behavio
     await script.until(lambda: engine.running == 1)
     asked.cancel()
     await script.until(lambda: engine.running == 0 and len(world.ended) == 1)
-    assert (world.ended[0].outcome, world.ended[0].status) == ("cancelled", 499)
+    assert (world.ended[0].outcome, world.ended[0].status, world.ended[0].prompt_tokens) == ("cancelled", 499, 5)
     assert await world.in_flight() == 0
 
 

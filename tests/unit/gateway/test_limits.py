@@ -16,8 +16,9 @@ from penstock.cost.money import Tariff
 from penstock.gateway.call import ClientGone
 from penstock.gateway.identify import Credentials
 from penstock.gateway.limits import Used
+from penstock.gateway.upstream import Accept
 from penstock.policy.limit import Amounts
-from penstock.wire.engine import Embedded, EmbedRequest, Finished, TokenizeRequest
+from penstock.wire.engine import Accepted, Embedded, EmbedRequest, Finished, TokenizeRequest
 from penstock.wire.errors import Problem
 
 
@@ -188,29 +189,57 @@ async def test_an_embedding_that_is_larger_than_its_limit_allows_is_charged_and_
     assert house.granted() == 9
 
 
-async def test_who_leaves_an_embedding_has_made_a_request() -> None:
-    """An engine was at work for it: of two that are allowed, none is left for a third."""
+class Busy(Engines):
+    """Never comes to the vectors.  ``tells``: but says what it has taken on."""
 
-    class Busy(Engines):
-        async def embed(self, socket: str, request: EmbedRequest) -> Embedded:
-            await asyncio.Event().wait()
-            raise AssertionError
+    tells = True
 
-    house = House(per_minute(2, "requests"), engines=Busy())
+    async def embed(self, socket: str, request: EmbedRequest, accept: Accept) -> Embedded:
+        if self.tells:
+            accept(Accepted(prompt_tokens=self.embedded_tokens))
+        await asyncio.Event().wait()
+        raise AssertionError
 
+
+async def leave_an_embedding(house: House) -> None:
     async def one() -> None:
         with house.gateway.open("/v1/embeddings", Credentials(authorization=b"k")) as call:
             house.gateway.find(call, "m")
             await house.gateway.embed(call, EmbedRequest(id="e", texts=["x"]), 9)
 
+    task = asyncio.create_task(one())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def test_who_leaves_an_embedding_has_made_a_request() -> None:
+    """An engine was about to read it: of two that are allowed, none is left for a third."""
+    engines = Busy()
+    engines.tells = False
+    house = House(per_minute(2, "requests"), engines=engines)
     for _ in range(2):
-        task = asyncio.create_task(one())
-        await asyncio.sleep(0.01)
-        task.cancel()
-        await asyncio.wait([task])
+        await leave_an_embedding(house)
     with pytest.raises(Problem, match="2 requests per minute"):
-        await asyncio.wait_for(one(), 5)
+        await leave_an_embedding(house)
     assert [ended.outcome for ended in house.ended] == ["cancelled", "cancelled", "rejected"]
+
+
+async def test_who_leaves_an_embedding_has_used_what_its_engine_took_on() -> None:
+    """Tokens are charged and written down as those of a prompt are: twice seven of twenty leave too few for a third."""
+    house = House(per_minute(20), engines=Busy())
+    for _ in range(2):
+        await leave_an_embedding(house)
+    assert house.granted() == 14
+    with pytest.raises(Problem, match="20 tokens per minute"):
+        await leave_an_embedding(house)
+    assert [(ended.outcome, ended.prompt_tokens) for ended in house.ended] == [
+        ("cancelled", 7),
+        ("cancelled", 7),
+        ("rejected", 0),
+    ]
 
 
 async def test_no_company_exceeds_a_limit_and_none_leaks() -> None:

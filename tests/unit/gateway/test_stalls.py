@@ -94,7 +94,9 @@ def test_a_call_without_a_stream_is_watched_too() -> None:
         frozen.stalled_until = 1e6
         request = EmbedRequest(id="a", texts=["x"])
         trail: Trail = []
-        found = await world.forwarder.call("m", lambda socket: world.fleet.embed(socket, request), trail, 1, "a")
+        found = await world.forwarder.call(
+            "m", lambda socket: world.fleet.embed(socket, request, lambda accepted: None), trail, 1, "a"
+        )
         assert len(found.vectors) == 1
         assert asyncio.get_running_loop().time() < 30
 

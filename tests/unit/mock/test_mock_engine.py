@@ -258,7 +258,10 @@ async def test_the_other_verbs_answer(start: Any) -> None:
     asked = protocol.DetokenizeRequest(token_ids=tokens.token_ids)
     assert (await mock.upstream.detokenize(mock.socket, asked)).text == "né"
     wanted = protocol.EmbedRequest(id="e", texts=["a", "b", "a"], num_dimensions=3)
-    vectors = (await mock.upstream.embed(mock.socket, wanted)).vectors
+    accepted: list[protocol.Accepted] = []
+    embedded = await mock.upstream.embed(mock.socket, wanted, accepted.append)
+    assert accepted == [protocol.Accepted(prompt_tokens=embedded.prompt_tokens)]
+    vectors = embedded.vectors
     assert vectors[0] == vectors[2] != vectors[1] and len(vectors[0]) == 16
 
 

@@ -18,8 +18,10 @@ from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.engine import (
     Accepted,
     Delta,
+    Embedded,
     EmbedRequest,
     Event,
+    Failed,
     Finished,
     GenerateRequest,
     Sampling,
@@ -35,6 +37,9 @@ EVENTS: list[Event] = [
     Delta(token_ids=[3], text="é"),
     Finished(reason="stop", usage=Usage(prompt=1, output=1)),
 ]
+
+EMBEDDED = Embedded(vectors=["AAAA"], prompt_tokens=7)
+ACCEPTED = encode_line(Accepted(prompt_tokens=7))
 
 
 def chunk(data: bytes) -> bytes:
@@ -221,12 +226,37 @@ async def test_what_never_ends_is_cut(tmp_path, begin, again) -> None:
         assert await collect(path) == ([], "engine_lost")
 
 
+@pytest.mark.parametrize(
+    ("answer", "tokens", "code"),
+    [
+        pytest.param([ACCEPTED[:5], ACCEPTED[5:], encode_line(EMBEDDED)], [7], None, id="vectors"),
+        pytest.param([encode_line(EMBEDDED)], [], None, id="vectors alone"),
+        pytest.param([ACCEPTED, encode_line(Failed(code="draining", message=""))], [7], "draining", id="failed"),
+        pytest.param([ACCEPTED], [7], "engine_lost", id="cut"),
+        pytest.param([ACCEPTED, b"{}\n"], [7], "engine_protocol", id="another line"),
+    ],
+)
+async def test_an_embedding_says_first_what_it_takes_on(tmp_path, answer, tokens, code) -> None:
+    """Whoever waits for vectors knows their tokens before; an end without vectors is its problem."""
+    path = str(tmp_path / "s")
+    told: list[int] = []
+    upstream = HttpUpstream()
+    async with canned(path, [OK, *map(chunk, answer), chunk(b"")]):
+        asked = upstream.embed(
+            path, EmbedRequest(id="x", texts=["a"]), lambda accepted: told.append(accepted.prompt_tokens)
+        )
+        [ended] = await asyncio.gather(asked, return_exceptions=True)
+        await upstream.close()
+    assert ended == EMBEDDED if code is None else isinstance(ended, Problem) and ended.code == code
+    assert told == tokens
+
+
 @pytest.mark.parametrize("ask", ["load", "embed"])
 async def test_a_body_without_end_is_cut(tmp_path, monkeypatch, ask) -> None:
     """An engine that answers for ever is no engine: what is kept of its answer has a bound, and it is hung up on."""
     path = str(tmp_path / "s")
     most = 1024 * 1024
-    monkeypatch.setattr("penstock.runtimes.upstream._MAX_BODY_BYTES", most)
+    monkeypatch.setattr("penstock.runtimes.upstream._MAX_LINE_BYTES", most)
     upstream = HttpUpstream()
     sent = 0
 
@@ -249,7 +279,7 @@ async def test_a_body_without_end_is_cut(tmp_path, monkeypatch, ask) -> None:
             if ask == "load":
                 await upstream.load(path)
             else:
-                await upstream.embed(path, EmbedRequest(id="x", texts=["a"]))
+                await upstream.embed(path, EmbedRequest(id="x", texts=["a"]), lambda accepted: None)
         assert raised.value.code == "engine_protocol"
         await hung_up.wait()
         assert sent < 3 * most

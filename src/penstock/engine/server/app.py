@@ -23,6 +23,7 @@ from penstock.wire.errors import Problem
 _log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _BODY_TIMEOUT_S = 30.0
+_LINES = [(b"content-type", b"application/x-ndjson")]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -69,7 +70,7 @@ class EngineApp:
             {
                 "type": "http.response.start",
                 "status": 200,
-                "headers": [(b"content-type", b"application/x-ndjson")],
+                "headers": _LINES,
             }
         )
         watching = asyncio.create_task(_close_when_gone(receive, service, request.id, opened))
@@ -86,16 +87,29 @@ class EngineApp:
 
     async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.EmbedRequest)
-        working = asyncio.create_task(self._ready(new_work=True).embed(request))
+        begun = False
+
+        async def accept(accepted: protocol.Accepted) -> None:
+            nonlocal begun
+            begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": _LINES})
+            await send({"type": "http.response.body", "body": protocol.encode_line(accepted), "more_body": True})
+
+        working = asyncio.create_task(self._ready(new_work=True).embed(request, accept))
         leaving = asyncio.create_task(_until_gone(receive))
         try:
             await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 raise ClientGoneError
-            await send_json(send, working.result())
+            event: protocol.Embedded | protocol.Failed = working.result()
+        except Problem as problem:
+            if not begun:
+                raise
+            event = protocol.failed(problem)
         finally:
             leaving.cancel()
             working.cancel()
+        await send({"type": "http.response.body", "body": protocol.encode_line(event), "more_body": False})
 
     async def _abort(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.AbortRequest)

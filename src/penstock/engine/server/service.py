@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,6 +24,7 @@ from penstock.engine.server.stream import TextStream
 from penstock.text.answer import AnswerParser
 from penstock.text.grammar import GrammarConstraint
 from penstock.wire.engine import (
+    Accepted,
     Detokenized,
     DetokenizeRequest,
     Embedded,
@@ -96,11 +97,15 @@ class Service:
             self._runner.submit(sequence)
         return opened
 
-    async def embed(self, request: EmbedRequest) -> Embedded:
-        """Embed every input of a request; being cancelled aborts what still runs.  Raises ``Problem`` as generate."""
+    async def embed(self, request: EmbedRequest, accept: Callable[[Accepted], Awaitable[None]]) -> Embedded:
+        """Embed every input of a request; ``accept`` is awaited before the first is computed.
+
+        Being cancelled aborts what still runs.  Raises ``Problem`` as generate.
+        """
         self._refuse_overload()
         pooling = pooling_of(request, self._booted)
         inputs = await self._beside(lambda request: input_ids(request, self._booted), request)
+        await accept(Accepted(prompt_tokens=sum(map(len, inputs))))
         embedding = Embedding(f"{request.id}#{next(self._attempts)}", inputs, pooling, request, self._runner)
         self._open[request.id].add(embedding.id)
         self._embeddings[embedding.id] = embedding

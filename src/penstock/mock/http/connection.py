@@ -196,12 +196,18 @@ class Connection(asyncio.Protocol):
         refusal = self._engine.fault(request.id, ("refuse",))
         if refusal is not None:
             raise Problem(refusal.code, "The script of this mock engine refuses it.", retry_after_s=1.0)
-        body, delay_s = protocol.encode(words.embedded(request)), self._engine.script.ttft_s
-        if not delay_s:
-            self._respond(body)
-            return
+        embedded = words.embedded(request)
+        accepted = protocol.encode_line(protocol.Accepted(prompt_tokens=embedded.prompt_tokens))
+        vectors = protocol.encode_line(embedded)
         self._busy = True
-        asyncio.get_running_loop().call_later(delay_s, self._respond, body)
+        self._transport.write(head(200, len(accepted) + len(vectors), b"application/x-ndjson") + accepted)
+        asyncio.get_running_loop().call_later(self._engine.script.ttft_s, self._give_vectors, vectors)
+
+    def _give_vectors(self, vectors: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self._busy = False
+        self._transport.write(vectors)
 
     def _respond(self, body: bytes, status: int = 200) -> None:
         if self._transport.is_closing():

@@ -19,7 +19,7 @@ from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
 from penstock.policy.batch import BatchRules
-from penstock.wire.engine import Embedded, EmbedRequest, GenerateRequest, Sampling
+from penstock.wire.engine import Accepted, Embedded, EmbedRequest, GenerateRequest, Sampling
 from penstock.wire.errors import Problem
 
 CONTEXT, VOCAB, SIZE = 20, 50, 2
@@ -60,6 +60,7 @@ class Engine:
 
     def __init__(self, max_waiting: int = 1000, generates: bool = False) -> None:
         self.executor = Executor()
+        self.accepted: list[int] = []
         rules = BatchRules(max_step_tokens=CONTEXT, max_num_seqs=8, block_tokens=4, stateless=True)
         self.loop = Loop(Scheduler(rules, BlockPool(0), prefix_caching=False), lambda event: None)
         self.runner = Runner(self.loop, self.executor)
@@ -92,8 +93,11 @@ class Engine:
             await asyncio.sleep(0)
         return task
 
+    async def accept(self, accepted: Accepted) -> None:
+        self.accepted.append(accepted.prompt_tokens)
+
     def embed(self, id: str = "r", **fields: Any) -> Coroutine[Any, Any, Embedded]:
-        return self.service.embed(EmbedRequest(id=id, **fields))
+        return self.service.embed(EmbedRequest(id=id, **fields), self.accept)
 
 
 def vector(encoded: str) -> tuple[float, ...]:
@@ -112,7 +116,7 @@ async def test_vectors_come_in_the_order_of_the_inputs() -> None:
     engine = Engine()
     inputs = [[index % 40] * (1 + index % 19) for index in range(300)]
     task = await engine.queued(engine.embed(token_ids=inputs))
-    assert engine.service.num_open == 1
+    assert engine.service.num_open == 1 and engine.accepted == [sum(map(len, inputs))]
     while engine.step():
         pass
     embedded = await task
