@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
+
+from penstock.engine.cpu.spinning import bound_spinning
+
+# Several tests, and engines that they start, share the machine's cores.
+bound_spinning(os.environ)
 
 # An example may take as long as the rest of the machine makes it: whole tests have pytest-timeout's bound.
 hypothesis.settings.register_profile("any machine", deadline=None)

@@ -6,6 +6,7 @@ so that an engine process answers on its socket while it loads.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from penstock.cost.memory import (
     kv_bytes_per_token,
     workspace_bytes,
 )
+from penstock.engine.cpu.spinning import bound_spinning
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
@@ -44,6 +46,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     Raises ``Problem`` for whatever the checkpoint, the settings or the machine's memory do not allow.
     """
     progress(0.0, "starting torch")
+    bound_spinning(os.environ)
     from penstock.engine.cpu.allocator import keep_freed_memory
     from penstock.engine.cpu.threads import use_threads
     from penstock.models.encoder_config import is_encoder

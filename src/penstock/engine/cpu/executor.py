@@ -21,9 +21,10 @@ from penstock.engine.cpu.planned import planned_step
 from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
-from penstock.engine.sequence import StepPlan, StepResult, TokenScore
+from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
 from penstock.models.attention import Attend
 from penstock.models.decoder import Decoder
+from penstock.models.fast.step import StepOutputs
 
 StepAttention = Callable[[StepBatch], Attend]
 """Makes one step's attention; whoever made it keeps the pages."""
@@ -68,8 +69,10 @@ class CpuExecutor:
         begin = time.perf_counter()
         with torch.inference_mode():
             batch = step_batch(plan, self._block_tokens)
-            hidden = self._hidden(batch)
-            token_ids, scores = self._sample(plan, batch, hidden)
+            due, rows = sampled_rows(plan, batch)
+            outputs = self._compute(batch, rows, [plan.sequences[i] for i in due])
+            hidden = outputs.hidden
+            token_ids, scores = self._sample(plan, due, rows, outputs)
             prompt_scores = self._score_prompts(plan, batch, hidden)
             pooled = pool(plan, batch.offsets, hidden)
         return StepResult(
@@ -81,22 +84,24 @@ class CpuExecutor:
             seconds=time.perf_counter() - begin,
         )
 
-    def _hidden(self, batch: StepBatch) -> Tensor:
+    def _compute(self, batch: StepBatch, rows: list[int], sequences: list[Sequence]) -> StepOutputs:
         if self._planned is not None:
-            return self._planned.hidden(batch)
-        hidden: Tensor = self._decoder(batch.token_ids, batch.positions, self.attention(batch))
-        return hidden
+            return self._planned.compute(batch, rows, self._sampler.is_plain(sequences))
+        return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch)))
 
     def _sample(
-        self, plan: StepPlan, batch: StepBatch, hidden: Tensor
+        self, plan: StepPlan, due: list[int], rows: list[int], outputs: StepOutputs
     ) -> tuple[list[int | None], list[TokenScore | None]]:
         token_ids: list[int | None] = [None] * len(plan.sequences)
         scores: list[TokenScore | None] = [None] * len(plan.sequences)
-        due, rows = sampled_rows(plan, batch)
         for begin in range(0, len(due), LOGITS_ROWS):
             part = due[begin : begin + LOGITS_ROWS]
-            logits = self._decoder.logits(hidden[rows[begin : begin + LOGITS_ROWS]])
-            sampled = self._sampler.sample(logits, [plan.sequences[i] for i in part])
+            sequences = [plan.sequences[i] for i in part]
+            if begin == 0 and outputs.logits is not None:
+                logits, best = outputs.logits, outputs.best
+            else:
+                logits, best = self._decoder.logits(outputs.hidden[rows[begin : begin + LOGITS_ROWS]]), None
+            sampled = self._sampler.sample(logits, sequences) if best is None else best.tolist()
             for row, (i, token_id) in enumerate(zip(part, sampled, strict=True)):
                 token_ids[i] = token_id
                 num_top = plan.sequences[i].num_logprobs

@@ -1,6 +1,7 @@
 """A step's hidden states by the decoder's plan, where it has one, in one compiled call.
 
-In: a step's batch; out: normalised hidden states.  How many threads compute it is found by measuring.
+In: a step's batch; out: normalised hidden states, and logits of the rows that sample.
+How many threads compute it is found by measuring.
 Argued in docs/decisions/020-the-fast-step.md.
 """
 
@@ -11,15 +12,15 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from penstock.engine.cpu.batch import StepBatch
+from penstock.cost.memory import LOGITS_ROWS
+from penstock.engine.cpu.batch import Ints, StepBatch
 from penstock.engine.cpu.fast_attention import FastAttention
 from penstock.engine.cpu.thread_choice import ThreadChoice
 from penstock.models.decoder import Decoder
 from penstock.models.fast.attention_kernels import END_KEY, MEMBERS
 from penstock.models.fast.plan import NotPlain, plan_of
-from penstock.models.fast.step import FastStep, StepInputs
+from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import Heads, Works, attention_works
 
 _log = logging.getLogger(__name__)
@@ -40,22 +41,27 @@ class PlannedStep:
         self._works = _StepWorks(decoder, attention.block_tokens)
         self._step = self._made_for(_LEAST_ROWS)
 
-    def hidden(self, batch: StepBatch) -> Tensor:
-        """Normalised hidden states [T, hidden] of the batch's rows, valid until the next call."""
+    def compute(self, batch: StepBatch, rows: list[int], best: bool) -> StepOutputs:
+        """Hidden states of the batch's rows, and logits of the first LOGITS_ROWS of ``rows``.
+
+        ``best``: the best tokens are wanted, too.
+        """
         num_rows = len(batch.token_ids)
         if num_rows > self._step.num_rows:
             self._step = self._made_for(1 << (num_rows - 1).bit_length())
         threads = self._threads.threads(num_rows)
         begin = time.perf_counter()
-        hidden = self._step.forward(self._inputs(batch, threads), threads)
+        outputs = self._step.forward(
+            self._inputs(batch, np.array(rows[:LOGITS_ROWS], np.int64), best, threads), threads
+        )
         self._threads.took(num_rows, threads, time.perf_counter() - begin)
-        return hidden
+        return outputs
 
     def _made_for(self, num_rows: int) -> FastStep:
         pages = self._attention.pages
-        return FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows)
+        return FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows, LOGITS_ROWS)
 
-    def _inputs(self, batch: StepBatch, threads: int) -> StepInputs:
+    def _inputs(self, batch: StepBatch, sampled: Ints, best: bool, threads: int) -> StepInputs:
         return StepInputs(
             token_ids=batch.token_ids.numpy(),
             positions=batch.positions.numpy(),
@@ -63,6 +69,8 @@ class PlannedStep:
             slots=batch.slots.numpy(),
             table=batch.table,
             works=self._works.of(batch, threads),
+            sampled=sampled,
+            best=best,
         )
 
 

@@ -27,9 +27,7 @@ class Sampler:
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
         """One token id per row of logits [R, V] float32, which it leaves as they are."""
-        if sequences != self._known:
-            self._learn(sequences)
-        if self._are_plain:
+        if self.is_plain(sequences):
             return arg_max(logits)
         rules = self._rules
         masks = [None if sequence.constraint is None else sequence.constraint.mask() for sequence in sequences]
@@ -54,6 +52,12 @@ class Sampler:
             else:
                 token_ids[row] = draw(own, rule, uniform(rule.seed, sequence.num_tokens))
         return token_ids
+
+    def is_plain(self, sequences: list[Sequence]) -> bool:
+        """Whether all of them take their best tokens, whatever these are."""
+        if sequences != self._known:
+            self._learn(sequences)
+        return self._are_plain
 
     def _learn(self, sequences: list[Sequence]) -> None:
         """What holds for as long as the same sequences are sampled, step after step."""

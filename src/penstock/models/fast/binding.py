@@ -17,6 +17,7 @@ from penstock.models.decoder import Decoder
 from penstock.models.fast import attention_jobs
 from penstock.models.fast import step_jobs as jobs
 from penstock.models.fast.activations import quantise_job
+from penstock.models.fast.best import BEST
 from penstock.models.fast.bf16 import Bf16Weight
 from penstock.models.fast.int4 import Int4Weight
 from penstock.models.fast.int8 import Int8Weight
@@ -30,13 +31,29 @@ from penstock.models.linear import Linear
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Places of the jobs that look up rows, multiply, and find the best token, and in which buffers these leave it.
+
+    ``logits``: [rows, vocabulary, filled up to whole blocks] float32; ``best``: [rows].
+    """
+
+    pick: int
+    product: int
+    best: int
+    weight: ByJob
+    logits: Tensor
+    best_tokens: Tensor
+
+
 @dataclass(slots=True)
 class Bound:
     """``jobs`` in order and their own ``arguments``; all else are places in that order.
 
     ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks, and of an item's blocks.
     ``attends``, ``combines``: by window.  ``inputs``: by the step's input, and in which column its address goes.
-    ``hidden``: the last hidden states [num_rows, hidden].  ``decoder``, ``buffers``: what the addresses point to.
+    ``hidden``: the last hidden states [num_rows, hidden].  ``head``: what makes logits of some of them, if there are
+    jobs for it.  ``decoder``, ``buffers``: what the addresses point to.
     """
 
     decoder: Decoder
@@ -48,6 +65,7 @@ class Bound:
     combines: dict[int | None, list[int]] = field(default_factory=dict)
     inputs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    head: Head | None = None
     buffers: list[Tensor] = field(default_factory=list)
 
     def add(self, job: Job, *own: int, by_row: bool = True) -> int:
@@ -69,9 +87,16 @@ class Bound:
         return tensor.data_ptr()
 
 
-def bind(plan: Plan, decoder: Decoder, keys: Sequence[Tensor], values: Sequence[Tensor], num_rows: int) -> Bound:
-    """For up to ``num_rows`` rows.  ``keys``, ``values``: packed pages of each layer.  Raises ``NotPlain``."""
-    return _Binder(plan, decoder, keys, values, num_rows).bound
+def bind(
+    plan: Plan, decoder: Decoder, keys: Sequence[Tensor], values: Sequence[Tensor], num_rows: int, logits_rows: int
+) -> Bound:
+    """For up to ``num_rows`` rows, and logits of up to ``logits_rows`` of them.
+
+    ``keys``, ``values``: packed pages of each layer.  Raises ``NotPlain``.
+    """
+    binder = _Binder(plan, decoder, keys, values, num_rows)
+    binder.bound.head = binder.head(plan.hidden, min(num_rows, logits_rows))
+    return binder.bound
 
 
 class _Binder:
@@ -92,6 +117,27 @@ class _Binder:
         for action in plan.actions:
             self._add(action)
         self.bound.hidden = self._buffer(plan.hidden)
+
+    def head(self, hidden: Rows, num_rows: int) -> Head | None:
+        """``None`` where the decoder does more to its logits than to multiply, or not by a packed weight."""
+        bound, config = self.bound, self._decoder.config
+        if config.logits_scale != 1.0 or config.logits_softcap is not None or len(self._decoder.packed) != 1:
+            return None
+        (weight,) = self._decoder.packed
+        if not isinstance(weight, Bf16Weight | Int8Weight) or weight.row_width != hidden.width:
+            return None
+        form, width = weight.form, BLOCK * len(weight.blocks)
+        picked = RowsAt(
+            bound.keep(torch.empty(num_rows, hidden.width, dtype=torch.bfloat16)),
+            bound.keep(torch.empty(num_rows)),
+            bound.keep(torch.empty(num_rows)),
+        )
+        logits, best = torch.empty(num_rows, width), torch.empty(num_rows, dtype=torch.int64)
+        to = picked.values, picked.scales, picked.sums, form.num_groups, form.offset
+        pick = bound.add(jobs.pick, self._at(hidden), 0, hidden.width, *to, by_row=False)
+        product = bound.add(weight.job, *weight.arguments(None, picked, logits.data_ptr(), wide=True), by_row=False)
+        finds = logits.data_ptr(), 4 * width, weight.num_rows // LANES, best.data_ptr()
+        return Head(pick, product, bound.add(BEST, *finds, by_row=False), weight, logits, best)
 
     def _add(self, action: Embed | AddNorm | Product | Attend | Gate) -> None:
         match action:

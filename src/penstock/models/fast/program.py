@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from penstock.models.fast import simd
 from penstock.models.fast.row_parts import ints_at
 from penstock.models.fast.team import NEXT, NUM_ITEMS, Job, take
 
@@ -27,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 NUM_ARGUMENTS = 24
 """Of one job, its counters included."""
 
-_NUM_JOBS, _ADDRESSES, _ARGUMENTS, _GIVE_WAY = range(2, 6)
+_NUM_JOBS, _ADDRESSES, _ARGUMENTS, _GIVE_WAY, _TICKS = range(2, 7)
 _ARRIVED, _NUM_THREADS = NEXT, NUM_ITEMS
 """Arguments of the job that runs the others: its items are its threads."""
 
@@ -35,10 +36,14 @@ _SPINS = 4000
 
 
 class Program:
-    """A list of jobs, whose ``arguments`` [J, NUM_ARGUMENTS] may be changed between runs."""
+    """A list of jobs, whose ``arguments`` [J, NUM_ARGUMENTS] may be changed between runs.
+
+    ``ticks`` [J + 1] int64, where somebody has put it there, sums the processor's ticks per job, waiting included.
+    """
 
     def __init__(self, jobs: Sequence[Job], arguments: Ints) -> None:
         self.arguments = arguments
+        self.ticks: Ints | None = None
         self._addresses = np.array([job.address for job in jobs], np.int64)
 
     def run(self, num_threads: int) -> None:
@@ -46,7 +51,10 @@ class Program:
         self.arguments[:, NEXT] = 0
         addresses, arguments = self._addresses.ctypes.data, self.arguments.ctypes.data
         wanted = min(num_threads, torch.get_num_threads())
-        _RUN.run(wanted if _is_whole(wanted) else 1, len(self._addresses), addresses, arguments, _give_way_at())
+        ticks = 0
+        if self.ticks is not None:
+            self.ticks[-1], ticks = 0, self.ticks.ctypes.data
+        _RUN.run(wanted if _is_whole(wanted) else 1, len(self._addresses), addresses, arguments, _give_way_at(), ticks)
 
 
 @cache
@@ -115,10 +123,22 @@ def _arrived(context, block):  # type: ignore[no-untyped-def]
     return types.int64(types.CPointer(types.int64)), generate
 
 
+@intrinsic
+def _tick(context):  # type: ignore[no-untyped-def]
+    """The processor's counter of ticks."""
+
+    def generate(_context, b, _signature, _values):  # type: ignore[no-untyped-def]
+        return simd.call(b, "llvm.readcyclecounter", ir.IntType(64), [])
+
+    return types.int64(), generate
+
+
 def _run(block: Any) -> None:
-    """One thread's way through the jobs."""
-    addresses = ints_at(block[_ADDRESSES])
-    for i in range(block[_NUM_JOBS]):
+    """One thread's way through the jobs; the first to come counts ticks, if they are wanted."""
+    addresses, ticks, num_jobs = ints_at(block[_ADDRESSES]), ints_at(block[_TICKS]), block[_NUM_JOBS]
+    counts = block[_TICKS] != 0 and take(ints_at(block[_TICKS] + 8 * num_jobs)) == 0
+    begin = _tick()
+    for i in range(num_jobs):
         _call(addresses[i], block[_ARGUMENTS] + 8 * NUM_ARGUMENTS * i)
         if block[_NUM_THREADS] > 1:
             _arrive(block)
@@ -127,6 +147,10 @@ def _run(block: Any) -> None:
                 spins += 1
                 if spins > _SPINS:
                     _give_way(block[_GIVE_WAY])
+        if counts:
+            end = _tick()
+            ticks[i] += end - begin
+            begin = end
 
 
 _RUN = Job(_run)

@@ -1,6 +1,6 @@
 """A decoder's step as one compiled call.
 
-In: a step's rows, their pages and what each of them attends to; out: hidden states.
+In: a step's rows, their pages and what each of them attends to; out: hidden states, and logits of some of them.
 Buffers are kept from step to step; what a call changes is addresses of its inputs, and counts of rows.
 Argued in docs/decisions/020-the-fast-step.md.
 """
@@ -21,6 +21,7 @@ from penstock.models.fast.jobs import product_items
 from penstock.models.fast.plan import Plan
 from penstock.models.fast.products import ITEM_ROWS, NUM_ROWS
 from penstock.models.fast.program import NUM_ARGUMENTS, Program
+from penstock.models.fast.simd import LANES
 from penstock.models.fast.team import FIRST, NUM_ITEMS
 from penstock.models.fast.works import Works
 
@@ -29,7 +30,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """T rows: token_ids, positions, pages and slots [T] int64; ``table`` int64; what is attended to, by window."""
+    """T rows: token_ids, positions, pages and slots [T] int64; ``table`` int64; what is attended to, by window.
+
+    ``sampled``: which rows' logits are wanted, as many as there is room for; ``best``: or only their best tokens.
+    """
 
     token_ids: Ints
     positions: Ints
@@ -37,28 +41,48 @@ class StepInputs:
     slots: Ints
     table: Ints
     works: Mapping[int | None, Works]
+    sampled: Ints
+    best: bool = False
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """``hidden``: normalised hidden states [T, hidden] bfloat16.  All is valid until the next step.
+
+    ``logits``: [R, vocabulary] float32 of the rows that were asked for; ``None``: somebody else has to multiply.
+    ``best``: the best token of each of them [R], if it was asked for and could be found here.
+    """
+
+    hidden: Tensor
+    logits: Tensor | None = None
+    best: Tensor | None = None
 
 
 class FastStep:
     """One plan for up to ``num_rows`` rows.  Not to be called by two threads at a time."""
 
     def __init__(
-        self, plan: Plan, decoder: Decoder, keys: Sequence[Tensor], values: Sequence[Tensor], num_rows: int
+        self,
+        plan: Plan,
+        decoder: Decoder,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        num_rows: int,
+        logits_rows: int,
     ) -> None:
         """``keys``, ``values``: packed pages of each layer.  Raises ``NotPlain`` for weights without a job."""
-        self.num_rows = num_rows
-        self._bound = bind(plan, decoder, keys, values, num_rows)
+        self.num_rows, self.logits_rows = num_rows, logits_rows
+        self._bound = bind(plan, decoder, keys, values, num_rows, logits_rows)
         self._parts: dict[int | None, npt.NDArray[np.float32]] = {}
         arguments = np.zeros((len(self._bound.jobs), NUM_ARGUMENTS), np.int64)
         for row, own in zip(arguments, self._bound.arguments, strict=True):
             row[FIRST : FIRST + len(own)] = own
         self._program = Program(self._bound.jobs, arguments)
 
-    def forward(self, inputs: StepInputs, num_threads: int) -> Tensor:
-        """Normalised hidden states [T, hidden] bfloat16, valid until the next call."""
+    def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
         bound, num_rows, arguments = self._bound, len(inputs), self._program.arguments
         arguments[bound.by_row, NUM_ITEMS] = num_rows
         for (num_blocks, item_blocks), places in bound.products.items():
@@ -69,8 +93,25 @@ class FastStep:
             arguments[places, column] = getattr(inputs, name).ctypes.data
         for window, places in bound.attends.items():
             self._attend_to(inputs, window, places)
+        outputs = self._head(inputs)
         self._program.run(num_threads)
-        return bound.hidden[:num_rows]
+        return outputs
+
+    def _head(self, inputs: StepInputs) -> StepOutputs:
+        """Ready the jobs of the head; where their results will be."""
+        head, num, arguments = self._bound.head, len(inputs.sampled), self._program.arguments
+        hidden = self._bound.hidden[: len(inputs)]
+        if head is None:
+            return StepOutputs(hidden)
+        weight = head.weight
+        arguments[head.pick, NUM_ITEMS], arguments[head.pick, FIRST + 1] = num, inputs.sampled.ctypes.data
+        num_items, item_rows = product_items(num, len(weight.blocks), weight.item_blocks)
+        product = arguments[head.product]
+        product[NUM_ITEMS], product[ITEM_ROWS], product[NUM_ROWS] = num_items, item_rows, num
+        finds_best = inputs.best and weight.num_rows % LANES == 0
+        arguments[head.best, NUM_ITEMS] = num if finds_best else 0
+        best = head.best_tokens[:num] if finds_best else None
+        return StepOutputs(hidden, head.logits[:num, : weight.num_rows], best)
 
     def _attend_to(self, inputs: StepInputs, window: int | None, places: list[int]) -> None:
         works, arguments, config = inputs.works[window], self._program.arguments, self._bound.decoder.config

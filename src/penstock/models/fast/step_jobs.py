@@ -15,7 +15,7 @@ from numba import carray
 
 from penstock.models.fast.attention_kernels import compiled, store_pairs
 from penstock.models.fast.attention_parts import narrow
-from penstock.models.fast.byte_parts import quantise_float32, widen_bytes
+from penstock.models.fast.byte_parts import quantise_bf16, quantise_float32, widen_bytes
 from penstock.models.fast.row_parts import (
     add_squares,
     as_float,
@@ -126,6 +126,27 @@ def add_norm(job: Any) -> None:
 
 
 @Job
+def pick(job: Any) -> None:
+    """Rows ``rows[R]`` of hidden states [T, H] bfloat16 for the head: as they are, or as bytes (groups 1).  Items: R.
+
+    Arguments: hidden, rows, H, out, scales, sums, groups, offset.
+    """
+    rows, size = ints_at(job[3]), job[4]
+    while True:
+        i = take(job)
+        if i >= job[NUM_ITEMS]:
+            return
+        source = job[2] + 2 * size * rows[i]
+        if job[8] == 0:
+            words, target = ints_at(source), ints_at(job[5] + 2 * size * i)
+            for word in range(size // 4):
+                target[word] = words[word]
+        else:
+            target_at = job[5] + size * i
+            quantise_bf16(source, target_at, job[6] + 4 * i, job[7] + 4 * i, 1, size // 16, job[9])
+
+
+@Job
 def prepare(job: Any) -> None:
     """Queries and keys normalised and turned; queries to ``q``, keys and values into their pages.
 
@@ -225,6 +246,7 @@ JOBS = (
     embed_bytes,
     rotation,
     add_norm,
+    pick,
     prepare,
     gated_silu,
     gated_gelu_tanh,

@@ -11,6 +11,7 @@ import torch
 from penstock.engine.cpu.cgroup import cpu_quota
 from penstock.engine.cpu.cores import available_cores
 from penstock.engine.cpu.memory import free_memory_bytes
+from penstock.engine.cpu.spinning import PAUSES, bound_spinning
 from penstock.engine.cpu.threads import use_threads
 
 
@@ -127,3 +128,17 @@ def test_no_bound_is_none(tmp_path: Path, membership: str) -> None:
 def test_a_system_without_groups_has_no_quota(tmp_path: Path) -> None:
     """macOS has none of the files."""
     assert cpu_quota(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, str(PAUSES)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing said", "a count", "a policy"],
+)
+def test_threads_spin_for_a_bounded_time_unless_the_user_says_how_long(
+    given: dict[str, str], spins: str | None
+) -> None:
+    """What stands in the environment already outranks us."""
+    environment = dict(given)
+    bound_spinning(environment)
+    assert environment.get("GOMP_SPINCOUNT") == spins

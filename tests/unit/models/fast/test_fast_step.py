@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from penstock.models.decoder import Decoder
 from penstock.models.fast import attention, int8, pack
 from penstock.models.fast.bf16 import Bf16Weight
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, NotPlain, Product, plan_of
-from penstock.models.fast.step import FastStep, StepInputs
+from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import Heads, attention_works
 from penstock.models.packed import Pack, put_rows
 from penstock.models.rope import RopeConfig, YarnScaling
@@ -101,7 +102,7 @@ class Sequences:
             [torch.full((num_pages, *page(*shape)), torch.nan, dtype=torch.bfloat16) for _ in config.layers]
             for page in (attention.key_shape, attention.value_shape)
         )
-        self._step = FastStep(plan_of(config), self.packed, keys, values, num_rows=sum(lengths))
+        self._step = FastStep(plan_of(config), self.packed, keys, values, num_rows=sum(lengths), logits_rows=4)
 
     def step(self, counts: list[int]) -> list[Tensor]:
         """So many further tokens of each: their hidden states."""
@@ -113,6 +114,7 @@ class Sequences:
         begins = np.repeat([begin for *_, begin in spans], counts)
         table = np.arange(self._each * len(counts))
         config = self.decoder.config
+        sampled = np.array([row + count - 1 for row, count, *_ in spans if count])[::-1].copy()
         heads = Heads(config.num_heads // config.num_kv_heads, config.num_kv_heads, 2)
         inputs = StepInputs(
             token_ids=torch.cat(
@@ -122,14 +124,24 @@ class Sequences:
             pages=table[begins + positions // PAGE_TOKENS],
             slots=positions % PAGE_TOKENS,
             table=table,
+            sampled=sampled,
+            best=True,
             works={
                 window: attention_works(np.array(spans), 0, table, PAGE_TOKENS, window, heads)
                 for window in {layer.window for layer in config.layers}
             },
         )
-        hidden = self._step.forward(inputs, self._num_threads).clone()
+        outputs = self._step.forward(inputs, self._num_threads)
+        hidden = outputs.hidden.clone()
+        self.check_head(outputs, sampled)
         self._done = [done + count for done, count in zip(self._done, counts, strict=True)]
         return list(torch.split(hidden, counts))
+
+    def check_head(self, outputs: StepOutputs, sampled: npt.NDArray[np.int64]) -> None:
+        """Logits bit for bit as the decoder's own of the same hidden states, and the best tokens by them."""
+        assert outputs.logits is not None and outputs.best is not None
+        assert torch.equal(outputs.logits, self.packed.logits(outputs.hidden[torch.from_numpy(sampled)]))
+        assert torch.equal(outputs.best, outputs.logits.argmax(-1))
 
     def expected(self, decoder: Decoder) -> list[Tensor]:
         """What ``decoder`` computes op by op, each sequence alone and whole."""
@@ -214,7 +226,7 @@ def test_rows_in_two_forms_have_no_step() -> None:
     actions = [shared if action == second else action for action in plan.actions]
     pages = [torch.empty(1, 2, 1, 16, 16, 2)] * 2
     with pytest.raises(NotPlain):
-        FastStep(dataclasses.replace(plan, actions=actions), made, pages, pages, 16)
+        FastStep(dataclasses.replace(plan, actions=actions), made, pages, pages, 16, 16)
 
 
 @pytest.mark.parametrize("changes", NOT_PLAIN.values(), ids=NOT_PLAIN)
@@ -235,4 +247,4 @@ def test_a_plan_is_what_the_decoder_was_seen_to_do() -> None:
 def test_a_weight_that_is_not_packed_has_no_step() -> None:
     """Plain weights are multiplied op by op."""
     with pytest.raises(NotPlain, match="not packed"):
-        FastStep(plan_of(config()), decoder_of(config()), [torch.empty(1, 2, 1, 16, 16, 2)] * 2, [], 16)
+        FastStep(plan_of(config()), decoder_of(config()), [torch.empty(1, 2, 1, 16, 16, 2)] * 2, [], 16, 16)
