@@ -151,6 +151,42 @@ def test_a_source_that_fails_is_taken_back(serve, source, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("place", ["script", "checkpoint"])
+def test_a_source_that_hangs_is_given_up(serve, source, tmp_path: Path, place: str) -> None:
+    """A FIFO that nobody writes into, where a file should be: Ctrl-C ends the upgrade, and the old source serves on.
+
+    So does a time limit where the source itself is never found; and the service ends though the read still hangs.
+    """
+    running = serve(model=source("old"))
+    directory = tmp_path / "hangs"
+    directory.mkdir()
+    if place == "checkpoint":
+        write_seeded_checkpoint(directory / "new")
+        (directory / "new/config.json").unlink()
+        os.mkfifo(directory / "new/config.json")
+        hanging = str(directory / "new")
+    else:
+        os.mkfifo(directory / "script.json")
+        hanging = f"mock://{directory / 'script.json'}"
+        said = upgrade(running, hanging, "--fetch-timeout", "0.5")
+        assert said.returncode == 1 and "was not there after 0.5 s" in said.stderr
+    environment = os.environ | {"PENSTOCK_HOME": str(running.home)}
+    command = [sys.executable, "-m", "penstock", "upgrade", "mock", hanging]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as asking:
+        assert asking.stderr is not None
+        told = asking.stderr.readline()
+        while place == "checkpoint" and "engine-1" not in engines(running):
+            told = asking.stderr.readline()
+            assert told
+        asking.send_signal(signal.SIGINT)
+        said_at_last = asking.stderr.read()
+    assert asking.returncode == 1
+    assert "operator stopped it" in said_at_last
+    running.until(lambda: engines(running) == {"engine-0": "ready"}, "the old source alone")
+    assert stream(running, 1, 3)[0] == expected(1, 3)
+    assert running.stop() == 0
+
+
 def test_streams_that_cannot_go_on_say_why(serve, source) -> None:
     """Other weights behind the last drain: exact ends with the reason in-band, the others go on with a new fingerprint.
 

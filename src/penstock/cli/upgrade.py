@@ -5,7 +5,9 @@ In: a served name and a source; out: progress on standard error, and how it ende
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,17 +38,29 @@ def upgrade(
             "--drain-timeout", help="Seconds that a replica's streams get before they go on elsewhere.", min=0.0
         ),
     ] = None,
+    fetch_timeout: Annotated[
+        float,
+        typer.Option("--fetch-timeout", help="Seconds until which the source has to be found, or fetched.", min=0.001),
+    ] = 3600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print how it ended as JSON.")] = False,
 ) -> None:
-    """Replace the replicas of a running service one by one; where the new source fails, the old ones come back."""
+    """Replace the replicas of a running service one by one; where the new source fails, the old ones come back.
+
+    Ctrl-C stops it and waits until they are back; a second one leaves that to the service.
+    """
     from penstock.cli.admin_call import call_admin
-    from penstock.cli.wiring.engines import absolute
     from penstock.cluster.upgrade import NewUpgrade, UpgradeView
 
-    asked = NewUpgrade(model=model, source=absolute(source), drain_timeout_s=drain_timeout)
+    asked = NewUpgrade(model=model, source=_found(source), drain_timeout_s=drain_timeout, fetch_timeout_s=fetch_timeout)
     service = _service_of(model)
     call_admin(service, "POST", "/admin/upgrade", UpgradeView, asked, timeout_s=_TIMEOUT_S)
-    view = _follow(service)
+    try:
+        view = _follow(service)
+    except KeyboardInterrupt:
+        say("goes back; Ctrl-C once more leaves that to the service")
+        with suppress(Problem):  # it has come to its end by itself
+            call_admin(service, "DELETE", "/admin/upgrade", UpgradeView, timeout_s=_TIMEOUT_S)
+        view = _follow(service)
     if as_json:
         print_json(view)
     if view.state != "done":
@@ -59,6 +73,18 @@ _ENDS = {
     "rolled_back": "The old source serves again",
     "stuck": "Neither source could replace the other everywhere, and what is ready serves",
 }
+
+
+def _found(source: str) -> str:
+    """The source as it is named from any directory.  Raises ``Problem`` where its file system does not answer."""
+    from penstock.cli.wiring.engines import absolute
+    from penstock.cluster.apart import apart
+
+    try:
+        return asyncio.run(asyncio.wait_for(apart(lambda: absolute(source)), _TIMEOUT_S))
+    except TimeoutError:
+        message = f"Whether there is a directory {source} was not to be learnt within {_TIMEOUT_S:g} s."
+        raise Problem("source_not_found", message, param="SOURCE") from None
 
 
 def _service_of(model: str) -> Service:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
+from penstock.cluster.apart import apart
 from penstock.cluster.controller import Controller
 from penstock.cluster.rollout import Member
 from penstock.config.tenants import TOP, Principal
@@ -30,11 +31,15 @@ _log = logging.getLogger(__name__)
 
 
 class NewUpgrade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to serve ``model`` from.  ``drain_timeout_s``: null for the service's own."""
+    """What to serve ``model`` from.  ``drain_timeout_s``: null for the service's own.
+
+    ``fetch_timeout_s``: until then the source has to be found, or fetched.
+    """
 
     model: Annotated[str, Meta(min_length=1, max_length=200)]
     source: Annotated[str, Meta(min_length=1, max_length=1000)]
     drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    fetch_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 3600.0
 
 
 class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +93,8 @@ class Upgrades:
         self._asked: asyncio.Queue[tuple[str, NewUpgrade]] = asyncio.Queue()
         self._lock = threading.Lock()
         self._view: UpgradeView | None = None
+        self._stopped = asyncio.Event()
+        self._stopped_by = ""
 
     def start(self, actor: Principal | None, asked: NewUpgrade) -> UpgradeView:
         """Begin one.  Raises ``Problem``: ``permission_denied``, ``model_not_found``, ``conflict``."""
@@ -108,6 +115,7 @@ class Upgrades:
             # First: what cannot be written down is not begun.
             self._audit(Act(actor=who, action="upgrade.start", subject=_subject(view)))
             self._view = view
+            self._stopped, self._stopped_by = asyncio.Event(), ""
         self._loop.call_soon_threadsafe(self._asked.put_nowait, (who, asked))
         return view
 
@@ -122,10 +130,11 @@ class Upgrades:
         """Go back.  Raises ``Problem``: ``permission_denied``, ``conflict`` where nothing is under way."""
         who = self._admit(actor, "upgrade.stop")
         view = self._view
-        if view is None or view.is_over or view.state == "fetching":
-            raise Problem("conflict", "No upgrade is replacing anything.")
+        if view is None or view.is_over:
+            raise Problem("conflict", "No upgrade is under way.")
         self._audit(Act(actor=who, action="upgrade.stop", subject=_subject(view)))
-        self._loop.call_soon_threadsafe(self._controller.stop_upgrade, f"{who} stopped it")
+        self._stopped_by = who
+        self._loop.call_soon_threadsafe(self._stopped.set)
         return view
 
     async def run(self) -> None:
@@ -156,7 +165,7 @@ class Upgrades:
         )
 
     async def _carry_out(self, asked: NewUpgrade) -> None:
-        fetched = await asyncio.to_thread(self._fleet.fetch, asked.source)
+        fetched = await self._fetched(asked)
         members = self._fleet.prepare(fetched, asked.model, len(self._controller.engines(asked.model)))
         drain_timeout_s = self._drain_timeout_s if asked.drain_timeout_s is None else asked.drain_timeout_s
         self._controller.upgrade(asked.model, members, RolloutRules(drain_timeout_s=drain_timeout_s), self._clock.now())
@@ -164,12 +173,33 @@ class Upgrades:
             await asyncio.sleep(_POLL_S)
             status = self._controller.rollout
             assert status is not None
+            if self._stopped.is_set() and status.state == "rolling":
+                self._controller.stop_upgrade(f"{self._stopped_by} stopped it")
             if status.state == "done":
                 # Before anybody hears that it is done: who then kills the service finds the new source again.
                 await asyncio.to_thread(self._fleet.keep, asked.model, asked.source)
             self._say(status.state, status.why, status.num_replaced)
             if status.state in _OVER:
                 return
+
+    async def _fetched(self, asked: NewUpgrade) -> object:
+        """The source, ready to be loaded.  Raises ``Problem``; also where it takes too long, or somebody stops it.
+
+        What is being fetched then goes on by itself: a read that hangs cannot be called back.
+        """
+        fetching = asyncio.create_task(apart(lambda: self._fleet.fetch(asked.source)))
+        stopping = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait([fetching, stopping], timeout=asked.fetch_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped.is_set():
+                raise Problem("upgrade_failed", f"{self._stopped_by} stopped it before the source was there.")
+            if not fetching.done():
+                message = f"{asked.source} was not there after {asked.fetch_timeout_s:g} s."
+                raise Problem("upgrade_failed", message)
+            return fetching.result()
+        finally:
+            fetching.cancel()
+            stopping.cancel()
 
     def _say(self, state: State, why: str, replaced: int = 0) -> None:
         assert self._view is not None

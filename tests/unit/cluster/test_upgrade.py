@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,8 +25,11 @@ class Place:
     def __init__(self) -> None:
         self.problem: Exception | None = None
         self.kept: list[str] = []
+        self.answers = threading.Event()
+        self.answers.set()
 
     def fetch(self, source: str) -> object:
+        self.answers.wait()
         if self.problem is not None:
             raise self.problem
         return source
@@ -164,7 +168,7 @@ def test_stopping_goes_back() -> None:
 
     async def act() -> None:
         async with running() as desk:
-            with pytest.raises(Problem, match="replacing"):
+            with pytest.raises(Problem, match="No upgrade is under way"):
                 desk.upgrades.stop(None)
             desk.upgrades.start(None, ASKED)
             while desk.upgrades.show(None).state == "fetching":
@@ -173,5 +177,49 @@ def test_stopping_goes_back() -> None:
             view = await desk.over()
             assert (view.state, view.why) == ("rolled_back", "operator stopped it") and desk.place.kept == []
             assert desk.fleet.alive() == {"g", "e0", "e1"}
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("how", ["stop", "time"])
+def test_a_source_that_hangs_holds_nobody_up(how: str) -> None:
+    """A file system that does not answer: the upgrade is stopped, or over in its time, and the next one goes its way.
+
+    Nothing waits for the read that hangs, the end of the service included.
+    """
+
+    async def act(place: list[Place]) -> None:
+        async with running() as desk:
+            place.append(desk.place)
+            desk.place.answers.clear()
+            asked = NewUpgrade(model="m", source="/gone", fetch_timeout_s=0.2 if how == "time" else 100.0)
+            desk.upgrades.start(None, asked)
+            if how == "stop":
+                await asyncio.sleep(0.05)
+                assert desk.upgrades.stop(None).state == "fetching"
+            view = await desk.over()
+            assert (view.state, view.replaced) == ("failed", 0)
+            assert ("stopped it" if how == "stop" else "not there after 0.2 s") in view.why
+            assert desk.fleet.alive() == {"g", "e0", "e1"}
+            desk.place.fetch = lambda source: source  # type: ignore[method-assign]
+            desk.upgrades.start(None, ASKED)
+            assert (await desk.over()).state == "done"
+
+    place: list[Place] = []
+    try:
+        asyncio.run(act(place))
+    finally:
+        place[0].answers.set()
+
+
+def test_what_is_stopped_at_once_is_not_begun() -> None:
+    """Between the request and its first step, too."""
+
+    async def act() -> None:
+        async with running() as desk:
+            desk.upgrades.start(None, ASKED)
+            desk.upgrades.stop(None)
+            view = await desk.over()
+            assert view.state == "failed" and desk.fleet.alive() == {"g", "e0", "e1"}
 
     asyncio.run(act())
