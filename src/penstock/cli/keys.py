@@ -77,8 +77,10 @@ def opened_store(url: str | None, *, as_it_is: bool = False) -> Iterator[Opened]
 
 @contextmanager
 def _administration(url: str | None) -> Iterator[Administration]:
+    from penstock.cli.served import served_here
+
     with opened_store(url) as opened:
-        yield opened.administration(time.time, secrets.token_bytes)
+        yield opened.administration(time.time, secrets.token_bytes, served_here)
 
 
 def create_key(
@@ -175,6 +177,7 @@ def create_tenant(
     )
     with _administration(store) as acts:
         tenant = acts.create_tenant(None, asked)
+    _remark(tenant.remarks)
     _say(tenant, f"{tenant.name} is a tenant below {tenant.parent}", as_json)
 
 
@@ -218,6 +221,7 @@ def set_tenant(
         given["weight"] = weight
     with _administration(store) as acts:
         tenant = acts.set_tenant(None, name, _checked(TenantChange, **given))
+    _remark(tenant.remarks)
     _say(tenant, f"{tenant.name} is changed", as_json)
 
 
@@ -241,11 +245,17 @@ def _checked(kind: type[msgspec.Struct], **fields: Any) -> Any:
 
 
 def _show_issued(key: IssuedKey, as_json: bool) -> None:
+    _remark(key.remarks)
     if as_json:
         print_json(key)
         return
     say(f"{key.id} of tenant {key.tenant}; this is the only time that its secret is shown:")
     typer.echo(key.secret)
+
+
+def _remark(remarks: tuple[str, ...]) -> None:
+    for remark in remarks:
+        say(remark)
 
 
 def _say(value: Any, words: str, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from penstock.store.reach import (
     missing,
     tenants_of,
 )
+from penstock.store.served import AskServed, nothing_known, remarks
 from penstock.wire.credentials import SECRET_BYTES, digest_of, new_secret
 from penstock.wire.errors import Problem
 
@@ -85,7 +86,10 @@ class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as it is shown: never its secret or digest.  Times in seconds since the epoch."""
+    """A key as it is shown: never its secret or digest.  Times in seconds since the epoch.
+
+    ``remarks``: of what was just asked for, what can hardly be meant.
+    """
 
     id: str
     tenant: str
@@ -97,6 +101,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    remarks: tuple[str, ...] = ()
 
 
 class IssuedKey(KeyView, frozen=True, kw_only=True):
@@ -106,7 +111,7 @@ class IssuedKey(KeyView, frozen=True, kw_only=True):
 
 
 class TenantView(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant as it is shown.  ``parent``: null for the top one."""
+    """A tenant as it is shown.  ``parent``: null for the top one; ``remarks`` as of :class:`KeyView`."""
 
     name: str
     parent: str | None
@@ -115,18 +120,25 @@ class TenantView(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[Limit, ...]
     priority: int | None
     weight: float
+    remarks: tuple[str, ...] = ()
 
 
 class Administration:
     """The acts.  ``now``: seconds since the epoch; ``entropy(n)``: random bytes nobody can guess.
 
     Every act raises ``Problem``: ``permission_denied``, ``not_found``, ``conflict``, ``invalid_value``, and what the
-    store raises.  ``actor`` is ``None`` for the operator.
+    store raises.  ``actor`` is ``None`` for the operator.  ``served``: the models and names there are.
     """
 
     def __init__(
-        self, store: AccessStore, secret: bytes, now: Callable[[], float], entropy: Callable[[int], bytes]
+        self,
+        store: AccessStore,
+        secret: bytes,
+        now: Callable[[], float],
+        entropy: Callable[[int], bytes],
+        served: AskServed = nothing_known,
     ) -> None:
+        self._served = served
         self._store = store
         self._secret = secret
         self._now = now
@@ -146,10 +158,12 @@ class Administration:
         now, id = self._now(), f"key_{self._entropy(8).hex()}"
         secret = new_secret(self._entropy(SECRET_BYTES))
         rights = Rights(role=asked.role, models=asked.models, limits=asked.limits, priority=asked.priority)
+        served = self._served()
         with self._change(actor, "keys.create", f"{id} of {asked.tenant}", now) as edit:
             tenants = tenants_of(edit)
             check_reach(actor, asked.tenant, tenants)
             check_rights(actor, rights, asked.tenant, tenants)
+            said = remarks(rights, actor, served)
             key = ApiKey(
                 id=id,
                 tenant=asked.tenant,
@@ -160,7 +174,7 @@ class Administration:
                 expires_at=None if asked.expires_in_s is None else now + asked.expires_in_s,
             )
             edit.put_key(key)
-        return IssuedKey(secret=secret, **msgspec.structs.asdict(_key_view(key)))
+        return IssuedKey(secret=secret, **msgspec.structs.asdict(_key_view(key)) | {"remarks": said})
 
     def rotate_key(self, actor: Principal | None, id: str, asked: Rotation) -> IssuedKey:
         """A new secret for a key; the old one is taken for ``grace_s`` more."""
@@ -201,21 +215,24 @@ class Administration:
     def create_tenant(self, actor: Principal | None, asked: NewTenant) -> TenantView:
         """A new tenant below its parent."""
         rights = Rights(role=asked.role, models=asked.models, limits=asked.limits, priority=asked.priority)
+        served = self._served()
         with self._change(actor, "tenants.create", f"{asked.name} below {asked.parent}", self._now()) as edit:
             tenants = tenants_of(edit)
             check_reach(actor, asked.parent, tenants)
             if asked.name in tenants:
                 raise Problem("conflict", f"There already is a tenant {asked.name!r}.", param="name")
             check_rights(actor, rights, asked.parent, tenants)
+            said = remarks(rights, actor, served)
             if len(policy.line(asked.parent, tenants)) >= policy.MOST_LEVELS:
                 message = f"{asked.parent!r} has {policy.MOST_LEVELS - 1} tenants above it, and none can be below it."
                 raise Problem("invalid_value", message, param="parent")
             tenant = Tenant(name=asked.name, parent=asked.parent, rights=rights, weight=asked.weight)
             edit.put_tenant(tenant)
-        return _tenant_view(tenant)
+        return msgspec.structs.replace(_tenant_view(tenant), remarks=said)
 
     def set_tenant(self, actor: Principal | None, name: str, asked: TenantChange) -> TenantView:
         """Change a tenant.  Nobody changes the tenant of their own key: its limits are there to bind them."""
+        served = self._served()
         with self._change(actor, "tenants.set", name, self._now()) as edit:
             tenants = tenants_of(edit)
             check_reach(actor, name, tenants)
@@ -224,8 +241,9 @@ class Administration:
             tenant = _changed(tenants[name], asked)
             if tenant.parent is not None:
                 check_rights(actor, tenant.rights, tenant.parent, tenants)
+            said = remarks(_changed(Tenant(name=name), asked).rights, actor, served)
             edit.put_tenant(tenant)
-        return _tenant_view(tenant)
+        return msgspec.structs.replace(_tenant_view(tenant), remarks=said)
 
     def delete_tenant(self, actor: Principal | None, name: str) -> None:
         """Remove a tenant that has no tenants below it and no key that still works."""

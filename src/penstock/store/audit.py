@@ -76,10 +76,20 @@ class Audit:
         return seq, last
 
     def remember(self, head: tuple[int, str]) -> None:
-        """Write the end of the chain beside the secret.  On a full disk the file stays behind, which harms nobody."""
-        if head[0] > self._anchored()[0]:
-            with suppress(OSError):
-                self._anchor.write_text(f"{head[0]}:{head[1]}")
+        """Write the end of the chain beside the secret.  On a full disk the file stays behind, which harms nobody.
+
+        Not where the chain has become another one since: a restore in between wrote down its own end.
+        """
+        with suppress(Problem), self._database.read() as connection:
+            row = connection.execute(sa.select(AUDIT.c.hash).where(AUDIT.c.seq == head[0])).scalar()
+            if row == head[1] and head[0] > self._anchored()[0]:
+                self.begin_from(head)
+
+    def begin_from(self, head: tuple[int, str]) -> None:
+        """The same after a restore, whatever was remembered of the chain before."""
+        with suppress(OSError):
+            self._anchor.touch(mode=0o600)
+            self._anchor.write_text(f"{head[0]}:{head[1]}")
 
     def forget(self) -> None:
         """The chain is about to be replaced by an older one; until it is remembered, none is held against another."""

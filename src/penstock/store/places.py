@@ -14,8 +14,12 @@ from penstock.store.access import AccessStore
 from penstock.store.administer import Administration
 from penstock.store.audit import Audit
 from penstock.store.ledger import Ledger
+from penstock.store.private import keep_private
 from penstock.store.secret import server_secret
+from penstock.store.served import AskServed, nothing_known
 from penstock.store.sql.database import Database
+
+_SNAPSHOT, _HEAD, _USAGE = "access.snapshot", "audit.head", "usage"
 
 
 class Opened(NamedTuple):
@@ -27,8 +31,10 @@ class Opened(NamedTuple):
     ledger: Ledger
     spill: Path
 
-    def administration(self, now: Callable[[], float], entropy: Callable[[int], bytes]) -> Administration:
-        return Administration(self.store, self.secret, now, entropy)
+    def administration(
+        self, now: Callable[[], float], entropy: Callable[[int], bytes], served: AskServed = nothing_known
+    ) -> Administration:
+        return Administration(self.store, self.secret, now, entropy, served)
 
 
 def default_url(home: Path) -> str:
@@ -38,11 +44,13 @@ def default_url(home: Path) -> str:
 
 def open_access(home: Path, url: str) -> Opened:
     """Handles; nothing is made but the secret.  Raises ``Problem`` ``invalid_setting``."""
-    secret = server_secret(home / "secret")
     database = Database(url)
+    kept = [home / _SNAPSHOT, home / _HEAD, home / _USAGE]
+    if database.path is not None:
+        kept += [database.path, *(database.path.with_name(database.path.name + end) for end in ("-wal", "-shm"))]
+    keep_private(home, kept)
+    secret = server_secret(home / "secret")
     # By the database: services of other stores share PENSTOCK_HOME, and a password may change.
-    spill = home / "usage" / hashlib.sha256(database.name.encode()).hexdigest()[:16]
-    audit = Audit(database, secret, home / "audit.head")
-    return Opened(
-        secret, database, AccessStore(database, audit, secret, home / "access.snapshot"), Ledger(database), spill
-    )
+    spill = home / _USAGE / hashlib.sha256(database.name.encode()).hexdigest()[:16]
+    audit = Audit(database, secret, home / _HEAD)
+    return Opened(secret, database, AccessStore(database, audit, secret, home / _SNAPSHOT), Ledger(database), spill)

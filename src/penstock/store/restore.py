@@ -69,7 +69,7 @@ def restore(
         head = audit.append_within(connection, [_act(path, backup, there)], now)
         held = held_within(connection)
         audit.forget()
-    audit.remember(head)
+    audit.begin_from(head)
     opened.store.prepare()
     return Restored(
         made_at=backup.made_at,

@@ -36,7 +36,7 @@ def test_keys_survive_a_restart_and_their_secrets_are_nowhere(office):
     again.store.close()
     for path in office.home.iterdir():
         assert issued.secret.encode() not in path.read_bytes(), path
-        assert not stat.S_IMODE(path.stat().st_mode) & 0o077 or path.name == "audit.head", path
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
 
 
 def test_a_secret_has_256_bits_and_is_never_the_same(tmp_path: Path):
@@ -55,6 +55,26 @@ def test_a_secret_that_others_can_read_is_refused(office):
     with pytest.raises(Problem, match="chmod 600") as refused:
         open_access(office.home, default_url(office.home))
     assert refused.value.code == "invalid_setting"
+
+
+def test_what_others_could_write_is_its_owners_alone_again(office, caplog: pytest.LogCaptureFixture):
+    """Store, snapshot and the end of the audit log: their modes are mended and told; a folder's is only told."""
+    office.acts.create_tenant(None, NewTenant(name="lab"))
+    office.store.close()
+    files = ["penstock.sqlite", "access.snapshot", "audit.head"]
+    office.home.chmod(0o777)
+    for name in files:
+        (office.home / name).chmod(0o666)
+    again = open_access(office.home, default_url(office.home))
+    assert all(f"{office.home / name} could be read or written by others (mode 666)" in caplog.text for name in files)
+    assert f"others can write into {office.home} (mode 777)" in caplog.text
+    assert {stat.S_IMODE((office.home / name).stat().st_mode) for name in files} == {0o600}
+    assert [tenant.name for tenant in again.store.read().tenants] == [TOP, "lab"]
+    again.store.close()
+    caplog.clear()
+    office.home.chmod(0o1777)  # in such a folder nobody replaces what is another's
+    open_access(office.home, default_url(office.home)).store.close()
+    assert not caplog.text
 
 
 def test_a_store_of_another_secret_is_refused(office):

@@ -6,6 +6,7 @@ import pytest
 
 from penstock.config.tenants import TOP, Limit
 from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
+from penstock.store.served import Served
 from penstock.wire.errors import Problem
 
 
@@ -136,3 +137,53 @@ def test_no_line_of_tenants_is_endless(office, lab):
     deeper = NewTenant(name="deeper", parent=parent, models=frozenset("a"))
     assert refused(office.acts.create_tenant, lab, deeper) == "invalid_value"
     assert refused(office.acts.create_tenant, None, deeper) == "invalid_value"
+
+
+def of(model: str) -> Limit:
+    return Limit(unit="tokens", amount=1.0, window="day", model=model)
+
+
+SERVED = Served(models=frozenset({"a", "b", "large"}), names=frozenset({"assistant", "large"}))
+
+
+@pytest.mark.parametrize("rights", [{"limits": (of("assistant"),)}, {"models": frozenset({"a", "assistant"})}])
+def test_a_name_has_no_rights_and_no_limits(office, rights):
+    """What is counted and allowed are models: a limit of a name would bind nobody, so it is refused by every act."""
+    office.served = SERVED
+    office.acts.create_tenant(None, NewTenant(name="team"))
+    for act in (
+        lambda: office.acts.create_key(None, NewKey(tenant="team", **rights)),
+        lambda: office.acts.create_tenant(None, NewTenant(name="other", **rights)),
+        lambda: office.acts.set_tenant(None, "team", TenantChange(**rights)),
+    ):
+        with pytest.raises(Problem, match="'assistant' is a name; give the models behind it"):
+            act()
+    assert [tenant.name for tenant in office.acts.tenants(None)] == [TOP, "team"]
+
+
+def test_a_model_that_nobody_serves_is_remarked_on(office):
+    """It may be another service's of the same store, so it is taken; whoever asks is told that it binds nobody here."""
+    asked = NewKey(limits=(of("large"), of("lrage")), models=frozenset({"lrage", "b", "c"}))
+    assert office.acts.create_key(None, asked).remarks == ()  # no service is running: nothing is known
+    office.served = SERVED
+    issued = office.acts.create_key(None, asked)
+    assert issued.remarks == (
+        "A right to nothing now: no model 'c' is served here.",
+        "A limit that binds nobody now: no model 'lrage' is served here.",
+    )
+    assert office.acts.key(None, issued.id).limits == asked.limits
+    # What was given before is not remarked on again.
+    office.acts.create_tenant(None, NewTenant(name="team", limits=(of("lrage"),)))
+    assert office.acts.set_tenant(None, "team", TenantChange(weight=2.0)).remarks == ()
+
+
+def test_nobody_learns_of_models_from_remarks(office, lab):
+    """What is served to others is remarked on in the words for what is not served."""
+    office.served = SERVED
+    office.acts.create_tenant(lab, NewTenant(name="team", parent="lab"))
+    change = TenantChange(limits=(of("a"), of("large"), of("nothing")))
+    said = office.acts.set_tenant(lab, "team", change).remarks
+    assert [remark.partition(": ")[2] for remark in said] == [
+        "no model 'large' is served here.",
+        "no model 'nothing' is served here.",
+    ]

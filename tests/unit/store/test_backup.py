@@ -304,3 +304,62 @@ def test_after_a_restore_the_log_says_so(filled: Office) -> None:
     assert filled.store.audit.verify() == last.seq
     filled.acts.create_key(None, NewKey())
     assert filled.store.audit.verify() == last.seq + 1
+
+
+@pytest.mark.parametrize("moment", ["after the restore", "while it runs"])
+def test_who_writes_during_a_restore_does_not_break_the_chain(
+    filled: Office, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A row is written, the store is restored to fewer, and only then the first writer notes where the chain ends."""
+    path = backed_up(filled)
+    for number in range(5):
+        filled.store.audit.append([Act(actor="key_1", action="keys.create", subject=str(number))], 6.0)
+    other = open_access(filled.home, f"sqlite:///{filled.opened.database.name}")
+    with filled.opened.database.write() as connection:
+        head = filled.store.audit.append_within(
+            connection, [Act(actor="key_1", action="keys.create", subject="x")], 6.0
+        )
+    if moment == "after the restore":
+        put_back(other, path, replace=True)
+        filled.store.audit.remember(head)
+    else:
+        forget = other.store.audit.forget
+
+        def interrupted() -> None:
+            forget()
+            filled.store.audit.remember(head)
+
+        monkeypatch.setattr(other.store.audit, "forget", interrupted)
+        put_back(other, path, replace=True)
+    filled.store.audit.append([Act(actor="key_1", action="keys.create", subject="x")], 7.0)
+    assert filled.store.audit.verify() == other.store.audit.verify()
+    other.store.close()
+
+
+def test_two_restores_at_once_are_one_after_the_other(filled: Office, elsewhere: Opened) -> None:
+    """Into an empty store one wins, and the other is told that something is there."""
+    paths = [backed_up(filled, "one")]
+    filled.acts.create_tenant(None, NewTenant(name="later"))
+    paths.append(backed_up(filled, "two"))
+    both = threading.Barrier(2)
+    done: list[Restored | str] = []
+
+    def one(path: Path) -> None:
+        opened = open_access(Path(elsewhere.database.name).parent, f"sqlite:///{elsewhere.database.name}")
+        both.wait()
+        try:
+            done.append(put_back(opened, path))
+        except Problem as problem:
+            done.append(problem.code)
+        finally:
+            opened.store.close()
+
+    threads = [threading.Thread(target=one, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [restored] = [entry for entry in done if isinstance(entry, Restored)]
+    assert len(done) == 2 and ({"conflict", "store_unavailable"} & {e for e in done if isinstance(e, str)})
+    assert elsewhere.store.audit.verify() == restored.audit_rows
+    elsewhere.store.close()

@@ -27,6 +27,7 @@ from penstock.cluster.state import ServiceState
 from penstock.config.settings import ServeSettings
 from penstock.store.denials import Denials
 from penstock.store.places import Opened
+from penstock.store.served import Served
 
 
 @asynccontextmanager
@@ -49,7 +50,12 @@ async def admin_listener(
         open_without_keys=is_loopback(settings.admin_host) and not settings.trusted_proxies,
         tokens=tokens,
     )
-    administration = access.administration(time.time, secrets.token_bytes)
+
+    def served() -> Served:
+        desired = state().desired
+        return Served(frozenset(model.name for model in desired.models), frozenset(desired.names))
+
+    administration = access.administration(time.time, secrets.token_bytes, served)
     denials = Denials(access.store.audit, time.time)
 
     def picture() -> ServiceState:
