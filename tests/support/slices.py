@@ -21,7 +21,7 @@ from penstock.policy.limit import Amounts, Grant, Rule, rules_of
 from penstock.sim.loop import LoopClock
 from penstock.sim.slices import MemorySlices
 from penstock.wire.errors import Problem
-from penstock.wire.slices import Ask, Taken
+from penstock.wire.slices import Answer, Ask, Taken
 
 BEGIN = 1_798_761_600.0 - 120  # two minutes before the new year of UTC
 
@@ -32,7 +32,10 @@ def true_time() -> float:
 
 @dataclass(eq=False)
 class Road:
-    """The way from one gateway to the store.  ``delay_s``: each way, at most."""
+    """The way from one gateway to the store.  ``delay_s``: each way, at most.
+
+    ``unusable``: what the store has of these rules is not ours.
+    """
 
     store: MemorySlices
     writer: str
@@ -41,13 +44,17 @@ class Road:
     away: bool = False
     loses: float = 0.0
     asked: int = 0
+    unusable: frozenset[str] = frozenset()
 
     async def take(self, asks: Sequence[Ask]) -> Taken:
         self.asked += 1
         await asyncio.sleep(self.dice.uniform(0, self.delay_s))
         if self.away:
             raise Problem("limits_unavailable", "away")
-        taken = self.store.take(self.writer, asks)
+        taken = self.store.take(self.writer, [ask for ask in asks if ask.key not in self.unusable])
+        rest = iter(taken.answers)
+        answers = [Answer("unusable") if ask.key in self.unusable else next(rest) for ask in asks]
+        taken = taken._replace(answers=answers)
         await asyncio.sleep(self.dice.uniform(0, self.delay_s))
         if self.dice.random() < self.loses:
             raise Problem("limits_unavailable", "the answer was lost")

@@ -79,6 +79,12 @@ class SharingChanged(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool
 
 
+class UnusableLimitsChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway: so many limits cannot be shared from now on, because what the store has of them is not ours."""
+
+    num_limits: int
+
+
 class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
     """Engine: a sequence left the engine."""
 
@@ -129,6 +135,7 @@ Event = (
     | StreamResumed
     | ShadowEnded
     | SharingChanged
+    | UnusableLimitsChanged
     | SequenceEnded
     | WeightsLoaded
     | StepDone

@@ -23,6 +23,7 @@ from penstock.events.list import (
     SharingChanged,
     StepDone,
     StreamResumed,
+    UnusableLimitsChanged,
     WeightsLoaded,
 )
 
@@ -208,6 +209,13 @@ LIMITS_SHARED = _metric(
     "1 while a gateway shares its limits through Redis, 0 while Redis is away and only what is held is granted; "
     "nothing without --redis.",
 )
+UNUSABLE_LIMITS = _metric(
+    "penstock_unusable_limits",
+    "gauge",
+    "limits",
+    "Limits whose key in Redis somebody else has written, so that a gateway grants of them only what it holds; the log "
+    "names the keys to remove.",
+)
 
 # One engine: why the gateway's numbers are what they are.
 STEP = _metric(
@@ -308,6 +316,7 @@ _feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.output_tokens or None, lambda e: (
 _feed(ShadowEnded, SHADOW_TTFT, lambda e: e.ttft_s, lambda e: (e.model,))
 
 _feed(SharingChanged, LIMITS_SHARED, lambda e: float(e.shared))
+_feed(UnusableLimitsChanged, UNUSABLE_LIMITS, lambda e: e.num_limits)
 
 _feed(SequenceEnded, SEQUENCES, lambda e: 1, lambda e: (e.reason,))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("prompt",))

@@ -10,22 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from penstock.config.tenants import Window
 from penstock.cost.money import Tariff
-from penstock.events.list import SharingChanged
+from penstock.events.list import SharingChanged, UnusableLimitsChanged
 from penstock.gateway.limits import Limits, Used, by_rule
+from penstock.gateway.waiting import WAIT_S, Waiter, away, refusal
 from penstock.policy.account import Moment, rolled, window_of
-from penstock.policy.limit import Amounts, Grant, Rule, Standing, Verdict, longer, reserve, settle
+from penstock.policy.limit import Amounts, Grant, Rule, Standing, Verdict, reserve, settle
 from penstock.policy.slices import Share, begin_now, state
 from penstock.ports import Clock, Emit, Slices
 from penstock.wire.errors import Problem
 from penstock.wire.slices import Answer, Taken
 
-_WAIT_S = 1.0
-"""The bound of waiting for an empty slice; a store that has been away for longer is not waited for."""
 _BEAT_S = 0.25
 _AGAIN_S = 0.1
 _PAUSE_S = 0.02
@@ -33,16 +31,6 @@ _MOST_DELAY_S = 60.0
 """By less, the store's clock only seems to go back: an earlier answer took longer."""
 _MOST_AT_ONCE = 200
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    rules: tuple[Rule, ...]
-    want: Amounts
-    turn: asyncio.Future[tuple[Verdict, Grant | None]]
-
-    def needs(self) -> Iterable[tuple[Rule, int]]:
-        return ((rule, self.want[rule.field]) for rule in self.rules if self.want[rule.field])
 
 
 class SharedLimits(Limits):
@@ -59,12 +47,13 @@ class SharedLimits(Limits):
         self._emit = emit
         self._shares: dict[str, Share] = {}
         self._due: dict[str, Share] = {}
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._wake = asyncio.Event()
         self._offset_s: float | None = None
         self._epoch = ""
         self._heard_at = clock.now()
         self._lost: bool | None = None  # until it was asked
+        self._unusable: set[str] = set()
         self._seeds: dict[Window, tuple[int, dict[str, dict[str, int]]]] = {}
         self._recalling: asyncio.Task[None] | None = None
 
@@ -85,20 +74,20 @@ class SharedLimits(Limits):
         if verdict.short:
             known = [s for s in shares if s.room(now) < want[s.rule.field] and s.is_refused(want[s.rule.field], now)]
             if known:
-                return _refusal(rules, known, want, now), None
+                return refusal(rules, known, want, now), None
         return verdict, grant
 
     async def fetch(self, rules: tuple[Rule, ...], want: Amounts) -> tuple[Verdict, Grant | None]:
-        if self._lost and self._clock.now() > self._heard_at + _WAIT_S:
-            return _away(rules, want), None
-        waiter = _Waiter(rules, want, asyncio.get_running_loop().create_future())
+        if self._lost and self._clock.now() > self._heard_at + WAIT_S:
+            return away(_first(rules, want), want), None
+        waiter = Waiter(rules, want, asyncio.get_running_loop().create_future())
         shares = [self._share(rule) for rule, _ in waiter.needs()]
         self._waiters.append(waiter)
         for share in shares:
             share.waiting += 1
         self._wake.set()
         try:
-            async with asyncio.timeout(_WAIT_S):
+            async with asyncio.timeout(WAIT_S):
                 return await waiter.turn
         except BaseException as error:
             turn = waiter.turn
@@ -107,7 +96,7 @@ class SharedLimits(Limits):
                 # Its turn came at this very moment.
                 self.settle(rules, [granted], Amounts())
             if isinstance(error, TimeoutError):
-                return _away(rules, want), None
+                return away(_first(rules, want), want), None
             raise
         finally:
             for share in shares:
@@ -163,6 +152,18 @@ class SharedLimits(Limits):
             self._lost = lost
             self._emit(SharingChanged(shared=not lost))
 
+    def _note_unusable(self, share: Share) -> None:
+        key = share.rule.key
+        if share.unusable is (key in self._unusable):
+            return
+        if share.unusable:
+            self._unusable.add(key)
+            _log.error("what the store has of the limit %s is not ours: remove its key, and it is shared again", key)
+        else:
+            self._unusable.discard(key)
+            _log.warning("the limit %s is shared again", key)
+        self._emit(UnusableLimitsChanged(num_limits=len(self._unusable)))
+
     async def _rest(self) -> None:
         """Until somebody waits or a slice runs low, and never longer than a beat."""
         try:
@@ -193,6 +194,7 @@ class SharedLimits(Limits):
             self._hear(taken, sent, recall)
             for (share, _), ask, answer in zip(part, asks, taken.answers, strict=True):
                 share.answered(ask, answer, sent, taken.now)
+                self._note_unusable(share)
             self._serve(part, taken.answers)
 
     def _needs(self, now: Moment) -> list[tuple[Share, tuple[int, ...]]]:
@@ -250,16 +252,10 @@ class SharedLimits(Limits):
             rooms = [share.room(now) for share in shares]
             verdict, grant = self._grant(waiter.rules, shares, waiter.want, now, rooms)
             if verdict.short:
-                lacking = [
-                    share
-                    for share, room in zip(shares, rooms, strict=True)
-                    if room < waiter.want[share.rule.field]
-                    and share.rule.key in settled
-                    and share.is_refused(waiter.want[share.rule.field], now)
-                ]
-                if not lacking:
+                refused = waiter.refusal(shares, settled, now)
+                if refused is None:
                     continue
-                verdict = _refusal(waiter.rules, lacking, waiter.want, now)
+                verdict = refused
             waiter.turn.set_result((verdict, grant))
 
     def _grant(
@@ -290,21 +286,6 @@ class SharedLimits(Limits):
         return seeds.get(share.rule.key, {}) if begin == begin_now(window, now) else None
 
 
-def _refusal(rules: tuple[Rule, ...], lacking: list[Share], want: Amounts, now: Moment) -> Verdict:
-    refused: Verdict | None = None
-    for share in lacking:
-        verdict = Verdict(
-            num_rules=len(rules),
-            refused=share.rule,
-            wanted=want[share.rule.field],
-            left=share.left + share.free,
-            retry_after_s=max(0.0, share.fits_at - now.steady),
-        )
-        refused = verdict if refused is None else longer(refused, verdict)
-    assert refused is not None
-    return refused
-
-
-def _away(rules: tuple[Rule, ...], want: Amounts) -> Verdict:
-    rule = next(rule for rule in rules if want[rule.field])
-    return Verdict(num_rules=len(rules), refused=rule, wanted=want[rule.field], retry_after_s=_WAIT_S, away=True)
+def _first(rules: tuple[Rule, ...], want: Amounts) -> Rule:
+    """One that something is wanted of."""
+    return next(rule for rule in rules if want[rule.field])

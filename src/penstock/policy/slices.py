@@ -34,7 +34,8 @@ class Share:
 
     ``free`` may be granted until ``until``, in the window that begins at ``begin`` (0: there is none).
     What was granted in a second after ``stated`` has not been stated to the store yet.
-    ``waiting``: calls that wait for more.  ``left`` is what no gateway holds, as last heard.
+    ``waiting``: calls that wait for more.  ``left`` is what no gateway holds, as last heard.  ``unusable``: the store's
+    book of it is somebody else's, so that what is held may still be granted and there is no more.
     """
 
     rule: Rule
@@ -55,6 +56,7 @@ class Share:
     refused: int = 0
     refused_at: float = -math.inf
     fits_at: float = 0.0
+    unusable: bool = False
 
     @property
     def target(self) -> int:
@@ -101,7 +103,10 @@ class Share:
 
     def answered(self, ask: Ask, answer: Answer, sent: float, now: float) -> None:
         """What was asked at ``sent`` was answered when the store's clock showed ``now``."""
-        if answer.status == "another window":
+        self.unusable = answer.status == "unusable"
+        if self.unusable:
+            self.changed = True  # it was not written down: say it again
+        if answer.status in ("another window", "unusable"):
             return
         self.free += answer.given
         self.until = sent + (ask.end - now if ask.end else LEASE_S)

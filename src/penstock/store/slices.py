@@ -19,7 +19,7 @@ from penstock.wire.slices import SEED_S, SETTLE_S, SHARE_OF_LEFT, Answer, Ask, S
 
 SCHEMES = ("redis", "rediss", "unix")
 TIMEOUT_S = 1.0
-_STATUS: tuple[Status, ...] = ("given", "another window", "settling")
+_STATUS: tuple[Status, ...] = ("given", "another window", "settling", "unusable")
 _encode = msgspec.json.Encoder().encode
 
 

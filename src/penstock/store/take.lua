@@ -9,8 +9,16 @@
 local writer, number, asks = ARGV[1], tonumber(ARGV[2]), cjson.decode(ARGV[3])
 local settle_s, seed_s, share = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
+-- Somebody else may have written here: of our own two keys that is forgetting, and mended as such; what is no book of a
+-- rule is left for a person to look at, and that rule alone cannot be granted of.
+local function is_of_type(key, kind)
+  local found = redis.call('TYPE', key).ok
+  return found == kind or found == 'none'
+end
+
 -- What was long on its way must not replace what was said since.
-if number <= tonumber(redis.call('GET', KEYS[2]) or 0) then return redis.error_reply('STALE an older statement') end
+if not is_of_type(KEYS[2], 'string') then redis.call('DEL', KEYS[2]) end
+if number <= (tonumber(redis.call('GET', KEYS[2]) or 0) or 0) then return redis.error_reply('STALE an older statement') end
 redis.call('SET', KEYS[2], ARGV[2], 'EX', 3600)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -21,10 +29,11 @@ local function text(number) return string.format('%.0f', number) end
 -- the future is over, too: the clock was set back, and nobody should wait until it has caught up.
 local info = redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or 'unknown'
-local known = redis.call('HMGET', KEYS[1], 'run', 'since')
+local known = is_of_type(KEYS[1], 'hash') and redis.call('HMGET', KEYS[1], 'run', 'since') or {}
 local since = tonumber(known[2] or nil)
 if known[1] ~= run or since == nil or since > now then
   since = now
+  if not known[1] then redis.call('DEL', KEYS[1]) end
   redis.call('HSET', KEYS[1], 'run', run, 'since', string.format('%.6f', now))
 end
 
@@ -81,6 +90,7 @@ local function take(key, ask)
   local amount, slots, rest, free = ask[2], ask[3], ask[4], ask[5]
   local needs, extra, begin, window_end, hold_s, from, seeds = ask[6], ask[7], ask[8], ask[9], ask[10], ask[11], ask[12]
   if window_end > 0 and (now < begin or now >= window_end) then return {1, 0, 0, 0} end
+  if not is_of_type(key, 'hash') then return {3, 0, 0, 0} end
   local till = window_end > 0 and window_end or math.ceil(now + hold_s)
   local waits = now < since + settle_s
   if from > 0 and from < since and redis.call('HGET', key, '*') ~= epoch then

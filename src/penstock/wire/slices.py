@@ -21,7 +21,8 @@ SEED_S = 3.0
 SHARE_OF_LEFT = 8
 """Beyond what calls wait for, a gateway gets at most one part in so many of what is left."""
 
-Status = Literal["given", "another window", "settling"]
+Status = Literal["given", "another window", "settling", "unusable"]
+"""``unusable``: what the store has of this rule is not ours, and nothing is given of it until somebody removes it."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -177,6 +177,104 @@ async def test_a_clock_that_was_set_back_is_another_epoch(tmp_path: Path) -> Non
             assert (await one.take([ask])).answers[0].given == 2
 
 
+async def overwrite(redis: Redis, key: str) -> None:
+    await redis.delete(key)
+    await redis.set(key, "somebody else's")
+
+
+@debian
+async def test_what_somebody_else_has_written_concerns_one_limit_alone(tmp_path: Path) -> None:
+    """A rule's key of another type is unusable until it is removed; the others are granted of as before."""
+    asks = [Ask(key="k", amount=10, needs=(2,), hold_s=9), Ask(key="j", amount=10, needs=(2,), hold_s=9)]
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as one, Redis.from_url(server.url) as redis:
+            await one.take(asks)
+            await asyncio.sleep(SETTLE_S + 0.05)
+            await one.take(asks)
+            key = await only_key(redis, "*:k")
+            await overwrite(redis, key)
+            answers = (await one.take(asks)).answers
+            assert [(answer.status, answer.given) for answer in answers] == [("unusable", 0), ("given", 2)]
+            assert await redis.get(key) == b"somebody else's"
+            await redis.delete(key)
+            assert [answer.given for answer in (await one.take(asks)).answers] == [2, 2]
+            await redis.hset(key, mapping={"b": "no amounts", "c": "5 -3 99999999999 7"})
+            assert [answer.given for answer in (await one.take(asks)).answers] == [2, 2]
+
+
+@debian
+@pytest.mark.parametrize("name", ["epoch", "last|a"])
+@pytest.mark.parametrize("kind", ["text", "list", "hash"])
+async def test_the_stores_own_keys_are_made_again(tmp_path: Path, name: str, kind: str) -> None:
+    """Whatever stands there is forgetting at most: the next statement begins anew, and a while later is given."""
+    ask = Ask(key="k", amount=10, needs=(2,), hold_s=9)
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as one, Redis.from_url(server.url) as redis:
+            epoch = (await one.take([ask])).epoch
+            key = await only_key(redis, f"*:{name}")
+            await overwrite(redis, key)
+            if kind != "text":
+                await redis.delete(key)
+            if kind == "list":
+                await redis.lpush(key, "x")
+            if kind == "hash":
+                await redis.hset(key, mapping={"run": epoch.split()[0], "since": "never"})
+            await one.take([ask])
+            await asyncio.sleep(SETTLE_S + 0.05)
+            assert (await one.take([ask])).answers[0].given == 2
+
+
+@debian
+async def test_what_redis_refuses_is_told_and_over_when_it_is_over(tmp_path: Path) -> None:
+    """Memory that is full, a replica, another password: no slice and the reason; then it goes on, in the same epoch."""
+    ask = Ask(key="k", amount=10, needs=(2,), hold_s=9)
+
+    async def refusal(one: RedisSlices) -> str:
+        with pytest.raises(Problem) as refused:
+            await one.take([ask])
+        assert refused.value.code == "limits_unavailable" and "secret" not in refused.value.message
+        return refused.value.message
+
+    with redis_server(tmp_path) as server:
+        async with slices(server.url, "a") as one, Redis.from_url(server.url) as redis:
+            epoch = (await one.take([ask])).epoch
+            await redis.config_set("maxmemory", "1mb")
+            assert "used memory > 'maxmemory'" in await refusal(one)
+            await redis.config_set("maxmemory", "0")
+            await redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+            assert "read only replica" in await refusal(one)
+            await redis.execute_command("REPLICAOF", "NO", "ONE")
+            await redis.config_set("requirepass", "hunter-secret")
+            assert (await one.take([ask])).epoch == epoch, "who is in stays in"
+            await redis.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(Problem):
+                await one.take([ask])
+            assert "uthenticat" in await refusal(one)
+            await redis.config_set("requirepass", "")
+            assert (await one.take([ask])).epoch == epoch
+
+
+@debian
+async def test_a_server_that_was_emptied_is_told_again_before_it_gives(tmp_path: Path) -> None:
+    """FLUSHALL while all run: nothing is given for as long as every gateway has to state what it holds."""
+    with redis_server(tmp_path) as server:
+        async with (
+            slices(server.url, "a") as one,
+            slices(server.url, "b") as other,
+            Redis.from_url(server.url) as redis,
+        ):
+            await one.take([])
+            await asyncio.sleep(SETTLE_S + 0.05)
+            assert (await one.take([Ask(key="k", amount=10, needs=(8,), hold_s=9)])).answers[0].given == 8
+            await redis.flushall()
+            wants = Ask(key="k", amount=10, needs=(8,), hold_s=9)
+            assert (await other.take([wants])).answers[0].status == "settling"
+            await one.take([Ask(key="k", amount=10, rest=8, hold_s=9)])
+            await asyncio.sleep(SETTLE_S + 0.05)
+            [answer] = (await other.take([wants])).answers
+            assert (answer.status, answer.given, answer.left) == ("given", 0, 2)
+
+
 async def only_key(redis: Redis, pattern: str) -> str:
     [key] = [key async for key in redis.scan_iter(pattern)]
     return str(key.decode())
