@@ -5,72 +5,22 @@ In: flags, each also as an environment variable PENSTOCK_*; out: a running servi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated
 
-import msgspec
 import typer
 
+from penstock.cli.serve_files import issuers_of, prices_of, with_file
+from penstock.cli.serve_flags import count, milliseconds, option, seconds
 from penstock.cli.sizes import parse_size
 from penstock.config.desired import Balance
 from penstock.config.settings import DType, Quantization, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
 
-if TYPE_CHECKING:
-    from penstock.config.issuers import Issuer
-    from penstock.config.prices import Price
-    from penstock.config.settings import ServeSettings
-
-T = TypeVar("T")
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("serve", help="Serve a model over the OpenAI API.")(serve)
-
-
-def _option(*names: str, help: str, parser: Callable[[str], Any] | None = None, metavar: str | None = None) -> Any:
-    """An option that is also read from PENSTOCK_<NAME>."""
-    variable = "PENSTOCK_" + names[0].split("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(*names, envvar=variable, help=help, parser=parser, metavar=metavar)
-
-
-def _count(low: int, high: int | None = None) -> dict[str, Any]:
-    """An option that takes a whole number from ``low`` to ``high``; the error names the value and what is allowed."""
-    allowed = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise typer.BadParameter(f"{text!r} is not {allowed}.") from None
-        if number < low or (high is not None and number > high):
-            raise typer.BadParameter(f"{number} is not {allowed}.")
-        return number
-
-    return {"parser": parse, "metavar": "NUMBER"}
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise typer.BadParameter(f"{text!r} is not a number of seconds of at least 0.")
-    return seconds
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise typer.BadParameter(f"{text!r} is not a number of milliseconds above 0.")
-    return number
 
 
 def serve(
@@ -85,21 +35,21 @@ def serve(
     ] = None,
     config: Annotated[
         Path | None,
-        _option("--config", help="File of further models and of names; without MODEL its first model is the first."),
+        option("--config", help="File of further models and of names; without MODEL its first model is the first."),
     ] = None,
     served_name: Annotated[
-        str | None, _option("--served-name", help="Name that requests use; by default the directory's or org/name.")
+        str | None, option("--served-name", help="Name that requests use; by default the directory's or org/name.")
     ] = None,
-    host: Annotated[str, _option("--host", help="Address of the API.")] = "127.0.0.1",
-    port: Annotated[int, _option("--port", help="Port of the API; 0 takes a free one.", **_count(0, 65535))] = 8000,
-    admin_host: Annotated[str, _option("--admin-host", help="Address of health and metrics.")] = "127.0.0.1",
+    host: Annotated[str, option("--host", help="Address of the API.")] = "127.0.0.1",
+    port: Annotated[int, option("--port", help="Port of the API; 0 takes a free one.", **count(0, 65535))] = 8000,
+    admin_host: Annotated[str, option("--admin-host", help="Address of health and metrics.")] = "127.0.0.1",
     admin_port: Annotated[
-        int, _option("--admin-port", help="Port of health and metrics; 0 takes a free one.", **_count(0, 65535))
+        int, option("--admin-port", help="Port of health and metrics; 0 takes a free one.", **count(0, 65535))
     ] = 8001,
-    replicas: Annotated[int, _option("--replicas", help="Engine processes.", **_count(1, 64))] = 1,
+    replicas: Annotated[int, option("--replicas", help="Engine processes.", **count(1, 64))] = 1,
     balance: Annotated[
         Balance,
-        _option(
+        option(
             "--balance",
             help="How requests are spread over replicas: by outstanding tokens, by the prompt's beginning, "
             "or by predicted time.",
@@ -107,24 +57,24 @@ def serve(
     ] = "least-tokens",
     drain_timeout: Annotated[
         float,
-        _option(
+        option(
             "--drain-timeout",
             help="Seconds that running requests get to finish at the end.",
-            parser=_seconds,
+            parser=seconds,
             metavar="SECONDS",
         ),
     ] = 30.0,
-    dtype: Annotated[DType, _option("--dtype", help="Numbers to compute with; auto takes the checkpoint's.")] = "auto",
+    dtype: Annotated[DType, option("--dtype", help="Numbers to compute with; auto takes the checkpoint's.")] = "auto",
     exact: Annotated[
         bool,
-        _option(
+        option(
             "--exact/--fast",
             help="Exact: the same bits for a request alone, in any batch and in training; slower.",
         ),
     ] = False,
     quantization: Annotated[
         Quantization,
-        _option(
+        option(
             "--quantization",
             help="Keep weights in 8 or 4 bits, quantised while they are loaded: less memory, more speed, "
             "answers a little worse. Not with --exact.",
@@ -132,60 +82,58 @@ def serve(
     ] = "none",
     max_model_len: Annotated[
         int | None,
-        _option(
+        option(
             "--max-model-len",
             help="Longest prompt and answer together, in tokens; by default the model's.",
-            **_count(1),
+            **count(1),
         ),
     ] = None,
     kv_memory: Annotated[
         int | None,
-        _option(
+        option(
             "--kv-memory",
             help="Memory for the KV cache of each replica, like 512MiB or 2G; by default from what is free.",
             parser=parse_size,
             metavar="SIZE",
         ),
     ] = None,
-    max_step_tokens: Annotated[
-        int, _option("--max-step-tokens", help="Tokens computed in one step.", **_count(1))
-    ] = 512,
-    max_num_seqs: Annotated[int, _option("--max-num-seqs", help="Sequences computed at a time.", **_count(1))] = 256,
+    max_step_tokens: Annotated[int, option("--max-step-tokens", help="Tokens computed in one step.", **count(1))] = 512,
+    max_num_seqs: Annotated[int, option("--max-num-seqs", help="Sequences computed at a time.", **count(1))] = 256,
     itl_target: Annotated[
         float | None,
-        _option(
+        option(
             "--itl-target-ms",
             help="Milliseconds between two tokens of a stream to keep, at the cost of prompts and of how many run; "
             "by default none.",
-            parser=_milliseconds,
+            parser=milliseconds,
             metavar="MS",
         ),
     ] = None,
     prefix_caching: Annotated[
-        bool, _option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
+        bool, option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
     ] = True,
-    threads: Annotated[int | None, _option("--threads", help="CPU threads of each replica.", **_count(1))] = None,
+    threads: Annotated[int | None, option("--threads", help="CPU threads of each replica.", **count(1))] = None,
     reasoning_parser: Annotated[
         ReasoningParser,
-        _option(
+        option(
             "--reasoning-parser",
             help="Marks of the model's thinking, which is answered as reasoning_content; auto finds them.",
         ),
     ] = "auto",
     tool_parser: Annotated[
         ToolParser,
-        _option(
+        option(
             "--tool-parser",
             help="Style of the model's tool calls; auto finds it, none leaves them in the text.",
         ),
     ] = "auto",
     prices: Annotated[
         Path | None,
-        _option("--prices", help="File of prices per model and date, for budgets and usage in dollars."),
+        option("--prices", help="File of prices per model and date, for budgets and usage in dollars."),
     ] = None,
     store: Annotated[
         str | None,
-        _option(
+        option(
             "--store",
             help="Database of tenants, keys and records, sqlite:///PATH or postgresql://USER@HOST/DATABASE; "
             "by default a file in PENSTOCK_HOME.",
@@ -194,7 +142,7 @@ def serve(
     ] = None,
     redis: Annotated[
         str,
-        _option(
+        option(
             "--redis",
             help="Redis through which all services of one store share their limits, redis://HOST:6379 or rediss://; "
             "a password is better given as PENSTOCK_REDIS. Without it each counts by itself.",
@@ -203,15 +151,15 @@ def serve(
     ] = "",
     issuers: Annotated[
         Path | None,
-        _option("--issuers", help="File of issuers whose signed tokens (JWT, OpenID Connect) are taken beside keys."),
+        option("--issuers", help="File of issuers whose signed tokens (JWT, OpenID Connect) are taken beside keys."),
     ] = None,
     tls_cert: Annotated[
-        Path | None, _option("--tls-cert", help="Certificate chain (PEM) that both listeners show; with --tls-key.")
+        Path | None, option("--tls-cert", help="Certificate chain (PEM) that both listeners show; with --tls-key.")
     ] = None,
-    tls_key: Annotated[Path | None, _option("--tls-key", help="Its private key (PEM), unencrypted.")] = None,
+    tls_key: Annotated[Path | None, option("--tls-key", help="Its private key (PEM), unencrypted.")] = None,
     trusted_proxy: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--trusted-proxy",
             help="Network of proxies, like 10.0.0.0/8, whose X-Forwarded-For is believed; again for more. "
             "A service behind a proxy asks for keys on loopback, too.",
@@ -220,7 +168,7 @@ def serve(
     ] = None,
     insecure_no_auth: Annotated[
         bool,
-        _option(
+        option(
             "--insecure-no-auth",
             help="Answer everybody on any address while there is no key, as on loopback; "
             "for containers and proxies that guard the port themselves.",
@@ -240,7 +188,7 @@ def serve(
     _check_networks(trusted_proxy or [])
     if redis:
         _check_redis(redis)
-    settings = _with_file(
+    settings = with_file(
         config,
         ServeSettings(
             source=model,
@@ -254,7 +202,7 @@ def serve(
             drain_timeout_s=drain_timeout,
             store=store,
             redis=redis,
-            issuers=_read_issuers(issuers) if issuers is not None else (),
+            issuers=issuers_of(issuers) if issuers is not None else (),
             tls_cert=str(tls_cert.absolute()) if tls_cert is not None else "",
             tls_key=str(tls_key.absolute()) if tls_key is not None else "",
             trusted_proxies=tuple(trusted_proxy or ()),
@@ -271,7 +219,7 @@ def serve(
             threads=threads,
             reasoning_parser=reasoning_parser,
             tool_parser=tool_parser,
-            prices=_read_prices(prices) if prices is not None else (),
+            prices=prices_of(prices) if prices is not None else (),
         ),
     )
     display = ServeDisplay()
@@ -279,49 +227,6 @@ def serve(
         controller_process(settings, penstock_home(), display)
     finally:
         display.close()
-
-
-def _with_file(path: Path | None, settings: ServeSettings) -> ServeSettings:
-    """The models and names of the service's file on top of what flags say."""
-    from penstock.config.service import read_service
-
-    if path is None:
-        return settings
-    file = _read(path, read_service, "--config")
-    models = dict(file.models)
-    if settings.source is None and models:
-        name = next(iter(models))
-        first = models.pop(name)
-        settings = msgspec.structs.replace(
-            settings,
-            source=first.source,
-            served_name=name,
-            replicas=first.replicas,
-            balance=first.balance,
-            max_concurrent=first.max_concurrent,
-        )
-    return msgspec.structs.replace(settings, also=models, names=file.names, tenants=file.tenants)
-
-
-def _read_prices(path: Path) -> tuple[Price, ...]:
-    from penstock.config.prices import read_prices
-
-    return _read(path, read_prices, "--prices")
-
-
-def _read_issuers(path: Path) -> tuple[Issuer, ...]:
-    from penstock.config.issuers import read_issuers
-
-    return _read(path, read_issuers, "--issuers")
-
-
-def _read(path: Path, reading: Callable[[bytes], T], option: str) -> T:
-    try:
-        return reading(path.read_bytes())
-    except OSError as error:
-        raise Problem("invalid_setting", f"{path} cannot be read: {error.strerror}.", param=option) from None
-    except ValueError as error:
-        raise Problem("invalid_setting", f"{path} {error}.", param=option) from None
 
 
 def _check_redis(url: str) -> None:

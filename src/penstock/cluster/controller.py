@@ -241,9 +241,10 @@ class Controller:
         return self._rollout is not None and not self._rollout.is_over and member in self._rollout.members
 
     def _others_serve(self, member: Member) -> bool:
-        # A checkpoint that vanished must not end the replicas that hold it in memory.
+        # A checkpoint that vanished must not end the replicas that hold it in memory; those of another model do not
+        # make up for it.
         return any(
-            other.kind == member.kind
+            (other.kind, other.model) == (member.kind, member.model)
             and other.id != member.id
             and other.id in self._seen
             and self._seen[other.id].ready

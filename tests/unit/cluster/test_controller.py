@@ -7,6 +7,7 @@ import pytest
 from controlled import Fleet
 
 from penstock.cluster.actions import Finish, Kill, Start, Tell
+from penstock.cluster.rollout import Member
 from penstock.events.list import ReplicaChanged
 from penstock.wire.engine import Failed, Load
 from penstock.wire.errors import Problem
@@ -116,6 +117,22 @@ def test_a_replica_that_is_given_up_does_not_end_the_ones_that_serve() -> None:
     assert fleet.finished is None
     assert fleet.replicas() == ["e1"]
     assert fleet.machine.state().ready
+
+
+def test_a_model_that_cannot_be_served_ends_the_service_though_another_one_is() -> None:
+    """Whichever of two models loads first: what one of them lacks is told, and not hidden behind the other."""
+    fleet = Fleet(engines=1, also=[Member(id="o0", kind="engine", socket="/o0", model="other")])
+    fleet.step()
+    fleet.answer("g", "ready")
+    fleet.answer("o0", "ready")
+    for _ in range(40):
+        if "e0" in fleet.seen and fleet.finished is None:
+            fleet.seen["e0"] = msgspec.structs.replace(
+                fleet.seen["e0"], exit_code=78, problem=Problem("source_not_found", "gone")
+            )
+        fleet.run(1.0)
+    assert fleet.finished is not None and fleet.finished.problem is not None
+    assert fleet.finished.problem.code == "source_not_found"
 
 
 def test_draining_refuses_first_and_stops_only_when_every_gateway_is_empty() -> None:

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from penstock.cli.wiring.clock import Monotonic
 from penstock.config.desired import Acknowledgement, DesiredState, Model, Replica
 from penstock.config.settings import GatewaySettings
 from penstock.config.tenants import TOP, Access, Rights, Tenant
@@ -326,6 +327,7 @@ async def running_world(
     serving = asyncio.create_task(
         serve_gateway(
             chosen,
+            clock=Monotonic(),
             states=watch(),
             identify=identify,
             access=watch_access(),

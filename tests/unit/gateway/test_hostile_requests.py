@@ -220,7 +220,8 @@ async def test_a_head_that_never_ends_is_ended(start_world, monkeypatch):
 
     dripping = asyncio.create_task(drip())
     async with asyncio.timeout(10):
-        assert await reader.read() == b""
+        with suppress(ConnectionResetError):  # what drips into the end is met by a reset
+            assert await reader.read() == b""
     assert time.monotonic() - began > 0.2
     dripping.cancel()
     writer.close()

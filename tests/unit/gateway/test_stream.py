@@ -29,7 +29,7 @@ class Wire:
         return b"".join(message.get("body", b"") for message in self.messages)
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             while len(self.messages) < count:
                 self.arrived.clear()
                 await self.arrived.wait()

@@ -262,7 +262,7 @@ async def test_draining_refuses_new_and_finishes_running(start_world, make_behav
     world.stop.set()
     status, texts, _, done = await running
     assert (status, texts, done) == (200, {0: script.text(11, 30)}, True)
-    await asyncio.wait_for(asyncio.shield(world.serving), 2)
+    await asyncio.wait_for(asyncio.shield(world.serving), 20)
     assert world.acknowledged[-1].in_flight == 0
 
 
@@ -272,7 +272,7 @@ async def test_a_draining_replica_gets_nothing_new(start_world):
     drained = world.desired(2).models[0].replicas
     replicas = [Replica(id="r0", socket=drained[0].socket, draining=True), drained[1]]
     world.states.put_nowait(world.desired(2, models=[Model(name="org/m", replicas=replicas)]))
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while not any(a.version == 2 for a in world.acknowledged):
             await asyncio.sleep(0.005)
     for _ in range(4):

@@ -111,7 +111,6 @@ def test_the_command_compares_both_formats(tmp_path: Path) -> None:
     assert len(table.splitlines()) == 4 and "marginal-time" in table
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mooncake-fast25/conversation_trace.jsonl.gz", "azure-llm-2023/AzureLLMInferenceTrace_conv.csv"]
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from penstock.cli.recording import Recording
 from penstock.cli.wiring.answered import tokens_of
+from penstock.cli.wiring.clock import Monotonic
 from penstock.cli.wiring.lifetime import beside, serve_until
 from penstock.config.settings import GatewaySettings
 from penstock.observe.folds import Folds
@@ -47,6 +48,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
             async with beside(denials.write_regularly(), spill.move_regularly(), *fetching):
                 serving = serve_gateway(
                     settings,
+                    clock=Monotonic(),
                     states=store.watch(),
                     identify=identify,
                     access=opened.store.watch(),

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.asgi.proxies import TrustedProxies
 from penstock.asgi.respond import send_json, send_problem
@@ -42,7 +42,7 @@ from penstock.gateway.shared import SharedLimits
 from penstock.gateway.watch import Watcher
 from penstock.policy.admit import AdmitRules
 from penstock.policy.retry import RetryRules
-from penstock.ports import Emit, Slices
+from penstock.ports import Clock, Emit, Slices
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire.errors import Problem
 from penstock.wire.gateway import EXPLAIN, LOAD, METRICS, GatewayLoad
@@ -50,14 +50,21 @@ from penstock.wire.gateway import EXPLAIN, LOAD, METRICS, GatewayLoad
 _RECALL_S = 3.0
 
 
-class _SteadyClock:
-    # The loop's own time is one of milliseconds, and asking for the loop costs a system call.
-    now = staticmethod(time.monotonic)
+class _Machines(NamedTuple):
+    """What decides and remembers in this process; ``watching``: what has to go on beside it."""
+
+    gateway: Gateway
+    shadows: Shadows
+    upstream: HttpUpstream
+    limits: Limits
+    watcher: Watcher
+    watching: list[Callable[[], Coroutine[Any, Any, None]]]
 
 
 async def serve_gateway(
     settings: GatewaySettings,
     *,
+    clock: Clock,
     states: AsyncIterator[DesiredState],
     identify: Identify,
     access: AsyncIterator[Access | Problem],
@@ -76,14 +83,52 @@ async def serve_gateway(
 
     Raises whatever ends the watching of ``states`` or ``access``: a gateway that cannot follow them must not go on.
     """
-    replicas = Replicas()
-    upstream = HttpUpstream()
-    clock = _SteadyClock()
-    rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
-    tariff = Tariff(settings.prices)
+    made = _machines(settings, clock, identify, emit, acknowledge, running, slices)
+    rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
+    tls = server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
+    data = HttpServer(App(made.gateway, rules, TrustedProxies(settings.trusted_proxies)), tls)
+    keeping = asyncio.create_task(made.limits.keep(recall))
+    # A store that is away for longer must not keep the service from starting: what it knows is told later.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_RECALL_S):
+            await made.limits.informed.wait()
+    await data.start(socket.socket(fileno=os.dup(settings.listen_fd)))
+    control_stop = asyncio.Event()
+    control_app = ControlApp(made.gateway, samples)
+    control = asyncio.create_task(serve_app(control_app, bind_unix(settings.control_socket), control_stop))
+    works = (made.watcher.follow(states), _follow_access(identify, access), *(watch() for watch in made.watching))
+    background = [keeping, *map(asyncio.create_task, works)]
+    try:
+        await _until(stop, background)
+        await data.stop()
+        made.watcher.acknowledge()
+    finally:
+        await data.close()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await made.shadows.close()
+        await made.watcher.close()
+        await made.upstream.close()
+        control_stop.set()
+        await control
+        _unlink(settings.control_socket)
+
+
+def _machines(
+    settings: GatewaySettings,
+    clock: Clock,
+    identify: Identify,
+    emit: Emit,
+    acknowledge: Callable[[Acknowledgement], None],
+    running: Running | None,
+    slices: Slices | None,
+) -> _Machines:
+    replicas, upstream, tariff = Replicas(), HttpUpstream(), Tariff(settings.prices)
     limits = Limits(clock, time.time, tariff)
     if slices is not None:
         limits = SharedLimits(clock, time.time, tariff, slices, emit)
+    rules = RetryRules(max_resumes=settings.max_resumes, resume_timeout_s=settings.resume_timeout_s)
     stages = Stages(
         identify=identify,
         limit=Limit(replicas, limits, clock, AdmitRules()),
@@ -94,51 +139,23 @@ async def serve_gateway(
     once = Forwarder(replicas, upstream, RetryRules(max_resumes=0, first_wait_s=0.0), clock, emit)
     shadows = Shadows(once, replicas, stages.limit, clock, emit)
     gateway = Gateway(replicas, upstream, stages, shadows)
-    http_rules = HttpRules(max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s)
     watcher = Watcher(settings.gateway, replicas, upstream, acknowledge, lambda: gateway.in_flight, time.time)
-    tls = server_context(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
-    data = HttpServer(App(gateway, http_rules, TrustedProxies(settings.trusted_proxies)), tls)
-    keeping = asyncio.create_task(limits.keep(recall))
-    # A store that is away for longer must not keep the service from starting: what it knows is told later.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_RECALL_S):
-            await limits.informed.wait()
-    await data.start(socket.socket(fileno=os.dup(settings.listen_fd)))
-    control_stop = asyncio.Event()
-    control = asyncio.create_task(
-        serve_app(ControlApp(gateway, samples), bind_unix(settings.control_socket), control_stop)
-    )
-    following = asyncio.create_task(watcher.follow(states))
-    heeding = asyncio.create_task(_follow_access(identify, access))
-    background: list[asyncio.Task[None]] = [
-        following,
-        heeding,
-        keeping,
-        asyncio.create_task(watcher.acknowledge_regularly()),
-        asyncio.create_task(stages.forward.stalls.watch()),
-        asyncio.create_task(once.stalls.watch()),
-    ]
+    watching = [watcher.acknowledge_regularly, stages.forward.stalls.watch, once.stalls.watch]
+    return _Machines(gateway, shadows, upstream, limits, watcher, watching)
+
+
+async def _until(stop: asyncio.Event, background: Sequence[asyncio.Task[None]]) -> None:
+    """Until ``stop``, or until one of the tasks raises."""
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait())
+    waiting: set[asyncio.Task[Any]] = {stopping, *background}
     try:
-        waiting = {stopping, *background}
         while not stop.is_set():
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 # A finite sequence of states (a fixed set of replicas) may end; the last one stays in force.
                 task.result()
-        await data.stop()
-        watcher.acknowledge()
     finally:
-        await data.close()
-        for task in (*background, stopping):
-            task.cancel()
-        await asyncio.gather(*background, stopping, return_exceptions=True)
-        await shadows.close()
-        await watcher.close()
-        await upstream.close()
-        control_stop.set()
-        await control
-        _unlink(settings.control_socket)
+        stopping.cancel()
 
 
 async def _follow_access(identify: Identify, access: AsyncIterator[Access | Problem]) -> None:
