@@ -25,6 +25,9 @@ from penstock.store.running import Running
 from penstock.store.slices import RedisSlices
 from penstock.store.spill import Spill
 
+_YOUNG_OBJECTS = 20_000
+"""So many more objects before the collector looks for cycles: every request makes some hundred, and next to none."""
+
 
 async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Answer on the data listener until ``stop``."""
@@ -32,6 +35,7 @@ async def gateway_process(settings: GatewaySettings, stop: asyncio.Event) -> Non
     from penstock.gateway.identify import Identify
 
     gc.freeze()  # what was imported stays; looking through it again and again would be paid by requests
+    gc.set_threshold(_YOUNG_OBJECTS)
     gc.enable()
     folds = Folds()
     opened = open_access(Path(settings.home), settings.access_url)
