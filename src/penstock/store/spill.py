@@ -35,6 +35,7 @@ class Spill:
         self._ledger = ledger
         self._number = 0
         self._file: int | None = None
+        self._size = 0  # nobody else writes to the segment
         self._held: list[bytes] = []
         self._told: set[Path] = set()
         self._lock = threading.Lock()
@@ -86,10 +87,10 @@ class Spill:
             if self._file is None:
                 self._file = self._open_segment()
             data = b"".join(self._held)
-            before = os.fstat(self._file).st_size
             if os.write(self._file, data) < len(data):
-                os.ftruncate(self._file, before)
+                os.ftruncate(self._file, self._size)
                 return
+            self._size += len(data)
         except OSError:
             _log.exception("usage is kept in memory: %s cannot be written", self.directory)
             return
@@ -102,7 +103,9 @@ class Spill:
             path = self.directory / f"{self._name}-{self._number:08d}{_SUFFIX}"
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file).st_nlink:
+            found = os.fstat(file)
+            if found.st_nlink:
+                self._size = found.st_size
                 return file
             os.close(file)  # another process took it for an empty one that nobody writes to
 
