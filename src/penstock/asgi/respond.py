@@ -15,6 +15,7 @@ from penstock.asgi.server import Send
 from penstock.wire.errors import Problem
 
 Header = tuple[bytes, bytes]
+JSON: Header = (b"content-type", b"application/json")
 
 _encode = msgspec.json.Encoder().encode
 

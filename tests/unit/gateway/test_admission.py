@@ -10,6 +10,7 @@ import pytest
 from penstock.asgi.server import Scope
 from penstock.gateway.http.app import App
 from penstock.gateway.http.data import HttpRules
+from penstock.gateway.http.pipe import PIPE
 from penstock.wire.errors import Problem
 
 OPEN_TO_ALL = {"/health", "/ready", "/version", "/openapi.json"}
@@ -31,19 +32,27 @@ class Closed:
         raise AssertionError(f"a refused request reached gateway.{name}")
 
 
-async def ask(app: App, path: str) -> int:
-    sent: list[Any] = []
+class Answered:
+    """A pipe that remembers the status of its answer."""
 
+    status = 0
+
+    async def answer(self, headers: Any, body: bytes, status: int = 200) -> None:
+        self.status = status
+
+
+async def ask(app: App, path: str) -> int:
     async def send(message: Any) -> None:
-        sent.append(message)
+        raise AssertionError("nothing was left unread")
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b"{}", "more_body": False}
 
+    pipe = Answered()
     scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": [], "client": ("127.0.0.1", 1)}
+    scope["extensions"] = {PIPE: pipe}
     await app(scope, receive, send)
-    status: int = sent[0]["status"]
-    return status
+    return pipe.status
 
 
 def routes() -> list[Any]:

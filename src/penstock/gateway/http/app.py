@@ -7,8 +7,8 @@ Every data route goes through ``_data``, and that through ``Gateway.open``.
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import msgspec
 
 from penstock import __version__
 from penstock.asgi.proxies import TrustedProxies
-from penstock.asgi.respond import Header, retry_after, send_bytes, send_problem
+from penstock.asgi.respond import JSON, Header, retry_after
 from penstock.asgi.server import Receive, Scope, Send
 from penstock.config.tenants import Role
 from penstock.gateway.call import ClientGone
@@ -24,7 +24,7 @@ from penstock.gateway.http import data, openapi
 from penstock.gateway.http.body import header, read_data_body, refuse_unread
 from penstock.gateway.http.data import Exchange, Handler, HttpRules, while_connected
 from penstock.gateway.http.embeddings import embeddings
-from penstock.gateway.http.pipe import PIPE
+from penstock.gateway.http.pipe import PIPE, Pipe
 from penstock.gateway.http.presence import PRESENCE
 from penstock.gateway.identify import REFUSALS, Credentials
 from penstock.gateway.pipeline import Gateway
@@ -78,18 +78,13 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
-        headers = self._headers(scope)
+        headers, pipe = self._headers(scope), scope["extensions"][PIPE]
         try:
             route = self._match(scope, headers)
             if route.data is not None:
-                await self._data(route.path, route.data, scope, receive, send, headers)
+                await self._data(route.path, route.data, scope, receive, pipe, headers)
             elif route.plain is not None:
-                await send_bytes(
-                    send,
-                    route.plain(scope["path"], self._credentials(scope)),
-                    content_type=b"application/json",
-                    headers=headers,
-                )
+                await pipe.answer([JSON, *headers], route.plain(scope["path"], self._credentials(scope)))
         except Problem as problem:
             await self._answer_problem(problem, scope, receive, send, headers)
 
@@ -108,7 +103,7 @@ class App:
         return route
 
     async def _data(
-        self, path: str, handle: Handler, scope: Scope, receive: Receive, send: Send, headers: list[Header]
+        self, path: str, handle: Handler, scope: Scope, receive: Receive, pipe: Pipe, headers: list[Header]
     ) -> None:
         """One data request.  A client that goes away cancels whatever is done for it, and gets nothing."""
         exchange: Exchange | None = None
@@ -116,9 +111,9 @@ class App:
             with self._gateway.open(path, self._credentials(scope)) as call:
                 call.request_id = headers[0][1].decode("ascii")  # it is the first that every response has
                 call.session = (header(scope, b"x-session-id") or b"").decode("latin-1")
-                pipe = scope["extensions"][PIPE]
-                exchange = Exchange(self._gateway, call, self._rules, send, pipe, headers)
-                body = await read_data_body(scope, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
+                exchange = Exchange(self._gateway, call, self._rules, pipe, headers)
+                rules = self._rules
+                body = await read_data_body(scope, receive, pipe, rules.max_body_bytes, rules.body_timeout_s)
                 await while_connected(exchange, scope["extensions"][PRESENCE], handle, body)
             return
         except ClientGone:
@@ -147,12 +142,13 @@ class App:
         if problem.code in _BODY_PROBLEMS or (has_body and problem.code in _BEFORE_BODY):
             await refuse_unread(send, receive, problem, [*headers, *retry_after(problem)])
         else:
-            await send_problem(send, problem, headers=headers)
+            pipe, body = scope["extensions"][PIPE], msgspec.json.encode(problem.body())
+            await pipe.answer([JSON, *headers, *retry_after(problem)], body, problem.spec.status)
 
     def _headers(self, scope: Scope) -> list[Header]:
         """Headers of every response: the request's id, the caller's own if it is a sane one."""
         sent = header(scope, b"x-request-id")
-        request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else b"req-" + secrets.token_hex(16).encode()
+        request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else b"req-" + os.urandom(16).hex().encode()
         headers = [(b"x-request-id", request_id)]
         if self._gateway.draining:
             headers.append((b"connection", b"close"))

@@ -6,7 +6,7 @@ In: a body that was read and its exchange; out: one response.  The dialect is ``
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from penstock.asgi.respond import Header, send_bytes
-from penstock.asgi.server import Send
+from penstock.asgi.respond import JSON, Header
 from penstock.gateway.call import Call, ClientGone
+from penstock.gateway.http.pipe import Pipe
 from penstock.gateway.http.presence import Presence
 from penstock.gateway.http.rate_limit import rate_limit_headers
-from penstock.gateway.http.stream import EventStream, Writer
+from penstock.gateway.http.stream import EventStream
 from penstock.gateway.http.streamed import Streamed, StreamRenderer
 from penstock.gateway.pipeline import Gateway
 from penstock.wire import sse
@@ -58,8 +58,7 @@ class Exchange:
     gateway: Gateway
     call: Call
     rules: HttpRules
-    send: Send
-    pipe: Writer
+    pipe: Pipe
     headers: list[Header]
     stream: EventStream | None = None
     presence: Presence | None = None
@@ -95,15 +94,14 @@ class Exchange:
 
     async def answer(self, body: bytes, *headers: Header) -> None:
         self.unwatch()
-        said = [*self.headers, *headers, *self._answered()]
-        await send_bytes(self.send, body, content_type=b"application/json", headers=said)
+        await self.pipe.answer([JSON, *self.headers, *headers, *self._answered()], body)
 
     async def write_stream(
         self, choices: list[GenerateRequest], renderer_of: Callable[[str], StreamRenderer], body_bytes: int
     ) -> None:
         """Stream every choice.  ``renderer_of`` is told the model that answers, which the first event settles."""
         head = [*_STREAM_HEADERS, *self.headers]
-        stream = self.stream = EventStream(self.send, self.pipe, head, self.rules.keep_alive_s)
+        stream = self.stream = EventStream(self.pipe, head, self.rules.keep_alive_s)
         answer = Streamed(stream, lambda: renderer_of(self.call.model), lambda: self._begin(head), len(choices))
         await self.gateway.generate(self.call, choices, body_bytes, answer.give)
         self.unwatch()
@@ -217,4 +215,4 @@ def _check_copies(rules: HttpRules, choices_per_prompt: int, body: bytes) -> Non
 
 def _draw_seed() -> int:
     """A seed for a request that brings none, so that its resumption draws the same tokens."""
-    return secrets.randbits(63)
+    return int.from_bytes(os.urandom(8)) >> 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -134,7 +133,7 @@ def _machines(
         limit=Limit(replicas, limits, clock, AdmitRules()),
         route=Router(replicas, clock),
         forward=Forwarder(replicas, upstream, rules, clock, emit, random.random),
-        meter=Meter(clock, emit, lambda: secrets.token_hex(16), running),
+        meter=Meter(clock, emit, lambda: os.urandom(16).hex(), running),
     )
     once = Forwarder(replicas, upstream, RetryRules(max_resumes=0, first_wait_s=0.0), clock, emit)
     shadows = Shadows(once, replicas, stages.limit, clock, emit)

@@ -96,7 +96,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running, self._presence = cycle, Presence()
         cycle.scope["extensions"] = {PRESENCE: self._presence, PIPE: Pipe(cycle)}  # type: ignore[dict-item]  # ours
-        cycle.transport = HeadAndBody(self.transport, self.loop)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, problem: Problem) -> None:
@@ -129,42 +128,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-
-class HeadAndBody:
-    """A response's transport: its head leaves together with what follows at once, since every write is a packet."""
-
-    __slots__ = ("_head", "_loop", "_timer", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head: bytes | None = None
-        self._timer: asyncio.Handle | None = None
-
-    def write(self, data: bytes) -> None:
-        if self._timer is None:
-            self._head = data
-            self._timer = self._loop.call_soon(self._flush)
-        elif self._head is not None:
-            self._timer.cancel()
-            data, self._head = self._head + data, None
-            self._transport.write(data)
-        else:
-            self._transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head is not None:
-            data, self._head = self._head, None
-            if not self._transport.is_closing():
-                self._transport.write(data)
 
 
 class HttpServer:

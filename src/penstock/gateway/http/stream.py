@@ -1,18 +1,16 @@
 """One event stream to one client: head, frames, keep-alives in silences, a true end.
 
-In: frames as bytes; out: a head and an end the ASGI way, and what is between them through a pipe.  A stream that fails
-is told so in-band and then left incomplete: the server closes the connection inside the chunked body, which no client
-can take for a clean end.
+In: frames as bytes; out: the same through the request's pipe.  A stream that fails is told so in-band and then left
+incomplete: the server closes the connection inside the chunked body, which no client can take for a clean end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from penstock.asgi.respond import Header
-from penstock.asgi.server import Send
 from penstock.wire import sse
 from penstock.wire.errors import Problem
 
@@ -20,15 +18,17 @@ _HOLD_UP_TO_BYTES = 65_536
 
 
 class Writer(Protocol):
-    def write(self, frames: bytes) -> Awaitable[None] | None:
-        """An awaitable: nothing more should be written before it is done."""
+    """A response in chunks.  An awaitable: nothing more should be written before it is done."""
+
+    def begin(self, headers: Sequence[Header], frames: bytes) -> Awaitable[None] | None: ...
+    def write(self, frames: bytes) -> Awaitable[None] | None: ...
+    async def end(self, frames: bytes) -> None: ...
 
 
 class EventStream:
     """Holds the first frames back until ``begin``, so that an early problem still gets its own status."""
 
-    def __init__(self, send: Send, pipe: Writer, headers: list[Header], keep_alive_s: float) -> None:
-        self._send = send
+    def __init__(self, pipe: Writer, headers: list[Header], keep_alive_s: float) -> None:
         self._pipe = pipe
         self._headers = headers
         self._keep_alive_s = keep_alive_s
@@ -44,16 +44,15 @@ class EventStream:
     def holds_enough(self) -> bool:
         return self._held_bytes >= _HOLD_UP_TO_BYTES
 
-    async def begin(self) -> None:
-        """Send the head and what was held."""
-        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+    def begin(self) -> Awaitable[None] | None:
+        """Send the head and what was held; an awaitable as of :meth:`write`."""
         self.begun = True
         self._arm(self._keep_alive_s)
         held = b"".join(self._held)
         self._held.clear()
-        wait = self.write(held)
-        if wait is not None:
-            await wait
+        self._last_sent = self._loop.time()
+        wait = self._pipe.begin(self._headers, held)
+        return None if wait is None else self._until(wait)
 
     def write(self, frames: bytes) -> Awaitable[None] | None:
         """Send frames, or keep them for ``begin``.
@@ -74,12 +73,14 @@ class EventStream:
     async def end(self, frames: bytes) -> None:
         """The last frames and a clean end."""
         self.stop()
-        await self._send({"type": "http.response.body", "body": frames, "more_body": False})
+        await self._pipe.end(frames)
 
     async def fail(self, problem: Problem) -> None:
         """The in-band error, and no end."""
         self.stop()
-        await self._send({"type": "http.response.body", "body": sse.error_frame(problem), "more_body": True})
+        wait = self._pipe.write(sse.error_frame(problem))
+        if wait is not None:
+            await wait
 
     def stop(self) -> None:
         """No more keep-alives."""

@@ -33,11 +33,10 @@ class Streamed:
         self._on_begin = on_begin
         self._renderer: StreamRenderer | None = None
         self._waiting = self._running = num_choices
-        self._beginning = False
         self._last = b""
 
     def give(self, index: int, events: list[Event]) -> Awaitable[None] | None:
-        """An awaitable: the head has to leave first, or the client reads slowly."""
+        """An awaitable: the client reads slowly."""
         renderer = self._renderer
         if renderer is None:
             renderer = self._renderer = self._renderer_of()
@@ -51,18 +50,19 @@ class Streamed:
             return self._stream.write(frames)
         self._stream.write(frames)
         self._waiting -= isinstance(events[0], Accepted)
-        if self._beginning or (self._waiting and not self._stream.holds_enough):
+        if self._waiting and not self._stream.holds_enough:
             return None
-        self._beginning = True  # now, since the others may come before the head has left
         return self._begin()
 
     async def end(self) -> None:
         """Every choice has finished."""
         assert self._renderer is not None and not self._running, "the choices ended without being finished"
-        if not self._beginning:
-            await self._begin()
+        if not self._stream.begun:
+            wait = self._begin()
+            if wait is not None:
+                await wait
         await self._stream.end(self._last + self._renderer.end())
 
-    async def _begin(self) -> None:
+    def _begin(self) -> Awaitable[None] | None:
         self._on_begin()
-        await self._stream.begin()
+        return self._stream.begin()
