@@ -150,6 +150,8 @@ class Call:
 
     def once_per_prompt(self, counts: dict[int, int]) -> int:
         """The sum of a count that all choices of a prompt share."""
+        if self.choices_per_prompt == 1:
+            return sum(counts.values())
         return sum(count for index, count in counts.items() if index % self.choices_per_prompt == 0)
 
     def _outcome(self, error: BaseException | None) -> tuple[Outcome, int, str]:

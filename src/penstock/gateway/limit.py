@@ -123,7 +123,8 @@ class Limit:
         if hold is None:
             return events
         if isinstance(events[0], Accepted):
-            refused = self._know_input(hold, call, index, events[0])
+            ends = hold.running == 1 and isinstance(events[-1], Finished)
+            refused = self._know_input(hold, call, index, events[0], ends)
             if refused is not None and refused.short and refusal is None:
                 return None
             if refused is not None:
@@ -170,10 +171,14 @@ class Limit:
         call.hold = None
 
     @staticmethod
-    def _know_input(hold: Hold, call: Call, index: int, accepted: Accepted) -> Verdict | None:
-        """Another prompt is known; once all are, the call holds what they take, no more and no less."""
+    def _know_input(hold: Hold, call: Call, index: int, accepted: Accepted, ends: bool) -> Verdict | None:
+        """Another prompt is known; once all are, the call holds what they take, no more and no less.
+
+        ``ends``: so does the call, with the same events, and settles then.
+        """
         prompts = call.num_prompt_tokens | {index: accepted.prompt_tokens}
-        return hold.know_input(call.once_per_prompt(prompts), whole=len(prompts) == call.num_choices)
+        whole = len(prompts) == call.num_choices and not ends
+        return hold.know_input(call.once_per_prompt(prompts), whole=whole)
 
     def _cut(self, hold: Hold, call: Call, index: int, events: list[Event], refused: Verdict) -> list[Event]:
         covered: list[Event] = []

@@ -21,6 +21,7 @@ from penstock.ports import Clock
 _SLICE_TOKENS = 256
 """Output is granted by so much at a time: a stream holds no more than this beyond what it has delivered."""
 _MOST_CACHED_RULES = 10_000
+_NOTHING_GRANTED = Account()
 
 
 class Used(NamedTuple):
@@ -113,7 +114,7 @@ class Limits:
 
     def account(self, rule: Rule) -> Account:
         """What the rule has granted, as it was when somebody last asked."""
-        return self._accounts.get(rule.key) or Account()
+        return self._accounts.get(rule.key, _NOTHING_GRANTED)
 
     async def fetch(self, rules: tuple[Rule, ...], want: Amounts) -> tuple[Verdict, Grant | None]:
         """As :meth:`take`, where that was short; waits, within a bound, for what other gateways leave."""
@@ -123,7 +124,8 @@ class Limits:
         return Moment(self._clock.now(), self.wall())
 
     def _read(self, rules: tuple[Rule, ...]) -> list[Account]:
-        return [self.account(rule) for rule in rules]
+        accounts = self._accounts
+        return [accounts.get(rule.key, _NOTHING_GRANTED) for rule in rules]
 
     def _write(self, rules: tuple[Rule, ...], accounts: list[Account]) -> None:
         for rule, account in zip(rules, accounts, strict=True):
@@ -172,7 +174,8 @@ class Hold:
         return verdict
 
     def know_input(self, tokens: int, *, whole: bool = True) -> Verdict | None:
-        """The input is ``tokens``; not ``whole``: there is more, of which nothing is known yet.
+        """The input is ``tokens``; not ``whole``: there is more, of which nothing is known yet, or the call is over
+        in a moment, which gives everything back at once.
 
         Gives back what was too much, or reserves what is missing; the verdict if that fails.
         """

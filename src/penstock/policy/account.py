@@ -120,7 +120,8 @@ def whole_after(window: Window | None, account: Account, now: Moment) -> float:
     if window is None:
         return _CONCURRENCY_RETRY_S
     if window == "minute":
-        return max(second for second, amount in account.slots if amount) + _MINUTE_S + 1 - now.steady
+        newest = next(second for second, amount in reversed(account.slots) if amount)
+        return newest + _MINUTE_S + 1 - now.steady
     return begin_of(window, window_of(window, now.wall) + 1) - now.wall
 
 

@@ -139,9 +139,13 @@ def reserve(
             refused = verdict if refused is None else longer(refused, verdict)
     if refused is not None:
         return refused, after, None
-    marks = tuple(mark_of(rule.window, account, now) for rule, account in zip(rules, after, strict=True))
-    after = [charged(account, mark, want[rule.field]) for rule, account, mark in zip(rules, after, marks, strict=True)]
-    return Verdict(num_rules=len(rules)), after, Grant(want, marks)
+    marks = []
+    for place, rule in enumerate(rules):
+        mark = mark_of(rule.window, after[place], now)
+        marks.append(mark)
+        if wanted := want[rule.field]:
+            after[place] = charged(after[place], mark, wanted)
+    return Verdict(num_rules=len(rules)), after, Grant(want, tuple(marks))
 
 
 def settle(
@@ -175,14 +179,17 @@ def total(grants: Sequence[Grant]) -> Amounts:
 
 def tightest(rules: Sequence[Rule], accounts: Sequence[Account], unit: Unit, now: Moment) -> Standing | None:
     """The rule of ``unit`` that has least left; ``None``: no rule limits it."""
-    best: Standing | None = None
+    best: tuple[int, Rule, Account] | None = None
     for rule, before in zip(rules, accounts, strict=True):
         if rule.unit == unit:
             account = rolled(rule.window, before, now)
             left = max(0, rule.amount - account.granted)
-            if best is None or left < best.left:
-                best = Standing(rule, left, whole_after(rule.window, account, now))
-    return best
+            if best is None or left < best[0]:
+                best = left, rule, account
+    if best is None:
+        return None
+    left, rule, account = best
+    return Standing(rule, left, whole_after(rule.window, account, now))
 
 
 def describe(rule: Rule) -> str:
