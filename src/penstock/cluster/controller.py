@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from penstock.cluster.actions import Action, Finish, Forget, Kill, Publish, Start, Tell, Terminate
-from penstock.cluster.reconcile import Memory, Observed, Rules, decide
+from penstock.cluster.actions import Action, Finish, Publish, Tell
+from penstock.cluster.life import Life
+from penstock.cluster.reconcile import Observed, Rules
 from penstock.cluster.rollout import Member, Rollout, RolloutStatus
-from penstock.cluster.state import MemberState, ServiceState, Stage
+from penstock.cluster.state import ServiceState, Stage
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.names import Name
 from penstock.events.list import ReplicaChanged
 from penstock.policy.names import check
-from penstock.policy.rollout import Duty, ReplicaView, RolloutRules
+from penstock.policy.rollout import ReplicaView, RolloutRules
 from penstock.ports import Emit
 from penstock.wire.errors import Problem
 
@@ -57,7 +58,7 @@ class Controller:
         self._created = created
         self._balance = balance
         self._max_concurrent = max_concurrent
-        self._members = list(members)
+        self._lives = [Life(member) for member in members]
         self._rules = rules
         self._end = end
         self._emit = emit
@@ -66,16 +67,8 @@ class Controller:
         self._deadline: float | None = None
         self._problem: Problem | None = None
         self._desired = DesiredState()
-        self._memory = {member.id: Memory() for member in members}
-        self._why = {member.id: "not started yet" for member in members}
-        self._phase = {member.id: "" for member in members}
-        self._seen: dict[str, Observed] = {}
-        self._asked: set[tuple[str, int, str]] = set()  # (id, pid, verb): a signal is sent once
         self._rollout: Rollout | None = None
-        self._duties: dict[str, Duty] = {}
-        self._failed: dict[str, str] = {}
-        self._hopeless: set[str] = set()
-        self._leaves_until: dict[str, float] = {}
+        self._left: dict[str, Life] = {}
         self.rename(names or {})
 
     @property
@@ -115,7 +108,7 @@ class Controller:
 
     def engines(self, model: str) -> list[Member]:
         """The engines that are to serve this model."""
-        return [m for m in self._members if self._is_of(m, model) and self._duty(m) == "serve"]
+        return [life.member for life in self._lives if self._is_of(life.member, model) and life.duty == "serve"]
 
     def _is_of(self, member: Member, model: str) -> bool:
         return member.kind == "engine" and (member.model or self._model) == model
@@ -131,7 +124,7 @@ class Controller:
 
     def state(self) -> ServiceState:
         """A picture of the last step."""
-        members = [self._member_state(member) for member in self._members]
+        members = [life.state(life.member.model or self._model) for life in self._lives]
         serving = {member.kind for member in members if member.phase == "ready"}
         ready = self._stage == "serving" and serving == {"engine", "gateway"}
         return ServiceState(stage=self._stage, ready=ready, desired=self._desired, members=members)
@@ -140,14 +133,15 @@ class Controller:
         self, seen: Mapping[str, Observed], acknowledgements: Sequence[Acknowledgement], now: float
     ) -> list[Action]:
         """What to do now.  Everything returned is to be done, in order."""
-        self._seen = dict(seen)
+        for life in self._lives:
+            life.seen = seen.get(life.id)
         actions: list[Action] = []
         if self._stage == "stopping":  # from an earlier step, so that what that one started has been observed
             actions += self._stop(now)
         elif self._stage != "stopped":
             actions += self._roll(acknowledgements, now)
-            for member in list(self._members):
-                actions += self._reconcile(member, now) if self._is_wanted(member) else self._let_go(member, now)
+            for life in list(self._lives):
+                actions += self._reconcile(life, now) if life.is_wanted else self._let_go(life, now)
             actions += self._publish()
             self._advance(acknowledgements, now)
         self._note_phases()
@@ -160,79 +154,36 @@ class Controller:
             return []
         before = rollout.status
         duties = rollout.step(self._replica_view, self._settled(acknowledgements), now)
+        lives = {life.id: life for life in self._lives}
         for member in rollout.members:
-            self._duties[member.id] = duties.get(member.id, "leave")
-            if self._duties[member.id] in ("warm", "serve") and member not in self._members:
-                self._enter(member)
+            duty = duties.get(member.id, "leave")
+            if member.id in lives:
+                lives[member.id].duty = duty
+            elif duty in ("warm", "serve"):
+                self._left.pop(member.id, None)
+                self._lives.append(Life(member, duty))
         after = rollout.status
         return [] if before.why == after.why else [Tell("upgrade", after.why)]
 
-    def _enter(self, member: Member) -> None:
-        self._members.append(member)
-        self._memory[member.id] = Memory()
-        self._why[member.id], self._phase[member.id] = "not started yet", ""
-        self._failed.pop(member.id, None)
-        self._hopeless.discard(member.id)
-
-    def _duty(self, member: Member) -> Duty:
-        """What no upgrade is about serves."""
-        return self._duties.get(member.id, "serve")
-
-    def _is_wanted(self, member: Member) -> bool:
-        duty = self._duty(member)
-        # One that ended while it drained is not missed.
-        return duty in ("warm", "serve") or (duty == "drain" and member.id in self._seen)
-
     def _replica_view(self, member: Member) -> ReplicaView:
-        seen, load = self._seen.get(member.id), None
-        if seen is not None:
-            load = seen.load
-        return ReplicaView(
-            id=member.id,
-            present=seen is not None,
-            ready=seen is not None and seen.ready,
-            failed=self._failed.get(member.id, ""),
-            hopeless=member.id in self._hopeless,
-            num_busy=0 if load is None else load.running + load.waiting,
-            vocabulary="" if load is None else load.vocabulary,
-        )
+        for life in self._lives:
+            if life.id == member.id:
+                return life.replica_view()
+        left = self._left.get(member.id)
+        return ReplicaView(id=member.id) if left is None else left.replica_view()
 
-    def _let_go(self, member: Member, now: float) -> list[Action]:
+    def _let_go(self, life: Life, now: float) -> list[Action]:
         """End a replica that is replaced; when it is gone it is no member any more."""
-        seen = self._seen.get(member.id)
-        self._why[member.id] = "replaced"
-        if seen is None or seen.exit_code is not None:
-            self._members.remove(member)
-            self._leaves_until.pop(member.id, None)
-            return [] if self._seen.pop(member.id, None) is None else [Forget(member.id)]
-        deadline = self._leaves_until.setdefault(member.id, now + self._end.stop_timeout_s)
-        if self._first(member.id, seen.pid, "terminate"):
-            return [Terminate(member.id)]
-        if now >= deadline and self._first(member.id, seen.pid, "kill"):
-            return [Kill(member.id), Tell(member.id, "did not exit in time and was killed")]
-        return []
+        is_gone, actions = life.let_go(now, self._end.stop_timeout_s)
+        if is_gone:
+            self._lives.remove(life)
+            self._left[life.id] = life
+        return actions
 
-    def _reconcile(self, member: Member, now: float) -> list[Action]:
-        seen = self._seen.get(member.id)
-        verdict, self._memory[member.id] = decide(seen, self._rules, self._memory[member.id], now)
-        self._why[member.id] = verdict.why
-        actions: list[Action] = []
-        if verdict.do == "start":
-            actions.append(Start(member.id, self._memory[member.id].starts))
-        if verdict.do == "give_up":
-            self._hopeless.add(member.id)
-        if verdict.do == "give_up" and not self._others_serve(member) and not self._on_trial(member):
+    def _reconcile(self, life: Life, now: float) -> list[Action]:
+        verdict, actions, told = life.reconcile(self._rules, now)
+        if verdict.do == "give_up" and not self._others_serve(life) and not self._on_trial(life.member):
             self._problem = self._problem or verdict.problem
-        told: list[Action] = []
-        if seen is not None and seen.exit_code is not None:
-            actions.append(Forget(member.id))
-            told.append(Tell(member.id, verdict.why, seen.last_lines))
-            self._failed[member.id] = seen.problem.message if seen.problem else verdict.why
-            del self._seen[member.id]
-        elif seen is not None and verdict.do in ("kill", "give_up") and self._first(member.id, seen.pid, "kill"):
-            actions.append(Kill(member.id))
-            told.append(Tell(member.id, verdict.why))
-            self._failed[member.id] = verdict.why
         ends_all = verdict.problem is not None and verdict.problem is self._problem  # and is then told as the end
         return actions if ends_all else actions + told
 
@@ -240,15 +191,13 @@ class Controller:
         """What an upgrade starts must not end the service that it was to upgrade."""
         return self._rollout is not None and not self._rollout.is_over and member in self._rollout.members
 
-    def _others_serve(self, member: Member) -> bool:
+    def _others_serve(self, life: Life) -> bool:
         # A checkpoint that vanished must not end the replicas that hold it in memory; those of another model do not
         # make up for it.
+        alike = (life.member.kind, life.member.model)
         return any(
-            (other.kind, other.model) == (member.kind, member.model)
-            and other.id != member.id
-            and other.id in self._seen
-            and self._seen[other.id].ready
-            for other in self._members
+            (other.member.kind, other.member.model) == alike and other is not life and other.is_ready
+            for other in self._lives
         )
 
     def _models(self) -> list[Model]:
@@ -270,9 +219,9 @@ class Controller:
 
     def _living(self, model: str) -> list[Replica]:
         return [
-            Replica(id=member.id, socket=member.socket, draining=self._duty(member) != "serve")
-            for member in self._members
-            if self._is_of(member, model) and member.id in self._seen
+            Replica(id=life.id, socket=life.member.socket, draining=life.duty != "serve")
+            for life in self._lives
+            if self._is_of(life.member, model) and life.seen is not None
         ]
 
     def _advance(self, acknowledgements: Sequence[Acknowledgement], now: float) -> None:
@@ -301,9 +250,9 @@ class Controller:
         """Of the gateways that live and have spoken: a silent one routes by no state, so it cannot hold a request."""
         said = {a.gateway: a for a in acknowledgements}
         living = [
-            gateway_name(member.id, self._memory[member.id].starts)
-            for member in self._members
-            if member.kind == "gateway" and (seen := self._seen.get(member.id)) is not None and seen.exit_code is None
+            gateway_name(life.id, life.memory.starts)
+            for life in self._lives
+            if life.member.kind == "gateway" and life.seen is not None and life.seen.exit_code is None
         ]
         return [said[name] for name in living if name in said]
 
@@ -313,58 +262,19 @@ class Controller:
             self._deadline = now + (self._end.hurried_stop_s if hurried else self._end.stop_timeout_s)
         elif self._stop_requests > 1:
             self._deadline = min(self._deadline, now + self._end.hurried_stop_s)
-        actions: list[Action] = []
-        for id, seen in list(self._seen.items()):
-            if seen.exit_code is not None:
-                actions.append(Forget(id))
-                del self._seen[id]
-            elif self._first(id, seen.pid, "terminate"):
-                actions.append(Terminate(id))
-            elif now >= self._deadline and self._first(id, seen.pid, "kill"):
-                actions += [Kill(id), Tell(id, "did not exit in time and was killed")]
-        if not self._seen:
+        actions = [action for life in self._lives for action in life.end(now, self._deadline)]
+        if all(life.seen is None for life in self._lives):
             self._stage = "stopped"
             actions.append(Finish(self._problem))
         return actions
 
-    def _first(self, id: str, pid: int, verb: str) -> bool:
-        asked = (id, pid, verb)
-        fresh = asked not in self._asked
-        self._asked.add(asked)
-        return fresh
-
     def _note_phases(self) -> None:
-        for member in self._members:
-            seen = self._seen.get(member.id)
-            phase = _phase(seen, self._memory[member.id])
-            if phase == "ready" and self._duty(member) in ("drain", "leave"):
-                phase = "draining"
-            if phase != self._phase[member.id]:
-                self._phase[member.id] = phase
-                if member.kind == "engine":
-                    self._emit(ReplicaChanged(replica=member.id, phase=phase, restarts=self._restarts(member.id)))
-
-    def _restarts(self, id: str) -> int:
-        return max(0, self._memory[id].starts - 1)
-
-    def _member_state(self, member: Member) -> MemberState:
-        seen = self._seen.get(member.id)
-        return MemberState(
-            id=member.id,
-            kind=member.kind,
-            model=(member.model or self._model) if member.kind == "engine" else "",
-            phase=self._phase[member.id],
-            why=self._why[member.id],
-            pid=None if seen is None else seen.pid,
-            restarts=self._restarts(member.id),
-            load=None if seen is None else seen.load,
-        )
-
-
-def _phase(seen: Observed | None, memory: Memory) -> str:
-    if seen is None:
-        return "exited" if memory.failures else "starting"
-    return "starting" if seen.load is None else seen.load.phase
+        for life in self._lives:
+            phase = life.present_phase
+            if phase != life.phase:
+                life.phase = phase
+                if life.member.kind == "engine":
+                    self._emit(ReplicaChanged(replica=life.id, phase=phase, restarts=life.restarts))
 
 
 def gateway_name(id: str, incarnation: int) -> str:
