@@ -156,6 +156,7 @@ def test_a_source_that_hangs_is_given_up(serve, source, tmp_path: Path, place: s
     """A FIFO that nobody writes into, where a file should be: Ctrl-C ends the upgrade, and the old source serves on.
 
     So does a time limit where the source itself is never found; and the service ends though the read still hangs.
+    A second upgrade meanwhile is refused and changes nothing.
     """
     running = serve(model=source("old"))
     directory = tmp_path / "hangs"
@@ -178,6 +179,8 @@ def test_a_source_that_hangs_is_given_up(serve, source, tmp_path: Path, place: s
         while place == "checkpoint" and "engine-1" not in engines(running):
             told = asking.stderr.readline()
             assert told
+        second = upgrade(running, source("other"))
+        assert second.returncode == 1 and "under way already" in second.stderr
         asking.send_signal(signal.SIGINT)
         said_at_last = asking.stderr.read()
     assert asking.returncode == 1

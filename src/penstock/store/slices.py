@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from penstock.wire.slices import SEED_S, SETTLE_S, SHARE_OF_LEFT, Answer, Ask, S
 SCHEMES = ("redis", "rediss", "unix")
 TIMEOUT_S = 1.0
 _STATUS: tuple[Status, ...] = ("given", "another window", "settling", "unusable")
+_log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -34,6 +37,7 @@ class RedisSlices:
 
         self._writer = writer
         self._number = 0
+        self._epoch = b""
         self._prefix = f"penstock:{{{hmac.new(secret, b'slices', hashlib.sha256).hexdigest()[:16]}}}:"
         try:
             self._redis = Redis.from_url(
@@ -60,7 +64,20 @@ class RedisSlices:
         except (RedisError, OSError) as error:
             raise Problem("limits_unavailable", f"Redis: {type(error).__name__}: {str(error)[:200]}") from None
         seconds, microseconds, epoch, *answers = reply
+        if epoch != self._epoch:
+            self._epoch = epoch
+            await self._look_at_eviction()
         return Taken(int(seconds) + int(microseconds) / 1e6, epoch.decode(), [_answer(*answer) for answer in answers])
+
+    async def _look_at_eviction(self) -> None:
+        """Tell whoever runs it: a Redis that drops keys when it is full forgets what was granted, and nobody hears."""
+        from redis.exceptions import RedisError
+
+        with suppress(RedisError, OSError):  # not every server lets everybody ask
+            memory = await self._redis.info("memory")
+            policy = memory.get("maxmemory_policy", "noeviction")
+            if memory.get("maxmemory") and policy != "noeviction":
+                _log.warning("Redis forgets limits when it is full (maxmemory-policy %s): set noeviction", policy)
 
     async def close(self) -> None:
         await self._redis.aclose()

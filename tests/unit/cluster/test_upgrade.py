@@ -121,6 +121,30 @@ def test_what_cannot_be_fetched_changes_nothing(problem: Exception) -> None:
     asyncio.run(act())
 
 
+def test_of_many_that_are_asked_for_at_once_one_begins() -> None:
+    """The admin API answers in threads: the others hear that one is under way, and the log has the one alone."""
+
+    async def act() -> None:
+        async with running() as desk:
+            told: list[str] = []
+            begin = threading.Barrier(4)
+
+            def ask(number: int) -> None:
+                begin.wait()
+                try:
+                    told.append(desk.upgrades.start(None, NewUpgrade(model="m", source=f"/new-{number}")).source)
+                except Problem as problem:
+                    told.append(problem.code)
+
+            await asyncio.gather(*(asyncio.to_thread(ask, number) for number in range(4)))
+            assert told.count("conflict") == 3
+            [source] = set(told) - {"conflict"}
+            assert (await desk.over()).source == source == desk.place.kept[0]
+            assert [row[1] for row in desk.rows] == ["upgrade.start", "upgrade.end"]
+
+    asyncio.run(act())
+
+
 def test_what_cannot_be_written_down_is_not_begun() -> None:
     """A lost audit log refuses the upgrade, and nothing is under way afterwards."""
 

@@ -255,6 +255,19 @@ async def test_what_redis_refuses_is_told_and_over_when_it_is_over(tmp_path: Pat
 
 
 @debian
+@pytest.mark.parametrize(("policy", "is_told"), [("allkeys-lru", True), ("noeviction", False)])
+async def test_a_server_that_may_drop_keys_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: str, is_told: bool
+) -> None:
+    """Once: what it forgets in silence may be granted again, and only its owner can mend that."""
+    with redis_server(tmp_path, "--maxmemory", "64mb", "--maxmemory-policy", policy) as server:
+        async with slices(server.url, "a") as one:
+            await one.take([])
+            await one.take([])
+    assert caplog.text.count(f"maxmemory-policy {policy}") == is_told
+
+
+@debian
 async def test_a_server_that_was_emptied_is_told_again_before_it_gives(tmp_path: Path) -> None:
     """FLUSHALL while all run: nothing is given for as long as every gateway has to state what it holds."""
     with redis_server(tmp_path) as server:
