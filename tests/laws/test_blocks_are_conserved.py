@@ -15,6 +15,7 @@ from penstock.engine.loop import Loop
 from penstock.engine.prefix import prefix_root
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence
+from penstock.events.list import StepDone
 from penstock.policy.batch import BatchRules
 from penstock.sim.clock import VirtualClock
 from penstock.sim.executor import SimulatedExecutor
@@ -37,6 +38,7 @@ def check_laws(loop: Loop) -> None:
     assert len(list(scheduler.waiting)) == len(scheduler.waiting)
     assert [one.level for one in scheduler.running] == sorted(one.level for one in scheduler.running)
     for sequence in scheduler.running:
+        assert len(sequence.block_ids) <= -(-sequence.num_tokens // BLOCK_TOKENS), "a block without a token of its own"
         for index in range(sequence.num_computed // BLOCK_TOKENS, len(sequence.block_ids)):
             assert owners[sequence.block_ids[index]] == 1, "a block that is not full yet has two writers"
 
@@ -65,18 +67,24 @@ def traces(draw: st.DrawFn) -> list[TracedRequest]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(traces(), st.integers(1, 40), st.integers(1, 8), st.integers(16, 40), st.booleans())
+@given(traces(), st.integers(1, 40), st.integers(1, 8), st.integers(16, 40), st.booleans(), st.sampled_from([0, 9]))
 def test_every_step_keeps_the_laws_and_every_request_ends_once(
-    trace: list[TracedRequest], max_step_tokens: int, max_num_seqs: int, num_blocks: int, caching: bool
+    trace: list[TracedRequest], max_step_tokens: int, max_num_seqs: int, num_blocks: int, caching: bool, guesses: int
 ) -> None:
     """Whatever the traffic and the memory: blocks are conserved at every step and each request ends exactly once."""
-    rules = BatchRules(max_step_tokens=max_step_tokens, max_num_seqs=max_num_seqs, block_tokens=BLOCK_TOKENS)
+    rules = BatchRules(
+        max_step_tokens=max_step_tokens,
+        max_num_seqs=max_num_seqs,
+        block_tokens=BLOCK_TOKENS,
+        num_guesses=guesses,
+    )
     ended = replay(
         trace,
         rules=rules,
         num_blocks=num_blocks,
         step_time=STEP_TIME,
         prefix_caching=caching,
+        vocab_size=2,
         after_step=check_laws,
     )
     for request, recorder in zip(trace, ended.requests, strict=True):
@@ -90,12 +98,13 @@ def test_every_step_keeps_the_laws_and_every_request_ends_once(
 def test_memory_and_company_do_not_change_tokens(
     trace: list[TracedRequest], max_step_tokens: int, num_blocks: int
 ) -> None:
-    """A request's tokens are the same alone with all the memory and in a crowd that preempts it."""
+    """A request's tokens are the same alone with all the memory and in a crowd that preempts it and guesses."""
     crowded = replay(
         trace,
-        rules=BatchRules(max_step_tokens=max_step_tokens, max_num_seqs=8, block_tokens=BLOCK_TOKENS),
+        rules=BatchRules(max_step_tokens=max_step_tokens, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=5),
         num_blocks=num_blocks,
         step_time=STEP_TIME,
+        vocab_size=2,
     )
     for index, request in enumerate(trace):
         alone = replay(
@@ -104,6 +113,7 @@ def test_memory_and_company_do_not_change_tokens(
             num_blocks=4096,
             step_time=STEP_TIME,
             prefix_caching=False,
+            vocab_size=2,
         )
         assert crowded.requests[index].token_ids == alone.requests[index].token_ids
 
@@ -114,8 +124,8 @@ class Lottery:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.clock = VirtualClock()
-        self.executor = SimulatedExecutor(self.clock, STEP_TIME)
-        rules = BatchRules(max_step_tokens=16, max_num_seqs=6, block_tokens=BLOCK_TOKENS)
+        self.executor = SimulatedExecutor(self.clock, STEP_TIME, vocab_size=2)
+        rules = BatchRules(max_step_tokens=16, max_num_seqs=6, block_tokens=BLOCK_TOKENS, num_guesses=4)
         self.loop = Loop(Scheduler(rules, BlockPool(20)), lambda event: None)
         self.recorders: list[Recorder] = []
 
@@ -179,3 +189,15 @@ def test_a_thousand_requests_replay_in_seconds_and_twice_the_same() -> None:
     assert [(r.first_token_s, r.ended_s, r.token_ids) for r in first.requests] == [
         (r.first_token_s, r.ended_s, r.token_ids) for r in second.requests
     ]
+
+
+def test_guesses_that_are_right_and_wrong_leave_the_blocks_of_what_was_right() -> None:
+    """The laws above are checked over steps that accept some guesses and refuse others, block after block."""
+    rules = BatchRules(max_step_tokens=64, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=9)
+    trace = [TracedRequest(0.0, [i % 2, 1, 0, 1], 200) for i in range(6)]
+    ended = replay(trace, rules=rules, num_blocks=320, step_time=STEP_TIME, vocab_size=2, after_step=check_laws)
+
+    events = [event for event in ended.events if isinstance(event, StepDone)]
+    proposed, accepted = sum(e.proposed_tokens for e in events), sum(e.accepted_tokens for e in events)
+    assert proposed > accepted > 100
+    assert sum(e.decode_tokens for e in events) == 6 * 199

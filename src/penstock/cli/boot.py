@@ -60,6 +60,9 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         if settings.quantization != "none":
             message = "--quantization is for models that generate; this is an encoder."
             raise Problem("invalid_setting", message, param="quantization")
+        if settings.speculative != "none":
+            message = "--speculative is for models that generate; this is an encoder."
+            raise Problem("invalid_setting", message, param="speculative")
         return boot_encoder(settings, Tokenizer.load(directory), progress, emit)
     return _boot_decoder(settings, directory, progress, emit)
 
@@ -156,5 +159,6 @@ def _loop(settings: EngineSettings, num_blocks: int, emit: Emit) -> Loop:
         max_step_tokens=settings.max_step_tokens,
         max_num_seqs=settings.max_num_seqs,
         block_tokens=settings.block_tokens,
+        num_guesses=0 if settings.speculative == "none" else settings.speculative_tokens,
     )
     return Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit)

@@ -14,7 +14,7 @@ from penstock.cli.serve_files import issuers_of, prices_of, with_file
 from penstock.cli.serve_flags import count, milliseconds, option, seconds
 from penstock.cli.sizes import parse_size
 from penstock.config.desired import Balance
-from penstock.config.settings import DType, Quantization, ReasoningParser, ToolParser
+from penstock.config.settings import DType, Quantization, ReasoningParser, Speculative, ToolParser
 from penstock.wire.errors import Problem
 
 
@@ -112,6 +112,17 @@ def serve(
     prefix_caching: Annotated[
         bool, option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
     ] = True,
+    speculative: Annotated[
+        Speculative,
+        option(
+            "--speculative",
+            help="Guess tokens ahead and verify them in one step: prompt-lookup guesses what followed the same words "
+            "before. The answers stay the same; where it does not pay it rests.",
+        ),
+    ] = "none",
+    speculative_tokens: Annotated[
+        int, option("--speculative-tokens", help="Tokens guessed at a time, at most.", **count(1, 32))
+    ] = 8,
     threads: Annotated[int | None, option("--threads", help="CPU threads of each replica.", **count(1))] = None,
     reasoning_parser: Annotated[
         ReasoningParser,
@@ -216,6 +227,8 @@ def serve(
             max_num_seqs=max_num_seqs,
             itl_target_ms=itl_target,
             prefix_caching=prefix_caching,
+            speculative=speculative,
+            speculative_tokens=speculative_tokens,
             threads=threads,
             reasoning_parser=reasoning_parser,
             tool_parser=tool_parser,

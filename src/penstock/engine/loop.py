@@ -13,6 +13,9 @@ from penstock.ports import Emit
 from penstock.wire.engine import FinishReason
 from penstock.wire.errors import Problem
 
+_NO_STEP = StepPlan(0, [], [], [], [], 0)
+_NO_RESULT = StepResult(0, [], [], [])
+
 
 class Loop:
     """The sequences in flight.
@@ -58,7 +61,7 @@ class Loop:
             self._aborted.append(sequence_id)
             if not self._in_step:
                 self._apply_aborts()
-                self._report(None, 0.0)
+                self._report()
 
     def plan(self) -> StepPlan | None:
         """The next step, or ``None`` when idle."""
@@ -71,10 +74,14 @@ class Loop:
         """Hand out what a step computed.  Sequences preempted or ended since the plan are passed over."""
         assert self._in_step and result.step == plan.step
         self._in_step = False
-        self.scheduler.passed(plan, result.seconds)
+        self.scheduler.passed(plan, result)
         self._apply_aborts()
         for i, sequence in enumerate(plan.sequences):
             if sequence.epoch == plan.epochs[i] and sequence.id in self._sequences:
+                proposal = plan.proposals.get(i)
+                if proposal is not None:
+                    self._take_guessed(sequence, proposal, i, result)
+                    continue
                 self.scheduler.computed(sequence, plan.counts[i])
                 if sequence.score_prompt:
                     self._hand_out_prompt_scores(sequence, plan.starts[i], result.prompt_scores[i])
@@ -83,7 +90,7 @@ class Loop:
                     self._take_pooled(sequence, result.pooled[i])
                 elif token_id is not None:
                     self._take(sequence, token_id, result.scores[i])
-        self._report(plan, result.seconds)
+        self._report(plan, result)
 
     def fail(self, plan: StepPlan, problem: Problem) -> None:
         """The step raised: its sequences end with ``problem``, everybody else goes on."""
@@ -117,6 +124,19 @@ class Loop:
             self._finish(sequence, "stop")
         elif num_output >= sequence.max_tokens:
             self._finish(sequence, "length")
+
+    def _take_guessed(self, sequence: Sequence, proposal: list[int], i: int, result: StepResult) -> None:
+        """Its next token, and one more for each guess that was right, as if each had had a step of its own."""
+        token_id, further = result.token_ids[i], result.further.get(i, [])
+        assert token_id is not None
+        self.scheduler.verified(sequence, len(proposal), len(further))
+        self.scheduler.computed(sequence, 1)
+        self._take(sequence, token_id, result.scores[i])
+        for token_id, score in further:
+            if sequence.id not in self._sequences:
+                break
+            self.scheduler.computed_further(sequence)
+            self._take(sequence, token_id, score)
 
     def _take_pooled(self, sequence: Sequence, pooled: bytes | None) -> None:
         sequence.pooled = pooled
@@ -155,16 +175,22 @@ class Loop:
             if sequence is not None:
                 self._finish(sequence, "cancelled")
 
-    def _report(self, plan: StepPlan | None, seconds: float) -> None:
+    def _report(self, plan: StepPlan | None = None, result: StepResult | None = None) -> None:
+        """A step was computed and committed; or, without one, an abort has changed the state."""
         scheduler, pool = self.scheduler, self.scheduler.pool
         preempted = scheduler.num_preempted - self._preempted_before
         self._preempted_before = scheduler.num_preempted
+        plan, result = plan or _NO_STEP, result or _NO_RESULT
+        accepted = result.num_accepted
         self._emit(
             StepDone(
-                seconds=seconds,
-                decode_tokens=0 if plan is None else plan.num_decodes,
-                prefill_tokens=0 if plan is None else plan.num_tokens - plan.num_decodes,
-                token_budget=None if plan is None else plan.token_budget,
+                seconds=result.seconds,
+                decode_tokens=plan.num_streams + accepted,
+                prefill_tokens=plan.num_tokens - plan.num_proposed - plan.num_streams,
+                proposals=len(plan.proposals),
+                proposed_tokens=plan.num_proposed,
+                accepted_tokens=accepted,
+                token_budget=None if plan is _NO_STEP else plan.token_budget,
                 spread=scheduler.step_model.spread,
                 running=len(scheduler.running),
                 waiting=len(scheduler.waiting),

@@ -141,4 +141,4 @@ def _sequence(loop: Loop, index: int, prompt: list[int], length: int, sink: _Cou
 
 
 def _only_decodes(plan: StepPlan) -> bool:
-    return plan.num_decodes == len(plan.sequences)
+    return plan.num_streams == len(plan.sequences)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.prefix import extend_chain
-from penstock.engine.sequence import Sequence, StepPlan
+from penstock.engine.sequence import Sequence, StepPlan, StepResult
+from penstock.engine.speculation import Speculation
+from penstock.engine.step_times import StepTimes
 from penstock.engine.waiting import Waiting, WaitingLine
 from penstock.policy.batch import BatchRules, BatchVerdict, batch
-from penstock.policy.fair import Counters
-from penstock.policy.step_time import StepModel, StepShape, learn
-
-_LEARN_FROM = 8
-"""Of the steps that only decode every eighth is learned from: they are alike, and the shortest ones."""
+from penstock.policy.fair import OUTPUT_COST, Counters, charged
+from penstock.policy.speculate import Allowance, Offer
+from penstock.policy.step_time import StepModel
 
 
 class Scheduler:
@@ -32,17 +33,26 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = Waiting()
         self.counters = Counters()
-        self.step_model = StepModel()
-        self.now_s = 0.0
-        """The engine's time: seconds that its steps took so far."""
         self.num_preempted = 0
         """Preemptions since the start."""
+        self._speculation = Speculation(rules.num_guesses) if rules.num_guesses else None
+        self._times = StepTimes(self._speculation)
         self._step = 0
         self._held = ""
+        self._spent: dict[str, float] = {}
 
     @property
     def lines(self) -> Iterable[WaitingLine]:
         return self.waiting.lines
+
+    @property
+    def now_s(self) -> float:
+        """The engine's time: seconds that its steps took so far."""
+        return self._times.now_s
+
+    @property
+    def step_model(self) -> StepModel:
+        return self._times.model
 
     @property
     def num_idle_blocks(self) -> int:
@@ -55,6 +65,13 @@ class Scheduler:
 
     def count_private_blocks(self, work: Sequence) -> int:
         return self.pool.count_private(work.block_ids)
+
+    @property
+    def allowance(self) -> Allowance:
+        return Allowance() if self._speculation is None else self._speculation.allowance
+
+    def offers(self, works: Items[Sequence]) -> Items[Offer | None]:
+        return [] if self._speculation is None else self._speculation.offers(works)
 
     def cached_prefix(self, work: Sequence) -> tuple[int, int]:
         blocks, num_idle = self._find_prefix(work)
@@ -72,6 +89,8 @@ class Scheduler:
         else:
             self.waiting.remove(sequence, self.now_s)
         self._release(sequence)
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
 
     def plan(self) -> StepPlan | None:
         """The next step, or ``None`` when there is nothing to compute."""
@@ -97,6 +116,7 @@ class Scheduler:
             epochs=[sequence.epoch for sequence in verdict.works],
             num_decodes=verdict.num_decodes,
             token_budget=verdict.token_budget,
+            proposals=self._proposals(verdict),
         )
 
     def computed(self, sequence: Sequence, count: int) -> None:
@@ -110,19 +130,36 @@ class Scheduler:
             for block in range(before, after):
                 self.pool.register(sequence.block_ids[block], sequence.block_keys[block])
 
-    def passed(self, plan: StepPlan, seconds: float) -> None:
-        """Take note that a step took so long."""
-        self.now_s += seconds
+    def computed_further(self, sequence: Sequence) -> None:
+        """Take note that a guessed token was right: it has keys and values, and its tenant pays for it."""
+        self.computed(sequence, 1)
+        tenant = sequence.tenant
+        self._spent[tenant] = self._spent.get(tenant, 0.0) + OUTPUT_COST / sequence.weight
+
+    def verified(self, sequence: Sequence, proposed: int, accepted: int) -> None:
+        """Take note of what became of a proposal, and give back the blocks that only its wrong tokens are in."""
+        assert self._speculation is not None
+        self._speculation.verified(sequence, proposed, accepted)
+        kept = -(-(sequence.num_computed + 1 + accepted) // self.rules.block_tokens)
+        self.pool.give_back(sequence.block_ids[kept:])
+        del sequence.block_ids[kept:]
+
+    def passed(self, plan: StepPlan, result: StepResult) -> None:
+        """Take note of how long a step took."""
+        self._times.took(plan, result.seconds, result.num_accepted)
         if self._held:
-            self.waiting.held(self._held, seconds)
-        num_decodes = plan.num_decodes
-        if seconds > 0 and (len(plan.sequences) > num_decodes or plan.step % _LEARN_FROM == 0):
-            shape = StepShape(num_decodes, sum(plan.starts[:num_decodes]) + num_decodes)
-            for start, count in zip(plan.starts[num_decodes:], plan.counts[num_decodes:], strict=True):
-                shape = shape.and_prefill(start, count)
-            self.step_model = learn(self.step_model, shape, seconds)
+            self.waiting.held(self._held, result.seconds)
+
+    def _proposals(self, verdict: BatchVerdict[Sequence]) -> dict[int, list[int]]:
+        if self._speculation is None:
+            return {}
+        guessing = range(verdict.num_decodes, verdict.num_decodes + verdict.num_guessing)
+        return {i: self._speculation.proposal(verdict.works[i], verdict.counts[i] - 1) for i in guessing}
 
     def _decide(self) -> BatchVerdict[Sequence]:
+        if self._spent:
+            self.counters = charged(self.counters, self.rules.fair, self._spent)
+            self._spent = {}
         verdict, self.counters = batch(self, self.rules, self.counters, self.now_s)
         for sequence in verdict.preempted:
             self._preempt(sequence)

@@ -136,6 +136,7 @@ class StepPlan:
     """What one step computes: for sequence ``i``, tokens ``starts[i] .. starts[i] + counts[i] - 1``.
 
     Decodes (count 1, reaching the sequence's end) come first; ``num_decodes`` says how many.
+    ``proposals[i]``: tokens that are guessed to follow sequence ``i``'s last one; they count among its tokens here.
     ``token_budget``: the most tokens that it could have been given.
     ``reaches_end(i)`` tells whether a token is sampled for sequence ``i``, or its vector due, in this step.
     """
@@ -147,19 +148,31 @@ class StepPlan:
     epochs: list[int]
     num_decodes: int
     token_budget: int = 0
+    proposals: Mapping[int, list[int]] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         return sum(self.counts)
 
+    @property
+    def num_streams(self) -> int:
+        """Sequences that decode, with a proposal or without."""
+        return self.num_decodes + len(self.proposals)
+
+    @property
+    def num_proposed(self) -> int:
+        return sum(map(len, self.proposals.values()))
+
     def reaches_end(self, i: int) -> bool:
-        return self.starts[i] + self.counts[i] == self.sequences[i].num_tokens
+        return self.starts[i] + self.counts[i] >= self.sequences[i].num_tokens
 
 
 @dataclass(slots=True)
 class StepResult:
     """Aligned with the plan: the sampled token (``None`` where none was due), its score, the prompt's scores.
 
+    ``further[i]``: tokens sampled behind that one, with their scores: one for each token of the proposal that was
+    what had just been sampled before it.
     ``prompt_scores[i]`` covers the prompt tokens predicted by this step's rows: positions
     ``starts[i] + 1 .. min(starts[i] + counts[i], num_prompt_tokens - 1)``; empty unless ``score_prompt``.
     ``pooled[i]`` is what sequence ``i``'s ``pooled`` becomes, for those that have a pooling; ``None`` at its end says
@@ -172,6 +185,12 @@ class StepResult:
     prompt_scores: Items[list[TokenScore]]
     seconds: float = 0.0
     pooled: Mapping[int, bytes | None] = field(default_factory=dict)
+    further: Mapping[int, list[tuple[int, TokenScore | None]]] = field(default_factory=dict)
+
+    @property
+    def num_accepted(self) -> int:
+        """Proposed tokens that were right."""
+        return sum(map(len, self.further.values()))
 
 
 class Executor(Protocol):

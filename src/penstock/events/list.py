@@ -104,6 +104,7 @@ class WeightsLoaded(msgspec.Struct, frozen=True, kw_only=True):
 class StepDone(msgspec.Struct, frozen=True, kw_only=True):
     """Engine: one step was computed and committed; with no tokens, only the state changed (an abort while idle).
 
+    Of ``proposals`` with ``proposed_tokens`` so many were right; ``decode_tokens`` counts these and not the rest.
     ``token_budget``: the most tokens that it could have had; ``spread``: by what share of their time steps are usually
     mispredicted.
     """
@@ -117,6 +118,9 @@ class StepDone(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_used: int
     kv_blocks_cached: int
     kv_blocks_total: int
+    proposals: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     token_budget: int | None = None
     spread: float = 0.0
 

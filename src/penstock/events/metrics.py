@@ -252,6 +252,21 @@ STEP_ERROR = _metric(
     "ratio",
     "By what share of its time a step is usually mispredicted, lately.",
 )
+PROPOSALS = _metric(
+    "penstock_engine_proposals_total",
+    "counter",
+    "proposals",
+    "Proposals of speculative decoding that were verified; a stream got 1 + accepted / proposals tokens by each.",
+)
+PROPOSED_TOKENS = _metric(
+    "penstock_engine_proposed_tokens_total", "counter", "proposed_tokens", "Tokens of these proposals."
+)
+ACCEPTED_TOKENS = _metric(
+    "penstock_engine_accepted_tokens_total",
+    "counter",
+    "accepted_tokens",
+    "Tokens of these proposals that were what the model then sampled.",
+)
 RUNNING = _metric(
     "penstock_engine_running_sequences", "gauge", "sequences", "Sequences that hold KV blocks, after the last step."
 )
@@ -328,6 +343,10 @@ _feed(WeightsLoaded, WEIGHTS, lambda e: e.num_bytes, lambda e: (e.quantization,)
 _feed(StepDone, STEP, lambda e: e.seconds if e.decode_tokens + e.prefill_tokens else None)
 _feed(StepDone, STEP_TOKENS, lambda e: e.decode_tokens, lambda e: ("decode",))
 _feed(StepDone, STEP_TOKENS, lambda e: e.prefill_tokens, lambda e: ("prefill",))
+# Without speculation, no series.
+_feed(StepDone, PROPOSALS, lambda e: e.proposals or None)
+_feed(StepDone, PROPOSED_TOKENS, lambda e: e.proposed_tokens or None)
+_feed(StepDone, ACCEPTED_TOKENS, lambda e: e.accepted_tokens if e.proposals else None)
 _feed(StepDone, STEP_BUDGET, lambda e: e.token_budget)
 _feed(StepDone, STEP_ERROR, lambda e: e.spread)
 _feed(StepDone, RUNNING, lambda e: e.running)

@@ -7,11 +7,13 @@ under one token budget (the idea of vLLM's V1 scheduler); decodes come first, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from typing import Generic
 
 from penstock.policy.batch_view import BatchRules, BatchVerdict, BatchView, Held, W, Work
 from penstock.policy.fair import CACHED_COST, OUTPUT_COST, PROMPT_COST, Account, Counters, Turns
 from penstock.policy.pace import Pace, in_reach, keeps_target
+from penstock.policy.speculate import grants
 from penstock.policy.step_time import StepShape
 from penstock.policy.yielding import who_yields_to_growth, who_yields_to_newcomer
 
@@ -32,6 +34,8 @@ def batch(view: BatchView[W], rules: BatchRules, counters: Counters, now: float)
     else:
         draft.decode()
         draft.prefill()
+        if rules.num_guesses and not draft.verdict.again:
+            draft.speculate()
     return draft.verdict, counters if draft.verdict.again else draft.close()
 
 
@@ -87,8 +91,7 @@ class _Draft(Generic[W]):
     def _keep_pace(self, target_s: float) -> None:
         """Bound what prompts may have in this step by the strictest target of the streams that run."""
         works = self.verdict.works
-        shape = StepShape(len(works), sum(work.num_tokens for work in works))
-        self._pace = Pace(self._view.step_model, shape, target_s)
+        self._pace = Pace(self._view.step_model, _shape(works), target_s)
         self._budget = min(self._budget, self._pace.most_tokens)
         self.verdict.token_budget = len(works) + min(self._budget, self._pace.tokens_from(0))
 
@@ -111,6 +114,42 @@ class _Draft(Generic[W]):
                 self._try_to_admit(work, level, turns)
                 if self.verdict.again:
                     return
+
+    def speculate(self) -> None:
+        """What is left of the step and of the blocks to guesses of the decodes, where these pay."""
+        verdict, num_decodes = self.verdict, self.verdict.num_decodes
+        decodes = verdict.works[:num_decodes]
+        offers = self._view.offers(decodes)
+        offering = [i for i, offer in enumerate(offers) if offer is not None]
+        if not offering:
+            return
+        shape = _shape(decodes)
+        most_rows = self._budget if self._pace is None else min(self._budget, self._pace.decode_rows)
+        granted = grants(
+            [offer for offer in offers if offer is not None],
+            shape,
+            self._view.step_model,
+            self._view.allowance,
+            most_rows,
+        )
+        num_guesses = [0] * num_decodes
+        for i, count in zip(offering, granted, strict=True):
+            num_guesses[i] = self._with_blocks(decodes[i], count)
+        order = sorted(range(num_decodes), key=lambda i: num_guesses[i] > 0)
+        verdict.works[:num_decodes] = [decodes[i] for i in order]
+        verdict.counts[:num_decodes] = [1 + num_guesses[i] for i in order]
+        verdict.num_guessing = sum(count > 0 for count in num_guesses)
+        verdict.num_decodes -= verdict.num_guessing
+
+    def _with_blocks(self, work: W, count: int) -> int:
+        """As many of ``count`` guesses as there are blocks for that nobody else is to have."""
+        block_tokens = self._rules.block_tokens
+        # The step's own token has its block already, leased or counted as leased.
+        room = -(work.num_computed + 1) % block_tokens
+        surplus = max(0, self._idle - self._promised - len(self._running) - len(self.verdict.admitted))
+        count = min(count, room + surplus * block_tokens)
+        self._idle -= max(0, -(-(count - room) // block_tokens))
+        return count
 
     def admit_whole(self) -> None:
         """Prompts in order, for as long as the next one fits whole; the first has a step of its own if need be."""
@@ -262,3 +301,7 @@ class _Draft(Generic[W]):
 
 def _one_place(work: Work) -> int:
     return 1
+
+
+def _shape(decodes: Items[Work]) -> StepShape:
+    return StepShape(len(decodes), sum(work.num_tokens for work in decodes))

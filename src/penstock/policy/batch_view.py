@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from penstock.policy.fair import FairRules, Line
+from penstock.policy.speculate import Allowance, Offer
 from penstock.policy.step_time import StepModel
 from penstock.policy.yielding import Holder
 
@@ -48,6 +49,13 @@ class BatchView(Protocol[V]):
     def num_idle_blocks(self) -> int: ...
     @property
     def step_model(self) -> StepModel: ...
+    @property
+    def allowance(self) -> Allowance:
+        """What guessing may still lose."""
+
+    def offers(self, works: Items[V], /) -> Items[Offer | None]:
+        """What these works, which decode, could guess ahead; ``None``: nothing."""
+
     def count_private_blocks(self, work: V, /) -> int: ...
     def cached_prefix(self, work: V, /) -> tuple[int, int]:
         """Cached blocks that ``work`` would start from, and how many of those are idle."""
@@ -59,12 +67,14 @@ class BatchRules:
 
     ``stateless``: the model keeps nothing from one step to the next (an encoder, where every token sees the later
     ones too), so that a prompt is computed whole and needs no blocks.
+    ``num_guesses``: the most tokens that a sequence guesses ahead; 0: none does.
     """
 
     max_step_tokens: int
     max_num_seqs: int
     block_tokens: int
     stateless: bool = False
+    num_guesses: int = 0
     fair: FairRules = FairRules()
 
 
@@ -72,6 +82,7 @@ class BatchRules:
 class BatchVerdict(Generic[W]):
     """Who computes how many tokens: decodes first.  ``held`` says why the first waiting sequence was not admitted.
 
+    Behind the decodes come ``num_guessing`` others that verify ``counts[i] - 1`` tokens of what they offered, too.
     ``levels`` are those of the admitted.  ``again``: these gave way to somebody who waits; carry it out and ask again.
     ``token_budget``: the most tokens that this step could have been given.
     """
@@ -79,6 +90,7 @@ class BatchVerdict(Generic[W]):
     works: list[W] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     num_decodes: int = 0
+    num_guessing: int = 0
     admitted: list[W] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
     preempted: list[W] = field(default_factory=list)

@@ -74,6 +74,14 @@ class Counters:
     charged: Mapping[str, float] = field(default_factory=dict)
 
 
+def charged(counters: Counters, rules: FairRules, spent: Mapping[str, float]) -> Counters:
+    """With ``spent`` added to what tenants were charged: for what a step brought beyond what it was planned to."""
+    account = Account(counters, rules)
+    return Counters(
+        counters.floor, {**counters.charged, **{tenant: account[tenant] + spent[tenant] for tenant in spent}}
+    )
+
+
 class Account:
     """The counters while a step is decided."""
 

@@ -33,6 +33,12 @@ class Pace:
         """Tokens of a prompt from position ``start`` on that the step still has time for."""
         return max(self._model.prefill_within(self._left_s, start), LEAST_CHUNK - self._taken, 0)
 
+    @property
+    def decode_rows(self) -> int:
+        """Further rows, like those of decodes, that the step still has time for."""
+        row_s = self._model.rates[1]
+        return int(max(0.0, self._left_s) / row_s) if row_s > 0 else 0
+
     def take(self, start: int, count: int) -> None:
         """``count`` tokens from position ``start`` on were given."""
         self._taken += count

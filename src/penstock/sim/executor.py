@@ -6,7 +6,7 @@ In: step plans; out: pseudo-random tokens that depend on (seed, position) only, 
 from __future__ import annotations
 
 from penstock.cost.time import StepTime
-from penstock.engine.sequence import Sequence, StepPlan, StepResult
+from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
 from penstock.sim.clock import VirtualClock
 
 _MIX = 0x9E3779B97F4A7C15
@@ -26,14 +26,29 @@ class SimulatedExecutor:
         seconds = self._step_time.seconds(plan.num_tokens, num_kv_tokens)
         self._clock.advance(seconds)
         token_ids = [
-            self._draw(sequence) if start + count == sequence.num_tokens else None
-            for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True)
+            self._draw(sequence, sequence.num_tokens) if plan.reaches_end(i) else None
+            for i, sequence in enumerate(plan.sequences)
         ]
         nothing: list[None] = [None] * len(token_ids)
         return StepResult(
-            step=plan.step, token_ids=token_ids, scores=nothing, prompt_scores=[[] for _ in token_ids], seconds=seconds
+            step=plan.step,
+            token_ids=token_ids,
+            scores=nothing,
+            prompt_scores=[[] for _ in token_ids],
+            seconds=seconds,
+            further={i: self._further(plan.sequences[i], proposal) for i, proposal in plan.proposals.items()},
         )
 
-    def _draw(self, sequence: Sequence) -> int:
-        mixed = ((sequence.sampling.seed + 1) * _MIX + sequence.num_tokens * 0xBF58476D1CE4E5B9) & _MASK
+    def _further(self, sequence: Sequence, proposal: list[int]) -> list[tuple[int, TokenScore | None]]:
+        position = sequence.num_tokens
+        drawn: list[tuple[int, TokenScore | None]] = []
+        for guess in proposal:
+            if guess != self._draw(sequence, position):
+                break
+            position += 1
+            drawn.append((self._draw(sequence, position), None))
+        return drawn
+
+    def _draw(self, sequence: Sequence, position: int) -> int:
+        mixed = ((sequence.sampling.seed + 1) * _MIX + position * 0xBF58476D1CE4E5B9) & _MASK
         return ((mixed ^ (mixed >> 29)) * _MIX & _MASK) % self._vocab_size

@@ -88,11 +88,12 @@ def replay(
     num_blocks: int,
     step_time: StepTime,
     prefix_caching: bool = True,
+    vocab_size: int = 32000,
     after_step: Callable[[Loop], None] = lambda loop: None,
 ) -> Replay:
     """Run a trace to its end.  ``after_step`` sees the loop after every commit, for laws to check."""
     clock = VirtualClock()
-    executor = SimulatedExecutor(clock, step_time)
+    executor = SimulatedExecutor(clock, step_time, vocab_size)
     events: list[Event] = []
     loop = Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=prefix_caching), events.append)
     pending = sorted(enumerate(trace), key=lambda item: item[1].arrival_s, reverse=True)

@@ -62,6 +62,8 @@ def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
         PENSTOCK_MAX_NUM_SEQS="7",
         PENSTOCK_ITL_TARGET_MS="62.5",
         PENSTOCK_PREFIX_CACHING="false",
+        PENSTOCK_SPECULATIVE="prompt-lookup",
+        PENSTOCK_SPECULATIVE_TOKENS="5",
         PENSTOCK_THREADS="8",
         PENSTOCK_REASONING_PARSER="mistral",
         PENSTOCK_TOOL_PARSER="hermes",
@@ -84,6 +86,8 @@ def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
             max_num_seqs=7,
             itl_target_ms=62.5,
             prefix_caching=False,
+            speculative="prompt-lookup",
+            speculative_tokens=5,
             threads=8,
             reasoning_parser="mistral",
             tool_parser="hermes",
@@ -105,6 +109,8 @@ def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
         ("--itl-target-ms", "0", "milliseconds above 0"),
         ("--itl-target-ms", "inf", "milliseconds above 0"),
         ("--dtype", "int4", "bfloat16"),
+        ("--speculative", "eagle", "prompt-lookup"),
+        ("--speculative-tokens", "33", "from 1 to 32"),
     ],
 )
 @pytest.mark.parametrize("by_variable", [False, True])

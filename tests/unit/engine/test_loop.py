@@ -13,6 +13,7 @@ from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Pooling, Sequence, StepPlan, StepResult, TokenScore
 from penstock.events.list import Event, SequenceEnded, StepDone
 from penstock.policy.batch import BatchRules
+from penstock.policy.speculate import Allowance
 from penstock.sim.clock import VirtualClock
 from penstock.sim.executor import SimulatedExecutor
 from penstock.sim.replay import Recorder
@@ -226,3 +227,95 @@ def test_a_preempted_mean_starts_again_from_nothing() -> None:
     assert [*kept, pooled.pooled] == [b"half", None]
     plan = loop.plan()
     assert plan is not None and plan.starts == [0]
+
+
+def guessed(guesses: list[int]) -> tuple[Loop, Sequence, Recorder, StepPlan, list[Event]]:
+    """A sequence with six prompt tokens and one of output in a step that verifies ``guesses``."""
+    events: list[Event] = []
+    loop = loop_of(events=events)
+    loop.scheduler = Scheduler(replace(loop.scheduler.rules, num_guesses=8), BlockPool(8))
+    guessing, recorder = sequence("a", max_tokens=9, stop_token_ids=frozenset({99}), tenant="t")
+    loop.submit(guessing)
+    loop.commit(*planned(loop))
+    speculation = loop.scheduler._speculation
+    assert speculation is not None
+    speculation.allowance = Allowance(1.0, 1.0)
+    speculation.offers([guessing])
+    plan = loop.plan()
+    assert plan is not None
+    plan.proposals, plan.counts, plan.num_decodes = {0: guesses}, [1 + len(guesses)], 0
+    guessing.block_ids += loop.scheduler.pool.lease(
+        -(-(guessing.num_tokens + len(guesses)) // 4) - len(guessing.block_ids)
+    )
+    return loop, guessing, recorder, plan, events
+
+
+def result_of(plan: StepPlan, first: int, *further: int) -> StepResult:
+    return StepResult(plan.step, [first], [None], [[]], 0.01, further={0: [(token, None) for token in further]})
+
+
+def test_right_guesses_are_taken_one_after_the_other_and_wrong_ones_leave_nothing() -> None:
+    """Of five guesses with two right three tokens come; blocks that hold none of them are free again."""
+    loop, guessing, recorder, plan, events = guessed([11, 12, 13, 14, 15])
+    before = loop.scheduler.counters.charged.get("t", -8192.0)
+
+    loop.commit(plan, result_of(plan, 11, 12, 55))
+
+    assert recorder.token_ids[1:] == [11, 12, 55]
+    assert (guessing.num_tokens, guessing.num_computed, len(guessing.block_ids)) == (10, 9, 3)
+    loop.scheduler.pool.check()
+    assert loop.scheduler.pool.num_used == 3
+    last = events[-1]
+    assert isinstance(last, StepDone)
+    assert (last.proposals, last.proposed_tokens, last.accepted_tokens) == (1, 5, 2)
+    assert (last.decode_tokens, last.prefill_tokens) == (3, 0)
+    loop.plan()  # charges the tenant for two tokens that the step brought, and for the next one
+    assert loop.scheduler.counters.charged["t"] == before + 2 * 2.0 + 2.0
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reason", "kept"), [((11, 99, 13), "stop", [11, 99]), ((11, 12, 13), "length", [11])]
+)
+def test_an_end_among_right_guesses_ends_the_sequence_there(
+    drawn: tuple[int, ...], reason: str, kept: list[int]
+) -> None:
+    """What was right behind a stop token or behind max_tokens is nobody's."""
+    loop, guessing, recorder, plan, _ = guessed([11, 99 if reason == "stop" else 12, 13])
+    if reason == "length":
+        guessing.max_tokens = guessing.num_output_tokens + 1
+
+    loop.commit(plan, result_of(plan, *drawn))
+
+    taken = kept[:-1] if reason == "stop" else kept
+    assert (recorder.reason, recorder.token_ids[1:]) == (reason, taken)
+    assert recorder.num_terminal == 1
+    assert loop.scheduler.pool.num_used == 0
+
+
+def test_an_abort_while_guesses_are_verified_drops_them_all() -> None:
+    """The step's tokens reach nobody and its blocks are idle."""
+    loop, _, recorder, plan, _ = guessed([11, 12])
+    loop.abort("a")
+
+    loop.commit(plan, result_of(plan, 11, 12, 13))
+
+    assert (recorder.reason, recorder.token_ids[1:]) == ("cancelled", [])
+    assert loop.scheduler.pool.num_used == 0
+    loop.scheduler.pool.check()
+
+
+def test_only_right_guesses_enter_the_prefix_cache() -> None:
+    """A later prompt that goes on with the wrong guesses starts from the block before them."""
+    loop, _, _, plan, _ = guessed([11, 12, 13, 14, 15, 16])
+    loop.commit(plan, result_of(plan, 11, 12, 55))
+    first = list(plan.sequences[0].token_ids)
+    loop.abort("a")
+
+    for text, cached in (([*first[:9], 13, 14, 15, 16, 0], 8), ([*first[:8], 0], 8)):
+        again, _ = sequence("b", num_prompt=len(text))
+        again.token_ids = text
+        loop.submit(again)
+        loop.plan()
+        assert again.num_cached == cached
+        loop._in_step = False
+        loop.abort("b")

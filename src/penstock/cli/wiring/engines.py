@@ -115,6 +115,8 @@ def _launch(member: Member, serve: ServeSettings, name: str, source: Source, cou
         max_num_seqs=serve.max_num_seqs,
         itl_target_ms=serve.itl_target_ms,
         prefix_caching=serve.prefix_caching,
+        speculative=serve.speculative,
+        speculative_tokens=serve.speculative_tokens,
         threads=serve.threads or _threads_each(count),
         reasoning_parser=serve.reasoning_parser,
         tool_parser=serve.tool_parser,

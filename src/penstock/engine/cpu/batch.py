@@ -6,6 +6,7 @@ Plain integers into numpy, then torch without a copy: nothing here depends on th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -45,8 +46,7 @@ def step_batch(plan: StepPlan, block_tokens: int) -> StepBatch:
     ends = starts + counts
     offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
     positions = np.arange(int(counts.sum()), dtype=np.int64) + np.repeat(starts - offsets, counts)
-    works = list(zip(plan.sequences, plan.starts, plan.counts, strict=True))
-    token_ids = np.fromiter(chain.from_iterable(s.token_ids[a : a + n] for s, a, n in works), np.int64, len(positions))
+    token_ids = np.fromiter(chain.from_iterable(_tokens(plan)), np.int64, len(positions))
 
     # Every work's pages end to end, and where each work's begin: one flat lookup instead of a table per sequence.
     num_pages = -(-ends // block_tokens)
@@ -74,10 +74,21 @@ def step_batch(plan: StepPlan, block_tokens: int) -> StepBatch:
     )
 
 
-def sampled_rows(plan: StepPlan, batch: StepBatch) -> tuple[list[int], list[int]]:
-    """Indices of the sequences that sample in this step, and the row of each one's last token."""
-    due = [i for i, s in enumerate(plan.sequences) if s.pooling is None and plan.reaches_end(i)]
-    return due, [batch.offsets[i] + plan.counts[i] - 1 for i in due]
+def _tokens(plan: StepPlan) -> Iterator[list[int]]:
+    for i, (sequence, start, count) in enumerate(zip(plan.sequences, plan.starts, plan.counts, strict=True)):
+        yield sequence.token_ids[start : start + count]
+        if i in plan.proposals:
+            yield plan.proposals[i]
+
+
+def sampled_rows(plan: StepPlan, batch: StepBatch) -> list[tuple[int, range]]:
+    """Who samples in this step, by index, and from which rows: the last one, and those of a proposal, if any."""
+    due = []
+    for i, sequence in enumerate(plan.sequences):
+        if sequence.pooling is None and plan.reaches_end(i):
+            end = batch.offsets[i] + plan.counts[i]
+            due.append((i, range(end - 1 - len(plan.proposals.get(i, ())), end)))
+    return due
 
 
 def scored_rows(sequence: Sequence, start: int, count: int) -> int:

@@ -7,7 +7,7 @@ Blocking; called from one thread at a time.  Reads sequences and never writes th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -21,11 +21,15 @@ from penstock.engine.cpu.planned import planned_step
 from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
-from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
+from penstock.engine.sequence import StepPlan, StepResult, TokenScore
 from penstock.models.attention import Attend
 from penstock.models.decoder import Decoder
 from penstock.models.fast.step import StepOutputs
 
+Drawn = tuple[int, TokenScore | None]
+"""A sampled token and its score."""
+Part = list[tuple[int, range]]
+"""Sequences by index, and the rows that they sample from."""
 StepAttention = Callable[[StepBatch], Attend]
 """Makes one step's attention; whoever made it keeps the pages."""
 MakeAttention = Callable[[PageShape, Collection[int | None]], StepAttention]
@@ -69,45 +73,48 @@ class CpuExecutor:
         begin = time.perf_counter()
         with torch.inference_mode():
             batch = step_batch(plan, self._block_tokens)
-            due, rows = sampled_rows(plan, batch)
-            outputs = self._compute(batch, rows, [plan.sequences[i] for i in due])
+            parts = list(_parts(sampled_rows(plan, batch)))
+            outputs = self._compute(batch, plan, parts)
             hidden = outputs.hidden
-            token_ids, scores = self._sample(plan, due, rows, outputs)
+            drawn = self._sample(plan, parts, outputs)
             prompt_scores = self._score_prompts(plan, batch, hidden)
             pooled = pool(plan, batch.offsets, hidden)
         return StepResult(
             step=plan.step,
-            token_ids=token_ids,
-            scores=scores,
+            token_ids=[own[0][0] if own else None for own in drawn],
+            scores=[own[0][1] if own else None for own in drawn],
             prompt_scores=prompt_scores,
             pooled=pooled,
+            further={i: drawn[i][1:] for i in plan.proposals},
             seconds=time.perf_counter() - begin,
         )
 
-    def _compute(self, batch: StepBatch, rows: list[int], sequences: list[Sequence]) -> StepOutputs:
-        if self._planned is not None:
-            return self._planned.compute(batch, rows, self._sampler.is_plain(sequences))
-        return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch)))
+    def _compute(self, batch: StepBatch, plan: StepPlan, parts: list[Part]) -> StepOutputs:
+        if self._planned is None:
+            return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch)))
+        best = self._sampler.is_plain([plan.sequences[i] for part in parts for i, _ in part])
+        return self._planned.compute(batch, _rows(parts[0]) if parts else [], best)
 
-    def _sample(
-        self, plan: StepPlan, due: list[int], rows: list[int], outputs: StepOutputs
-    ) -> tuple[list[int | None], list[TokenScore | None]]:
-        token_ids: list[int | None] = [None] * len(plan.sequences)
-        scores: list[TokenScore | None] = [None] * len(plan.sequences)
-        for begin in range(0, len(due), LOGITS_ROWS):
-            part = due[begin : begin + LOGITS_ROWS]
-            sequences = [plan.sequences[i] for i in part]
-            if begin == 0 and outputs.logits is not None:
+    def _sample(self, plan: StepPlan, parts: list[Part], outputs: StepOutputs) -> list[list[Drawn]]:
+        """What each sequence gets, in order: nothing where no token is due, more than one where guesses were right."""
+        drawn: list[list[Drawn]] = [[] for _ in plan.sequences]
+        for number, part in enumerate(parts):
+            if number == 0 and outputs.logits is not None:
                 logits, best = outputs.logits, outputs.best
             else:
-                logits, best = self._decoder.logits(outputs.hidden[rows[begin : begin + LOGITS_ROWS]]), None
-            sampled = self._sampler.sample(logits, sequences) if best is None else best.tolist()
-            for row, (i, token_id) in enumerate(zip(part, sampled, strict=True)):
-                token_ids[i] = token_id
+                logits, best = self._decoder.logits(outputs.hidden[_rows(part)]), None
+            proposals = [plan.proposals.get(i, []) for i, _ in part]
+            sampled = self._sampler.verify(logits, [plan.sequences[i] for i, _ in part], proposals, best)
+            first = 0
+            for (i, rows), token_ids in zip(part, sampled, strict=True):
                 num_top = plan.sequences[i].num_logprobs
-                if num_top is not None:
-                    scores[i] = self._score(logits[row : row + 1], [token_id], num_top)[0]
-        return token_ids, scores
+                if num_top is None:
+                    drawn[i] = [(token_id, None) for token_id in token_ids]
+                else:
+                    scores = self._score(logits[first : first + len(token_ids)], token_ids, num_top)
+                    drawn[i] = list(zip(token_ids, scores, strict=True))
+                first += len(rows)
+        return drawn
 
     def _score_prompts(self, plan: StepPlan, batch: StepBatch, hidden: Tensor) -> list[list[TokenScore]]:
         prompt_scores: list[list[TokenScore]] = [[] for _ in plan.sequences]
@@ -123,3 +130,21 @@ class CpuExecutor:
 
     def _score(self, logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenScore]:
         return score(logits, token_ids, num_top, self._decoder.log_probabilities)
+
+
+def _rows(part: Part) -> list[int]:
+    return [row for _, rows in part for row in rows]
+
+
+def _parts(due: Part) -> Iterator[Part]:
+    """In order, cut where their logits would be too many to hold at a time."""
+    part: Part = []
+    num_rows = 0
+    for i, rows in due:
+        if part and num_rows + len(rows) > LOGITS_ROWS:
+            yield part
+            part, num_rows = [], 0
+        part.append((i, rows))
+        num_rows += len(rows)
+    if part:
+        yield part

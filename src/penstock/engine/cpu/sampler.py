@@ -6,6 +6,8 @@ never on the rows beside it.  A greedy row without penalties costs its share of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ class Sampler:
         self._defaults = defaults
         self._known: list[Sequence] = []
         self._rules: list[Rules] = []
+        self._plain: list[bool] = []
         self._are_plain = False
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
@@ -47,10 +50,7 @@ class Sampler:
             own = _adjust(logits[row], rule, sequence) if adjusted[row] else logits[row]
             if (mask := masks[row]) is not None:
                 own = _constrain(own, logits[row], mask)
-            if rule.greedy:
-                token_ids[row] = arg_max(own[None])[0]
-            else:
-                token_ids[row] = draw(own, rule, uniform(rule.seed, sequence.num_tokens))
+            token_ids[row] = _taken(own, rule, sequence.num_tokens)
         return token_ids
 
     def is_plain(self, sequences: list[Sequence]) -> bool:
@@ -59,14 +59,44 @@ class Sampler:
             self._learn(sequences)
         return self._are_plain
 
+    def verify(
+        self, logits: Tensor, sequences: list[Sequence], proposals: list[list[int]], known_best: Tensor | None = None
+    ) -> list[list[int]]:
+        """Tokens of sequences that may have guessed: one, and one more behind each guess that was right.
+
+        ``known_best``: the best token of each row, where somebody has found it and all sequences are plain.
+        Sequence i has ``1 + len(proposals[i])`` rows of ``logits``, one behind the other: its last token's, and those
+        of its guesses.  What is sampled does not depend on what was guessed: each token is the one that
+        :meth:`sample` would give after those before it, so a wrong guess costs time and changes nothing.
+        """
+        if sequences != self._known:
+            self._learn(sequences)
+        best: list[int] = [] if known_best is None else known_best.tolist()
+        if not any(proposals):
+            return [[token_id] for token_id in best or self.sample(logits, sequences)]
+        if any(self._plain):
+            best = best or arg_max(logits)
+        sampled, first = [], 0
+        for rule, plain, sequence, proposal in zip(self._rules, self._plain, sequences, proposals, strict=True):
+            token_ids: list[int] = []
+            for row in range(first, first + 1 + len(proposal)):
+                token_ids.append(best[row] if plain else _after(logits[row], rule, sequence, token_ids))
+                if token_ids != proposal[: len(token_ids)]:
+                    break
+            sampled.append(token_ids)
+            first += 1 + len(proposal)
+        return sampled
+
     def _learn(self, sequences: list[Sequence]) -> None:
         """What holds for as long as the same sequences are sampled, step after step."""
+        known = dict(zip(self._known, self._rules, strict=True))
         self._known = list(sequences)
-        self._rules = [self._defaults.resolve(sequence.sampling) for sequence in sequences]
-        self._are_plain = all(
+        self._rules = [known.get(sequence) or self._defaults.resolve(sequence.sampling) for sequence in sequences]
+        self._plain = [
             rule.greedy and not rule.penalised and sequence.constraint is None and not _bars_stops(sequence)
             for rule, sequence in zip(self._rules, sequences, strict=True)
-        )
+        ]
+        self._are_plain = all(self._plain)
 
 
 def arg_max(logits: Tensor) -> list[int]:
@@ -75,8 +105,26 @@ def arg_max(logits: Tensor) -> list[int]:
     return token_ids
 
 
-def _needs_adjusting(rules: Rules, sequence: Sequence) -> bool:
-    return rules.penalised or (_bars_stops(sequence) and sequence.num_output_tokens < sequence.min_tokens)
+def _after(logits: Tensor, rule: Rules, sequence: Sequence, guessed: list[int]) -> int:
+    """The token behind the sequence's own and these ``guessed`` ones, from its row of logits [V]."""
+    assert not guessed or sequence.constraint is None, "a constraint tells its mask for one position at a time"
+    own = logits
+    if _needs_adjusting(rule, sequence, len(guessed)):
+        own = _adjust(logits, rule, sequence, guessed)
+    mask = None if sequence.constraint is None else sequence.constraint.mask()
+    if mask is not None:
+        own = _constrain(own, logits, mask)
+    return _taken(own, rule, sequence.num_tokens + len(guessed))
+
+
+def _taken(logits: Tensor, rules: Rules, position: int) -> int:
+    return arg_max(logits[None])[0] if rules.greedy else draw(logits, rules, uniform(rules.seed, position))
+
+
+def _needs_adjusting(rules: Rules, sequence: Sequence, num_guessed: int = 0) -> bool:
+    if rules.penalised:
+        return True
+    return _bars_stops(sequence) and sequence.num_output_tokens + num_guessed < sequence.min_tokens
 
 
 def _bars_stops(sequence: Sequence) -> bool:
@@ -97,18 +145,19 @@ def _constrain(adjusted: Tensor, logits: Tensor, mask: bytes) -> Tensor:
     return constrained
 
 
-def _adjust(logits: Tensor, rules: Rules, sequence: Sequence) -> Tensor:
+def _adjust(logits: Tensor, rules: Rules, sequence: Sequence, guessed: Items[int] = ()) -> Tensor:
     """A copy of logits [V] with penalties and biases added, and stop tokens barred before ``min_tokens``.
 
+    ``guessed`` tokens are taken to follow the sequence's own.
     The repetition penalty (arXiv 1909.05858) looks at prompt and output, presence and frequency at the output alone,
     as OpenAI defines them.
     """
     logits = logits.clone()
     if rules.repetition_penalty != 1.0:
-        seen = torch.tensor(sequence.token_ids)
+        seen = torch.tensor([*sequence.token_ids, *guessed])
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / rules.repetition_penalty, values * rules.repetition_penalty)
-    output = sequence.token_ids[sequence.num_prompt_tokens :]
+    output = [*sequence.token_ids[sequence.num_prompt_tokens :], *guessed]
     if output and (rules.presence_penalty or rules.frequency_penalty):
         tokens, counts = torch.unique(torch.tensor(output), return_counts=True)
         logits[tokens] -= rules.presence_penalty + rules.frequency_penalty * counts

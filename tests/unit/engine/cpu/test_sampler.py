@@ -257,3 +257,78 @@ def test_company_does_not_change_a_token_of_a_large_vocabulary(vocab: int) -> No
     sampler = Sampler(SamplingDefaults())
     together = sampler.sample(logits, sequences)
     assert together == [sampler.sample(logits[i : i + 1], [sequences[i]])[0] for i in range(5)]
+
+
+def verified(logits: Tensor, one: Sequence, proposal: list[int]) -> list[int]:
+    return Sampler(SamplingDefaults()).verify(logits, [one], [proposal])[0]
+
+
+def one_by_one(logits: Tensor, one: Sequence, num_tokens: int) -> list[int]:
+    """The sampler's own way to as many tokens: row by row, each behind the tokens before it."""
+    prompt, output = list(one.token_ids), list[int]()
+    for row in logits[:num_tokens]:
+        again = sequence(
+            one.sampling,
+            prompt=prompt,
+            output=list(output),
+            min_tokens=one.min_tokens,
+            stop_token_ids=one.stop_token_ids,
+        )
+        output += Sampler(SamplingDefaults()).sample(row[None], [again])
+    return output
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    seed=st.integers(0, 1 << 40),
+    temperature=st.sampled_from([0.0, 0.4, 1.0]),
+    top_p=st.sampled_from([None, 0.7]),
+    top_k=st.sampled_from([None, 3]),
+    min_p=st.sampled_from([None, 0.2]),
+    repetition_penalty=st.sampled_from([None, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.7]),
+    logit_bias=st.sampled_from([None, {0: 3.0, 5: -4.0}]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SAMPLINGS, st.integers(0, 1 << 30), st.integers(0, 4), st.integers(0, 4))
+def test_what_is_guessed_changes_no_token(sampling: Sampling, seed: int, num_right: int, num_wrong: int) -> None:
+    """However a row is sampled: right guesses bring the tokens that come one by one, and the first wrong one ends them.
+
+    So their distribution is the sampler's, and seeds mean the same with speculation and without.
+    """
+    logits = torch.randn(9, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+    one = sequence(sampling, prompt=[1, 2], min_tokens=3, stop_token_ids=frozenset({4, 7}))
+    expected = one_by_one(logits, one, num_right + 1)
+    proposal = expected[:num_right] + [(expected[-1] + 1 + i) % VOCAB for i in range(num_wrong)]
+    assert verified(logits, one, proposal) == expected
+
+
+def test_drawn_pairs_have_their_probabilities_whatever_is_guessed() -> None:
+    """Over 6,000 seeds the pairs behind a guess that is right 3 times of 10 pass a chi-square test at 1 in 1,000."""
+    first, second = [0.3, 0.5, 0.2], [0.6, 0.1, 0.3]
+    logits = torch.tensor([logs(*first), logs(*second)])
+    counts: Counter[tuple[int, ...]] = Counter()
+    for seed in range(6000):
+        drawn = verified(logits, sequence(Sampling(seed=seed, temperature=1.0)), [0])
+        assert len(drawn) == 1 + (drawn[0] == 0)
+        counts[tuple(drawn)] += 1
+    expected = {(0, token): 0.3 * p for token, p in enumerate(second)} | {(1,): 0.5, (2,): 0.2}
+    chi_square = sum((counts[pair] - 6000 * p) ** 2 / (6000 * p) for pair, p in expected.items())
+    assert counts.keys() == expected.keys()
+    assert chi_square < 18.47  # 4 degrees of freedom
+
+
+def test_sequences_of_a_step_are_verified_each_by_its_own_rules() -> None:
+    """Greedy and drawn ones, with proposals and without, keep to their rows."""
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(0))
+    best = logits.argmax(-1).tolist()
+    several = [
+        sequence(Sampling(seed=0, temperature=0.0)),
+        sequence(Sampling(seed=1, temperature=0.0), constraint=Allows(6)),
+        sequence(Sampling(seed=2, temperature=0.0), output=[3]),
+    ]
+    drawn = Sampler(SamplingDefaults()).verify(logits, several, [[best[0], 39], [], [best[4]]])
+    assert drawn == [[best[0], best[1]], [6], [best[4], best[5]]]

@@ -1,0 +1,54 @@
+"""What steps took, and what is learned from it.
+
+In: plans, and the seconds that they took; out: the model of the steps' time that policies go by.
+Has no clock: time is what the steps took.
+"""
+
+from __future__ import annotations
+
+from penstock.engine.sequence import StepPlan
+from penstock.engine.speculation import Speculation
+from penstock.policy.step_time import StepModel, StepShape, learn
+
+_LEARN_FROM = 8
+"""Of the steps without prompts every eighth is learned from: they are alike, and the shortest ones."""
+_AT_FIRST = 32
+"""From so many steps all is learned, as proposals are made by what is known."""
+
+
+class StepTimes:
+    """``now_s``: the engine's time, seconds that its steps took so far."""
+
+    def __init__(self, speculation: Speculation | None) -> None:
+        self.model = StepModel()
+        self.now_s = 0.0
+        self._speculation = speculation
+
+    def took(self, plan: StepPlan, seconds: float, num_accepted: int) -> None:
+        """A step took so long and found so many proposed tokens right."""
+        self.now_s += seconds
+        if seconds <= 0:
+            return
+        has_prompts = plan.num_streams < len(plan.sequences)
+        if self._speculation is not None:
+            if plan.proposals:
+                decodes, plain = _shapes(plan)
+                self._speculation.settled(self.model, decodes, plain, num_accepted, seconds)
+            elif not has_prompts:
+                self._speculation.rested(seconds)
+        is_young = self._speculation is not None and self.model.num_steps < _AT_FIRST
+        if has_prompts or is_young or plan.step % _LEARN_FROM == 0:
+            _, plain = _shapes(plan)
+            # A guess has a row like a decode's, with logits, and reads the keys that its sequence's token reads.
+            shape = plain._replace(num_decodes=plain.num_decodes + plan.num_proposed)
+            self.model = learn(self.model, shape, seconds)
+
+
+def _shapes(plan: StepPlan) -> tuple[StepShape, StepShape]:
+    """The step's decodes without their guesses, and these with its prompts."""
+    num_streams = plan.num_streams
+    decodes = StepShape(num_streams, sum(plan.starts[:num_streams]) + num_streams)
+    plain = decodes
+    for start, count in zip(plan.starts[num_streams:], plan.counts[num_streams:], strict=True):
+        plain = plain.and_prefill(start, count)
+    return decodes, plain
