@@ -1,17 +1,15 @@
-"""A weight in bfloat16, packed, and its products on the CPU's dot-product instruction.
+"""A weight in bfloat16, packed, and its products.
 
 In: a checkpoint's rows, then rows to multiply; out: products with sums in float32, rounded once.
-The instruction takes subnormal numbers for zero; everything else is as torch's own products are.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.models.fast import layout, simd
-from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
+from penstock.models.fast.jobs import Bias, Form, RowsAt, float_width, multiply
 from penstock.models.fast.products import GROUP, multiply_bf16
 from penstock.models.packed import Kind
 
@@ -66,13 +64,14 @@ class Bf16Weight:
             0,
             num_steps,
             num_blocks,
-            4 * num_steps,
+            4 * float_width(self.row_width),
             num_blocks * layout.BLOCK * (4 if wide else 2),
             0,
             int(wide),
         ]
 
     def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        short = 2 * self.blocks.shape[1] - x.shape[1]
-        x = F.pad(x, (0, short)) if short else x.contiguous()
-        return multiply(self, RowsAt(x.data_ptr()), len(x), bias, dtype)
+        rows = torch.empty(len(x), float_width(self.row_width))
+        rows[:, : x.shape[1]] = x
+        rows[:, x.shape[1] : self.row_width] = 0.0
+        return multiply(self, RowsAt(rows.data_ptr()), len(x), bias, dtype)

@@ -1,7 +1,7 @@
 """A plan bound to weights, pages and buffers: jobs with arguments, and which of these change from step to step.
 
 In: a plan, its decoder, packed pages; out: a :class:`Bound`, or ``NotPlain`` where a weight has no job.
-Rows that a quantised weight multiplies are made bytes by the job that makes them, once for all who read them.
+Rows are made what the weight that multiplies them takes (Form) by the job that makes them, once for all who read them.
 Argued in docs/decisions/020-the-fast-step.md.
 """
 
@@ -21,7 +21,7 @@ from penstock.models.fast.best import BEST
 from penstock.models.fast.bf16 import Bf16Weight
 from penstock.models.fast.int4 import Int4Weight
 from penstock.models.fast.int8 import Int8Weight
-from penstock.models.fast.jobs import ByJob, Form, RowsAt
+from penstock.models.fast.jobs import BFLOAT16, ByJob, Form, RowsAt, float_width
 from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, HeadNorm, NotPlain, Plan, Product, Rows, Turn
 from penstock.models.fast.simd import LANES
@@ -51,7 +51,8 @@ class Bound:
     """``jobs`` in order and their own ``arguments``; all else are places in that order.
 
     ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks, and of an item's blocks.
-    ``attends``, ``combines``: by window.  ``inputs``: by the step's input, and in which column its address goes.
+    ``prepares``: of each layer.  ``attends``, ``combines``: by window.
+    ``inputs``: by the step's input, and in which column its address goes.
     ``hidden``: the last hidden states [num_rows, hidden].  ``head``: what makes logits of some of them, if there are
     jobs for it.  ``decoder``, ``buffers``: what the addresses point to.
     """
@@ -61,6 +62,7 @@ class Bound:
     arguments: list[list[int]] = field(default_factory=list)
     by_row: list[int] = field(default_factory=list)
     products: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    prepares: list[int] = field(default_factory=list)
     attends: dict[int | None, list[int]] = field(default_factory=dict)
     combines: dict[int | None, list[int]] = field(default_factory=dict)
     inputs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class _Binder:
         self._kept: dict[tuple[object, ...], Tensor] = {}
         self._turns: dict[Turn, tuple[int, int]] = {}
         self._weights = {action: self._weight(action) for action in plan.actions if isinstance(action, Product)}
-        self._forms: dict[Rows, Form] = {plan.hidden: Form()}
+        self._forms: dict[Rows, Form] = {plan.hidden: BFLOAT16}
         for product, weight in self._weights.items():
             if self._forms.setdefault(product.x, weight.form) != weight.form:
                 raise NotPlain(f"{product.weight} takes rows as other numbers than who else takes them")
@@ -128,12 +130,12 @@ class _Binder:
             return None
         form, width = weight.form, BLOCK * len(weight.blocks)
         picked = RowsAt(
-            bound.keep(torch.empty(num_rows, hidden.width, dtype=torch.bfloat16)),
+            bound.keep(torch.empty(num_rows, float_width(hidden.width))),
             bound.keep(torch.empty(num_rows)),
             bound.keep(torch.empty(num_rows)),
         )
         logits, best = torch.empty(num_rows, width), torch.empty(num_rows, dtype=torch.int64)
-        to = picked.values, picked.scales, picked.sums, form.num_groups, form.offset
+        to = picked.values, picked.scales, picked.sums, form.num_groups, form.offset, 4 * float_width(hidden.width)
         pick = bound.add(jobs.pick, self._at(hidden), 0, hidden.width, *to, by_row=False)
         product = bound.add(weight.job, *weight.arguments(None, picked, logits.data_ptr(), wide=True), by_row=False)
         finds = logits.data_ptr(), 4 * width, weight.num_rows // LANES, best.data_ptr()
@@ -200,8 +202,9 @@ class _Binder:
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         place = bound.add(
             jobs.prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
-            float_bits(eps), *heads, half, page_tokens, len(keys),
+            float_bits(eps), *heads, half, page_tokens, len(keys), by_row=False,
         )  # fmt: skip
+        bound.prepares.append(place)
         bound.takes("pages", place, 6)
         bound.takes("slots", place, 7)
         window, cap = action.spec.window, action.spec.softcap or 0.0
@@ -215,14 +218,15 @@ class _Binder:
         bound.attends.setdefault(window, []).append(place)
         place = bound.add(attention_jobs.combine, 0, 0, 0, out, config.num_heads, config.head_dim, by_row=False)
         bound.combines.setdefault(window, []).append(place)
-        self._quantise(action.out)
+        self._convert(action.out)
 
-    def _quantise(self, rows: Rows) -> None:
-        """Rows that were made in bfloat16, for weights that take bytes."""
-        form = self._forms[rows]
+    def _convert(self, rows: Rows) -> None:
+        """Rows that were made in bfloat16, as the weight that multiplies them takes them."""
+        form, to = self._forms[rows], self._rows_at(rows)
         if not form.num_groups:
+            self.bound.add(jobs.widen_rows, self._at(rows), to.values, rows.width, 4 * float_width(rows.width))
             return
-        to, groups = self._rows_at(rows), (form.num_groups, rows.width // LANES // form.num_groups)
+        groups = form.num_groups, rows.width // LANES // form.num_groups
         own = self._at(rows), 2 * rows.width, self._num_rows, to.values, rows.width, to.scales, to.sums
         self.bound.add(quantise_job, *own, *groups, form.offset, 1)
 
@@ -246,14 +250,15 @@ class _Binder:
     def _taken(self, rows: Rows) -> tuple[int, ...]:
         """What jobs that make ``rows`` are told of how they are taken."""
         form, at = self._forms[rows], self._rows_at(rows)
-        steps = rows.width // LANES // form.num_groups if form.num_groups else 0
+        steps = rows.width // LANES // form.num_groups if form.num_groups > 0 else 4 * float_width(rows.width)
         return at.values, at.scales, at.sums, form.num_groups, steps, form.offset
 
     def _rows_at(self, rows: Rows) -> RowsAt:
-        form, key = self._forms[rows], rows.width
-        if not form.num_groups:
+        key, groups = rows.width, self._forms[rows].num_groups
+        if groups < 0:
             return RowsAt(self._at(rows))
-        groups = form.num_groups
+        if groups == 0:
+            return RowsAt(self._shared(("taken", key), float_width(rows.width), torch.float32).data_ptr())
         return RowsAt(
             self._shared(("bytes", key), rows.width, torch.uint8).data_ptr(),
             self._shared(("scales", key), 1, torch.float32).data_ptr(),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from penstock.models.fast import layout
 from penstock.models.fast.activations import quantise
-from penstock.models.fast.groups import quantise_groups
+from penstock.models.fast.groups import LINE_INPUTS, quantise_groups
 from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
 from penstock.models.fast.products import PAIR, multiply_int4
 from penstock.models.packed import Kind, Numbers
@@ -21,7 +21,6 @@ from penstock.models.packed import Kind, Numbers
 GROUPS = (64, 32)
 """Sizes of groups that a weight is quantised in: the first that its inputs are a multiple of, else the last."""
 _MOST = 15
-_LINE_INPUTS = 8
 
 
 def group_size(num_inputs: int) -> int:
@@ -48,20 +47,23 @@ class Int4Weight:
 
     def put(self, start: int, rows: Tensor) -> None:
         filled = F.pad(rows.float(), (0, self.num_groups * self.group - self.num_inputs))
-        values = torch.empty(filled.shape, dtype=torch.uint8)
+        lines = torch.empty(len(rows), filled.shape[1] // 2, dtype=torch.uint8)
         scales = torch.empty(len(rows), self.num_groups)
         zeros = torch.empty(scales.shape, dtype=torch.uint8)
-        quantise_groups(filled.numpy(), values.numpy(), scales.numpy(), zeros.numpy())
-        self.put_numbers(start, Numbers(values, scales, zeros))
+        quantise_groups(filled.numpy(), lines.numpy(), scales.numpy(), zeros.numpy())
+        self._put(start, lines, scales, zeros)
 
     def put_numbers(self, start: int, numbers: Numbers) -> None:
         values = F.pad(numbers.values, (0, self.num_groups * self.group - numbers.values.shape[1]))
-        low, high = values.view(len(values), self.blocks.shape[1], 2, _LINE_INPUTS // 2).unbind(2)
-        layout.put(self.blocks, start, (low | high << 4).flatten(1))
-        rows = torch.arange(start, start + len(values))
-        self.scales[rows // layout.BLOCK, :, rows % layout.BLOCK] = numbers.scales.float()
-        if numbers.zeros is not None:
-            self.zeros[rows // layout.BLOCK, :, rows % layout.BLOCK] = numbers.zeros
+        low, high = values.view(len(values), self.blocks.shape[1], 2, LINE_INPUTS // 2).unbind(2)
+        self._put(start, (low | high << 4).flatten(1), numbers.scales.float(), numbers.zeros)
+
+    def _put(self, start: int, lines: Tensor, scales: Tensor, zeros: Tensor | None) -> None:
+        layout.put(self.blocks, start, lines)
+        rows = torch.arange(start, start + len(lines))
+        self.scales[rows // layout.BLOCK, :, rows % layout.BLOCK] = scales
+        if zeros is not None:
+            self.zeros[rows // layout.BLOCK, :, rows % layout.BLOCK] = zeros
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._product(x, bias, torch.bfloat16)
@@ -99,7 +101,7 @@ class Int4Weight:
             0,
             num_steps,
             num_blocks,
-            _LINE_INPUTS * num_steps,
+            LINE_INPUTS * num_steps,
             num_blocks * layout.BLOCK * (4 if wide else 2),
             0,
             int(wide),

@@ -126,6 +126,11 @@ def loop(
     return phis
 
 
+def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z of 16 float32, rounded once."""
+    return call(b, "llvm.fma.v16f32", FLOATS, [x, y, z])
+
+
 def dot_bf16(b: Builder, total: Value, left: Value, right: Value) -> Value:
     """total[i] + left[2i] * right[2i] + left[2i + 1] * right[2i + 1]: 16 float32 and twice 32 bfloat16."""
     return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [total, left, right])
@@ -160,11 +165,11 @@ def exp(b: Builder, x: Value) -> Value:
     x = _bounded(b, x, -87.0, 87.0)
     whole = call(b, "llvm.rint.v16f32", FLOATS, [b.fmul(x, constant(FLOATS, 1.4426950408889634))])
     # ln 2 in two parts, so that x - whole * ln 2 keeps its last bits.
-    rest = _fma(b, whole, constant(FLOATS, -0.693359375), x)
-    rest = _fma(b, whole, constant(FLOATS, 2.12194440e-4), rest)
+    rest = multiply_add(b, whole, constant(FLOATS, -0.693359375), x)
+    rest = multiply_add(b, whole, constant(FLOATS, 2.12194440e-4), rest)
     power = constant(FLOATS, 1 / 5040)
     for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-        power = _fma(b, power, rest, constant(FLOATS, factor))
+        power = multiply_add(b, power, rest, constant(FLOATS, factor))
     exponent = b.shl(b.add(b.fptosi(whole, INTS), constant(INTS, 127)), constant(INTS, 23))
     return b.fmul(power, b.bitcast(exponent, FLOATS))
 
@@ -191,10 +196,6 @@ def lanes_sum(b: Builder, x: Value) -> Value:
     if function is None:
         function = ir.Function(b.module, ir.FunctionType(F32, [F32, FLOATS]), "llvm.vector.reduce.fadd.v16f32")
     return b.call(function, [constant(F32, 0.0), x], fastmath=("reassoc",))
-
-
-def _fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
-    return call(b, "llvm.fma.v16f32", FLOATS, [x, y, z])
 
 
 def _bounded(b: Builder, x: Value, low: float, high: float) -> Value:

@@ -22,10 +22,13 @@ from penstock.models.fast.plan import Plan
 from penstock.models.fast.products import ITEM_ROWS, NUM_ROWS
 from penstock.models.fast.program import NUM_ARGUMENTS, Program
 from penstock.models.fast.simd import LANES
+from penstock.models.fast.step_jobs import PREPARED_ITEM_ROWS, PREPARED_ROWS
 from penstock.models.fast.team import FIRST, NUM_ITEMS
 from penstock.models.fast.works import Works
 
 Ints = npt.NDArray[np.int64]
+_PAGE_ROWS = 16
+"""Rows that a thread writes into pages one after another: a line of keys holds as many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,10 @@ class FastStep:
             num_items, item_rows = product_items(num_rows, num_blocks, item_blocks)
             arguments[places, NUM_ITEMS], arguments[places, ITEM_ROWS] = num_items, item_rows
             arguments[places, NUM_ROWS] = num_rows
+        item_rows = _PAGE_ROWS if num_rows >= num_threads * _PAGE_ROWS else 1
+        arguments[bound.prepares, NUM_ITEMS] = -(-num_rows // item_rows)
+        arguments[bound.prepares, PREPARED_ROWS] = num_rows
+        arguments[bound.prepares, PREPARED_ITEM_ROWS] = item_rows
         for (name, column), places in bound.inputs.items():
             arguments[places, column] = getattr(inputs, name).ctypes.data
         for window, places in bound.attends.items():

@@ -2,7 +2,8 @@
 
 In: addresses and sizes in a job's arguments, named by the lists below; out: rows.  Items are rows of the batch.
 Sizes are multiples of 16.  Rows lie end to end.  *Taken* rows are as the weight that multiplies them wants them, said
-by six arguments, TAKEN: where they go, their scales and sums, groups (0: bfloat16), registers of a group, and offset.
+by six arguments, TAKEN: where they go, their scales and sums, groups (0: float32, -1: bfloat16), registers of a group
+(float32: bytes of a row), and offset.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from penstock.models.fast.row_parts import (
     widen,
 )
 from penstock.models.fast.team import NUM_ITEMS, Job, take
+
+PREPARED_ROWS, PREPARED_ITEM_ROWS = 19, 20
+"""Arguments of ``prepare`` that a step sets."""
 
 
 @Job
@@ -95,12 +99,18 @@ def rotation(job: Any) -> None:
 
 @compiled
 def _hand_on(values: int, size: int, row: int, taken: Any) -> None:
-    """``values``, ``size`` float32, as the taken row ``row``."""
-    if taken[3] == 0:
+    """``values``, ``size`` float32, as the taken row ``row``, unless they are there already."""
+    if taken[3] < 0:
         narrow(values, np.float32(1.0), taken[0] + 2 * size * row, size // 16)
-    else:
+    elif taken[3] > 0:
         sums = taken[2] + 4 * taken[3] * row
         quantise_float32(values, taken[0] + size * row, taken[1] + 4 * row, sums, taken[3], taken[4], taken[5])
+
+
+@compiled
+def _landing(size: int, row: int, taken: Any, spare: int) -> int:
+    """Where float32 go that will be handed on: to the taken row itself, if it takes these."""
+    return taken[0] + taken[4] * row if taken[3] == 0 else spare
 
 
 @Job
@@ -110,7 +120,7 @@ def add_norm(job: Any) -> None:
     Arguments: x, change (0: none), factor, weight, H, eps, TAKEN.
     """
     size, taken = job[6], carray(job, (14,))[8:]
-    normalised = np.empty(size, np.float32)
+    spare = np.empty(size, np.float32)
     while True:
         row = take(job)
         if row >= job[NUM_ITEMS]:
@@ -121,15 +131,27 @@ def add_norm(job: Any) -> None:
         else:
             total = squares(x, size // 16)
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + as_float(job[7]))
-        scaled(x, job[5], scale, normalised.ctypes.data, size // 16)
-        _hand_on(normalised.ctypes.data, size, row, taken)
+        normalised = _landing(size, row, taken, spare.ctypes.data)
+        scaled(x, job[5], scale, normalised, size // 16)
+        _hand_on(normalised, size, row, taken)
+
+
+@Job
+def widen_rows(job: Any) -> None:
+    """Rows of bfloat16 [T, W] as float32.  Arguments: from, to, W, bytes of a row there."""
+    size = job[4]
+    while True:
+        row = take(job)
+        if row >= job[NUM_ITEMS]:
+            return
+        widen(job[2] + 2 * size * row, job[3] + job[5] * row, size // 16)
 
 
 @Job
 def pick(job: Any) -> None:
-    """Rows ``rows[R]`` of hidden states [T, H] bfloat16 for the head: as they are, or as bytes (groups 1).  Items: R.
+    """Rows ``rows[R]`` of hidden states [T, H] bfloat16 for the head: as float32, or as bytes (groups 1).  Items: R.
 
-    Arguments: hidden, rows, H, out, scales, sums, groups, offset.
+    Arguments: hidden, rows, H, out, scales, sums, groups, offset, bytes of a row of float32.
     """
     rows, size = ints_at(job[3]), job[4]
     while True:
@@ -138,9 +160,7 @@ def pick(job: Any) -> None:
             return
         source = job[2] + 2 * size * rows[i]
         if job[8] == 0:
-            words, target = ints_at(source), ints_at(job[5] + 2 * size * i)
-            for word in range(size // 4):
-                target[word] = words[word]
+            widen(source, job[5] + job[10] * i, size // 16)
         else:
             target_at = job[5] + size * i
             quantise_bf16(source, target_at, job[6] + 4 * i, job[7] + 4 * i, 1, size // 16, job[9])
@@ -152,43 +172,51 @@ def prepare(job: Any) -> None:
 
     qkv [T, (Hq + 2 Hkv) * D] float32, q [T, Hq, D] bfloat16; norm weights [D] float32; cos, sin [T, F].
     Arguments: qkv, q, keys, values, pages, slots, cos, sin (0: no turn), query and key norm (0: none), eps, Hq, Hkv,
-    D, F, S, P.
+    D, F, S, P, T, rows of an item.  Items are rows that follow one another: neighbours in a page share its lines.
     """
     num_heads, num_kv_heads, size, half, page_tokens = job[13], job[14], job[15], job[16], job[17]
+    num_rows, item_rows = job[PREPARED_ROWS], job[PREPARED_ITEM_ROWS]
     pages, slots = ints_at(job[6]), ints_at(job[7])
     keys = carray(pairs_at(job[4]), (job[18], num_kv_heads, page_tokens // 16, size // 2, 16))
     values = carray(bits_at(job[5]), (job[18], num_kv_heads, page_tokens // 2, size, 2))
     head, rounded = np.empty(size, np.float32), np.empty(size, np.uint16)
-    while True:
-        row = take(job)
-        if row >= job[NUM_ITEMS]:
-            return
-        page, slot = pages[row], slots[row]
-        alone = slot % 2 == 0 and (row + 1 == job[NUM_ITEMS] or pages[row + 1] != page or slots[row + 1] != slot + 1)
-        source = job[2] + 4 * row * (num_heads + 2 * num_kv_heads) * size
-        for h in range(num_heads + num_kv_heads):
-            _turned(
-                source + 4 * h * size,
-                job[10] if h < num_heads else job[11],
-                as_float(job[12]),
-                job[8] + 4 * row * half if job[8] else 0,
-                job[9] + 4 * row * half,
-                half,
-                head,
-            )
-            if h < num_heads:
-                narrow(head.ctypes.data, np.float32(1.0), job[3] + 2 * (row * num_heads + h) * size, size // 16)
-            else:
-                narrow(head.ctypes.data, np.float32(1.0), rounded.ctypes.data, size // 16)
-                store_pairs(rounded.view(np.uint32), keys[page, h - num_heads, slot // 16], slot % 16)
-        for h in range(num_kv_heads):
-            narrow(source + 4 * (num_heads + num_kv_heads + h) * size, np.float32(1.0), rounded.ctypes.data, size // 16)
-            target = values[page, h, slot // 2]
-            for i in range(size):
-                target[i, slot % 2] = rounded[i]
-            if alone:
-                for i in range(size):
-                    target[i, 1] = np.uint16(0)
+    item = take(job)
+    while item < job[NUM_ITEMS]:
+        for row in range(item * item_rows, min(num_rows, (item + 1) * item_rows)):
+            page, slot = pages[row], slots[row]
+            alone = slot % 2 == 0 and (row + 1 == num_rows or pages[row + 1] != page or slots[row + 1] != slot + 1)
+            source = job[2] + 4 * row * (num_heads + 2 * num_kv_heads) * size
+            for h in range(num_heads + num_kv_heads):
+                _turned(
+                    source + 4 * h * size,
+                    job[10] if h < num_heads else job[11],
+                    as_float(job[12]),
+                    job[8] + 4 * row * half if job[8] else 0,
+                    job[9] + 4 * row * half,
+                    half,
+                    head,
+                )
+                if h < num_heads:
+                    target = job[3] + 2 * (row * num_heads + h) * size
+                    narrow(head.ctypes.data, np.float32(1.0), target, size // 16)
+                else:
+                    narrow(head.ctypes.data, np.float32(1.0), rounded.ctypes.data, size // 16)
+                    store_pairs(rounded.view(np.uint32), keys[page, h - num_heads, slot // 16], slot % 16)
+            for h in range(num_kv_heads):
+                value = source + 4 * (num_heads + num_kv_heads + h) * size
+                narrow(value, np.float32(1.0), rounded.ctypes.data, size // 16)
+                _store_halves(rounded, values[page, h, slot // 2], slot % 2, alone)
+        item = take(job)
+
+
+@compiled
+def _store_halves(value: Any, target: Any, half: int, alone: bool) -> None:
+    """value[D] bits into target[D, 2], and zeros beside it where it has no neighbour yet."""
+    for i in range(len(value)):
+        target[i, half] = value[i]
+    if alone:
+        for i in range(len(value)):
+            target[i, 1] = np.uint16(0)
 
 
 @compiled
@@ -213,7 +241,7 @@ def _turned(source: int, weight: int, eps: np.float32, cos: int, sin: int, half:
 
 @Job
 def gated_silu(job: Any) -> None:
-    """silu(first half of gate_up[T, 2I]) * second half as taken rows; the first half is lost.
+    """silu(first half of gate_up[T, 2I]) * second half as taken rows; the first half may be lost.
 
     Arguments: gate_up, I, TAKEN.
     """
@@ -223,8 +251,9 @@ def gated_silu(job: Any) -> None:
         if row >= job[NUM_ITEMS]:
             return
         gate = job[2] + 8 * size * row
-        silu(gate, gate + 4 * size, gate, size // 16)
-        _hand_on(gate, size, row, taken)
+        opened = _landing(size, row, taken, gate)
+        silu(gate, gate + 4 * size, opened, size // 16)
+        _hand_on(opened, size, row, taken)
 
 
 @Job
@@ -236,8 +265,9 @@ def gated_gelu_tanh(job: Any) -> None:
         if row >= job[NUM_ITEMS]:
             return
         gate = job[2] + 8 * size * row
-        gelu_tanh(gate, gate + 4 * size, gate, size // 16)
-        _hand_on(gate, size, row, taken)
+        opened = _landing(size, row, taken, gate)
+        gelu_tanh(gate, gate + 4 * size, opened, size // 16)
+        _hand_on(opened, size, row, taken)
 
 
 JOBS = (
@@ -246,6 +276,7 @@ JOBS = (
     embed_bytes,
     rotation,
     add_norm,
+    widen_rows,
     pick,
     prepare,
     gated_silu,

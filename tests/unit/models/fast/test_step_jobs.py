@@ -29,7 +29,7 @@ def bits(value: float) -> int:
     return int(np.float32(value).view(np.int32))
 
 
-BF16 = (0, 0, 0, 0, 0)
+BF16 = (0, 0, -1, 0, 0)
 """How rows are taken, behind their address: in bfloat16."""
 
 
@@ -75,6 +75,19 @@ def test_a_change_is_added_and_the_sum_normalised(size: int, factor: float | Non
     jobs.add_norm.run(5, *own, out.data_ptr(), *BF16)
     check(x, total, rtol=1e-6, atol=1e-6)
     check(out, F.rms_norm(total, (size,), weight.double(), 1e-6))
+
+
+def test_rows_are_handed_on_in_float32() -> None:
+    """For weights in bfloat16 nothing is rounded on the way."""
+    x, weight, gate_up = randn(5, 96), randn(96, seed=2), randn(5, 192, seed=3)
+    normalised, gated = torch.empty(5, 112)[:, :96], torch.empty(5, 112)[:, :96]
+    apart = 0, 0, 0, 4 * 112, 0
+    gate, up = gate_up.double().chunk(2, dim=1)
+    own = x.data_ptr(), 0, 0, weight.data_ptr(), 96, bits(1e-6)
+    jobs.add_norm.run(5, *own, normalised.data_ptr(), *apart)
+    check(normalised, F.rms_norm(x.double(), (96,), weight.double(), 1e-6), rtol=1e-5)
+    jobs.gated_silu.run(5, gate_up.data_ptr(), 96, gated.data_ptr(), *apart)
+    check(gated, F.silu(gate) * up, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "num_groups", "offset"), [(16, 1, 128), (96, 3, 0), (1024, 16, 0), (1024, 1, 128)])
