@@ -19,6 +19,7 @@ from penstock.engine.cpu.exact_attention import ExactAttention
 from penstock.engine.cpu.executor import CpuExecutor
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
+from penstock.engine.prefix import prefix_root
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence, TokenScore
 from penstock.events.list import Event, StepDone
@@ -27,6 +28,8 @@ from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.exact.attention import packed_exact
 from penstock.models.exact.ops import EXACT
+from penstock.models.linear import Linear, StackedLinear
+from penstock.models.low_rank import Adapter, LowRank
 from penstock.policy.batch import BatchRules
 from penstock.train.precision import mixed
 from penstock.wire.engine import FinishReason, Sampling
@@ -83,6 +86,22 @@ def decoder_of(model: str, dtype: str) -> Decoder:
     return decoder
 
 
+@cache
+def adapters_of(model: str, dtype: str) -> list[Adapter | None]:
+    """Nobody's, one of every linear, and one of another rank of some."""
+    decoder, source = decoder_of(model, dtype), torch.Generator().manual_seed(3)
+
+    def change(linear: Linear, rank: int) -> LowRank:
+        rows, inputs = linear.weight.shape
+        down, up = (torch.randn(rank, size, generator=source).to(linear.weight.dtype) * 0.2 for size in (inputs, rows))
+        return LowRank(0, down, up)
+
+    linears = [m for m in decoder.modules() if isinstance(m, Linear) and not isinstance(m, StackedLinear)]
+    every = Adapter("every", 16, {linear: (change(linear, 16),) for linear in linears})
+    some = Adapter("some", 32, {linear: (change(linear, 32),) for linear in linears[::3]})
+    return [None, every, some]
+
+
 @dataclass(frozen=True)
 class Asked:
     """A request as traffic brings it."""
@@ -90,6 +109,7 @@ class Asked:
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    adapter: Adapter | None = None
 
 
 @dataclass
@@ -152,6 +172,8 @@ class Engine:
             sink=said,
             num_logprobs=3,
             score_prompt=score_prompt,
+            adapter=asked.adapter,
+            prefix_root=prefix_root(adapter=asked.adapter.digest if asked.adapter else ""),
         )
         self.loop.submit(sequence)
         return sequence.id
@@ -181,8 +203,10 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def requests(dice: random.Random, count: int) -> list[Asked]:
-    """Requests that share beginnings, greedy and drawn, each of which fits alone into 16 blocks."""
+def requests(dice: random.Random, count: int, adapters: list[Adapter | None]) -> list[Asked]:
+    """Requests that share beginnings, greedy and drawn, with adapters and without, each of which fits alone into 16
+    blocks.
+    """
     beginnings = [tuple(dice.randrange(VOCAB) for _ in range(20)) for _ in range(2)]
     asked = []
     for seed in range(count):
@@ -195,7 +219,7 @@ def requests(dice: random.Random, count: int) -> list[Asked]:
             top_k=dice.choice([None, 20]),
             presence_penalty=dice.choice([0.0, 0.5]),
         )
-        asked.append(Asked(prompt, dice.randint(1, 63 - len(prompt)), sampling))
+        asked.append(Asked(prompt, dice.randint(1, 63 - len(prompt)), sampling, dice.choice(adapters)))
     return asked
 
 
@@ -204,7 +228,7 @@ def check_traffic(model: str, dtype: str, seed: int) -> None:
     torch.set_num_threads(1 + seed % 2)  # with two, work is cut into parts, which must not show either
     dice = random.Random(seed)
     decoder = decoder_of(model, dtype)
-    asked = requests(dice, 7)
+    asked = requests(dice, 7, adapters_of(model, dtype))
     said = [Said() for _ in asked]
     engines = [
         Engine(decoder, num_blocks=dice.randint(16, 28), max_step_tokens=dice.randint(3, 40), num_guesses=guesses)
@@ -284,7 +308,7 @@ def test_much_random_traffic_changes_no_bit(model: str, dtype: str) -> None:
 def test_the_training_forward_has_the_same_bits(model: str, dtype: str) -> None:
     """A trainer that packs the finished sequences, with gradients on, finds the engine's log-probabilities exactly."""
     decoder = decoder_of(model, dtype)
-    asked = requests(random.Random(5), 4)
+    asked = requests(random.Random(5), 4, [None])
     engine, said = Engine(decoder, max_step_tokens=11), [Said() for _ in asked]
     for request, got in zip(asked, said, strict=True):
         engine.submit(request, got, score_prompt=True)

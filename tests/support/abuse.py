@@ -165,13 +165,16 @@ def request(seed: int, number: int) -> GenerateRequest:
 
 @dataclass(slots=True)
 class Seen:
-    """What a client saw.  ``ended``: each terminal event's reason or code; ``left``: it did not read to the end."""
+    """What a client saw.  ``ended``: each terminal event's reason or code; ``left``: it did not read to the end;
+    ``cached``: tokens of its prompt that were found.
+    """
 
     ended: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[float | None] = field(default_factory=list)
     left: bool = False
+    cached: int = 0
 
     def note(self, event: object) -> None:
         if isinstance(event, Delta):
@@ -182,6 +185,7 @@ class Seen:
         elif isinstance(event, Finished):
             self.ended.append(event.reason)
             self.text += event.text
+            self.cached = event.usage.cached
         elif isinstance(event, Failed):
             self.ended.append(event.code)
             self.text += event.message

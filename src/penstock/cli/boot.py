@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.cli.boot_encoder import boot_encoder
-from penstock.cli.fit import check_vocabulary, check_weights_fit, context_tokens
+from penstock.cli.fit import check_adapters_fit, check_vocabulary, check_weights_fit, context_tokens
 from penstock.cli.numerics import numerics
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import (
@@ -22,6 +22,7 @@ from penstock.cost.memory import (
     kv_bytes_per_token,
     workspace_bytes,
 )
+from penstock.engine.adapters import AdapterRules, Adapters
 from penstock.engine.cpu.spinning import bound_spinning
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
@@ -71,6 +72,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     from penstock.engine.cpu.defaults import SamplingDefaults
     from penstock.engine.cpu.executor import CpuExecutor
     from penstock.engine.cpu.memory import free_memory_bytes
+    from penstock.models.adapter import load_adapter, room_bytes
     from penstock.models.config import ModelConfig
     from penstock.models.digest import vocabulary_digest, weights_digest
     from penstock.models.load import load_decoder
@@ -91,9 +93,12 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack).requires_grad_(False)
     config = decoder.config
     needs = _kv_needs(config, settings, context)
+    room = AdapterRules(settings.max_loras, room_bytes(config, settings.max_lora_rank) if settings.max_loras else 0)
+    free_bytes = free_memory_bytes()
+    check_adapters_fit(room, free_bytes)
     num_blocks = kv_blocks(
         needs,
-        free_bytes=free_memory_bytes(),
+        free_bytes=free_bytes - room.all_bytes,
         share=settings.kv_share * KV_SHARE_OF_FREE,
         workspace=_workspace_bytes(config, settings, context),
         override_bytes=settings.kv_memory_bytes,
@@ -124,6 +129,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         kv_bytes=num_blocks * needs.block_bytes,
         pooling=Pooling(sentence.rows, sentence.normalize),
         embedding_size=config.hidden_size,
+        adapters=Adapters(room, lambda path: load_adapter(path, decoder, settings.max_lora_rank)),
         exact=settings.exact,
         quantization=chosen.quantization,
         weights=weights_digest(directory, config.dtype, chosen.quantization, "exact" if settings.exact else "fast"),

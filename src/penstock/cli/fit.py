@@ -11,6 +11,7 @@ from pathlib import Path
 
 from penstock.config.settings import EngineSettings, Quantization
 from penstock.cost.memory import megabytes, weights_bytes
+from penstock.engine.adapters import AdapterRules
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
@@ -41,6 +42,17 @@ def check_weights_fit(directory: Path, settings: EngineSettings, own_dtype: str,
     if needed > free_bytes:
         message = f"The weights of {directory} need {megabytes(needed)}, but only {megabytes(free_bytes)} are free."
         raise Problem("insufficient_memory", message)
+
+
+def check_adapters_fit(room: AdapterRules, free_bytes: int) -> None:
+    """Raise ``insufficient_memory`` where what is kept for adapters is more than there is."""
+    if room.all_bytes > free_bytes:
+        raise Problem(
+            "insufficient_memory",
+            f"{room.most} adapters of the largest rank need {megabytes(room.all_bytes)}, but only "
+            f"{megabytes(free_bytes)} are free. Lower --max-loras or --max-lora-rank.",
+            param="max_loras",
+        )
 
 
 def check_vocabulary(directory: Path, tokenizer: Tokenizer, num_rows: int) -> None:

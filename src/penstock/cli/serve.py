@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.serve_files import issuers_of, prices_of, with_file
-from penstock.cli.serve_flags import count, milliseconds, option, seconds
+from penstock.cli.serve_flags import count, milliseconds, named_paths, option, seconds
 from penstock.cli.sizes import parse_size
 from penstock.config.desired import Balance
 from penstock.config.settings import DType, Quantization, ReasoningParser, Speculative, ToolParser
@@ -138,6 +138,32 @@ def serve(
             help="Style of the model's tool calls; auto finds it, none leaves them in the text.",
         ),
     ] = "auto",
+    lora_modules: Annotated[
+        list[str] | None,
+        option(
+            "--lora-modules",
+            help="LoRA adapter of the model to begin with, the name that requests use and a folder as PEFT writes it; "
+            "again for more.",
+            metavar="NAME=PATH",
+        ),
+    ] = None,
+    max_loras: Annotated[
+        int,
+        option(
+            "--max-loras",
+            help="Adapters that may be loaded at a time, for which memory is kept; those to begin with always may.",
+            **count(0, 1000),
+        ),
+    ] = 0,
+    max_lora_rank: Annotated[int, option("--max-lora-rank", help="Largest rank of an adapter.", **count(1, 4096))] = 16,
+    lora_dir: Annotated[
+        Path | None,
+        option(
+            "--lora-dir",
+            help="Directory below which administrators may have adapters loaded while the service runs; "
+            "by default lora in PENSTOCK_HOME.",
+        ),
+    ] = None,
     prices: Annotated[
         Path | None,
         option("--prices", help="File of prices per model and date, for budgets and usage in dollars."),
@@ -232,6 +258,10 @@ def serve(
             threads=threads,
             reasoning_parser=reasoning_parser,
             tool_parser=tool_parser,
+            lora_modules=named_paths(lora_modules or [], "--lora-modules"),
+            lora_dir=str(lora_dir.absolute()) if lora_dir is not None else "",
+            max_loras=max_loras,
+            max_lora_rank=max_lora_rank,
             prices=prices_of(prices) if prices is not None else (),
         ),
     )

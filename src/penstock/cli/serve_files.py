@@ -39,6 +39,7 @@ def with_file(path: Path | None, settings: ServeSettings) -> ServeSettings:
             replicas=first.replicas,
             balance=first.balance,
             max_concurrent=first.max_concurrent,
+            lora_modules={**first.lora_modules, **settings.lora_modules},
         )
     return msgspec.structs.replace(settings, also=models, names=file.names, tenants=file.tenants)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from penstock.wire.errors import Problem
+
 
 def option(*names: str, help: str, parser: Callable[[str], Any] | None = None, metavar: str | None = None) -> Any:
     """An option that is also read from PENSTOCK_<NAME>."""
@@ -55,3 +57,16 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def named_paths(given: list[str], flag: str) -> dict[str, str]:
+    """NAME=PATH, as often as it was given.  Raises ``Problem`` ``invalid_setting``."""
+    paths: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not (name and path):
+            raise Problem("invalid_setting", f"{flag} {text!r} is not NAME=PATH.", param=flag)
+        if name in paths:
+            raise Problem("invalid_setting", f"{flag} gives {name!r} twice.", param=flag)
+        paths[name] = path
+    return paths

@@ -20,7 +20,7 @@ from penstock.cluster.state import ServiceState, Stage
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.names import Name
 from penstock.events.list import ReplicaChanged
-from penstock.policy.names import check
+from penstock.policy.names import check, is_name
 from penstock.policy.rollout import ReplicaView, RolloutRules
 from penstock.ports import Emit
 from penstock.wire.errors import Problem
@@ -32,6 +32,25 @@ class EndRules(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 10.0
     hurried_stop_s: float = 2.0
+
+
+class ServedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter of ``model``, in the folder ``path``, whose content has this ``digest``."""
+
+    name: str
+    model: str
+    path: str
+    digest: str
+    created: int
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """One life of an engine that is ready."""
+
+    id: str
+    socket: str
+    pid: int
+    started_at: float
 
 
 class Controller:
@@ -69,6 +88,11 @@ class Controller:
         self._desired = DesiredState()
         self._rollout: Rollout | None = None
         self._left: dict[str, Life] = {}
+        self._adapters: list[ServedAdapter] = []
+        self.awaits_adapters = False
+        """Some that the service begins with are still to be loaded: it is not ready before."""
+        self.is_followed = False
+        """At the last step every gateway routed by what was wanted."""
         self.rename(names or {})
 
     @property
@@ -80,13 +104,49 @@ class Controller:
     def names(self) -> Mapping[str, Name]:
         return self._names
 
+    @property
+    def adapters(self) -> list[ServedAdapter]:
+        return list(self._adapters)
+
+    @property
+    def served(self) -> list[str]:
+        """All that a request or a name may mean: the models, and the adapters of them."""
+        return [*self.models, *(adapter.name for adapter in self._adapters)]
+
     def rename(self, names: Mapping[str, Name]) -> None:
         """These are the names from the next step on.  Raises ``Problem`` ``invalid_value``, and changes none then."""
-        try:
-            check(names, self.models)
-        except ValueError as error:
-            raise Problem("invalid_value", f"{str(error)[:1].upper()}{str(error)[1:]}.", param="names") from None
+        self._check_names(names, self.served)
         self._names = dict(names)
+
+    def check_adapters(self, adapters: Sequence[ServedAdapter]) -> None:
+        """Whether these may be served.  Raises ``Problem`` ``conflict`` or ``invalid_value``."""
+        taken = {*self.models, *self._names}
+        for adapter in adapters:
+            if adapter.name in taken:
+                raise Problem("conflict", f"{adapter.name!r} is the name of something else here.", param="lora_name")
+            taken.add(adapter.name)
+            if not is_name(adapter.name):
+                message = f"{adapter.name[:200]!r} is no name: letters, digits and . _ : / @ -, at most 200."
+                raise Problem("invalid_value", message, param="lora_name")
+        self._check_names(self._names, [*self.models, *(adapter.name for adapter in adapters)])
+
+    def adapt(self, adapters: Sequence[ServedAdapter]) -> None:
+        """These are the adapters from the next step on.  Raises as :meth:`check_adapters`, and changes none then."""
+        self.check_adapters(adapters)
+        self._adapters = list(adapters)
+        self.is_followed = False
+
+    def give_up(self, problem: Problem) -> None:
+        """End the service by this problem, with the next step."""
+        self._problem = self._problem or problem
+
+    def ready_engines(self, model: str) -> list[Engine]:
+        """As they were at the last step."""
+        return [
+            Engine(id=life.member.id, socket=life.member.socket, pid=seen.pid, started_at=seen.started_at)
+            for life in self._lives
+            if self._is_of(life.member, model) and (seen := life.seen) is not None and seen.ready
+        ]
 
     def request_stop(self) -> None:
         """Drain and end; asked for again: hurry.  Takes effect with the next step."""
@@ -105,6 +165,13 @@ class Controller:
         if self._rollout is None or self._rollout.is_over:
             raise Problem("conflict", "No upgrade is under way.")
         self._rollout.stop(why)
+
+    @staticmethod
+    def _check_names(names: Mapping[str, Name], served: Sequence[str]) -> None:
+        try:
+            check(names, served)
+        except ValueError as error:
+            raise Problem("invalid_value", f"{str(error)[:1].upper()}{str(error)[1:]}.", param="names") from None
 
     def engines(self, model: str) -> list[Member]:
         """The engines that are to serve this model."""
@@ -126,7 +193,7 @@ class Controller:
         """A picture of the last step."""
         members = [life.state(life.member.model or self._model) for life in self._lives]
         serving = {member.kind for member in members if member.phase == "ready"}
-        ready = self._stage == "serving" and serving == {"engine", "gateway"}
+        ready = self._stage == "serving" and serving == {"engine", "gateway"} and not self.awaits_adapters
         return ServiceState(stage=self._stage, ready=ready, desired=self._desired, members=members)
 
     def step(
@@ -142,6 +209,7 @@ class Controller:
             actions += self._roll(acknowledgements, now)
             for life in list(self._lives):
                 actions += self._reconcile(life, now) if life.is_wanted else self._let_go(life, now)
+            self.is_followed = self._settled(acknowledgements)
             actions += self._publish()
             self._advance(acknowledgements, now)
         self._note_phases()
@@ -208,7 +276,18 @@ class Controller:
             balance=self._balance,
             max_concurrent=self._max_concurrent,
         )
-        return [msgspec.structs.replace(model, replicas=self._living(model.name)) for model in (first, *self._also)]
+        models = [msgspec.structs.replace(model, replicas=self._living(model.name)) for model in (first, *self._also)]
+        by_name = {model.name: model for model in models}
+        return models + [
+            msgspec.structs.replace(
+                by_name[adapter.model],
+                name=adapter.name,
+                created=adapter.created,
+                parent=adapter.model,
+                adapter=adapter.digest,
+            )
+            for adapter in self._adapters
+        ]
 
     def _publish(self) -> list[Action]:
         models, admitting = self._models(), self._stage == "serving" and self._stop_requests == 0

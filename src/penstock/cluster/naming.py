@@ -60,7 +60,7 @@ class Naming:
         return self._view()
 
     def _view(self) -> NamesView:
-        return NamesView(names=dict(self._controller.names), models=list(self._controller.models))
+        return NamesView(names=dict(self._controller.names), models=self._controller.served)
 
     def _check(self, actor: Principal | None, action: str, subject: str = "") -> None:
         """Names are everybody's: whoever administers a part of the tenants may not turn them."""

@@ -29,6 +29,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A served name and the replicas behind it.  ``created`` in seconds since the epoch, for /v1/models.
 
     ``max_concurrent``: sequences that a gateway has at one replica at a time; 0: as many as come.
+    ``parent``: the model that this one is a LoRA adapter of, whose replicas are its own; ``adapter``: its digest there.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created: int = 0
     balance: Balance = "least-tokens"
     max_concurrent: int = 0
+    parent: str = ""
+    adapter: str = ""
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,12 +17,16 @@ from penstock.config.yaml_file import read_yaml
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model.  ``source`` as of ``penstock serve``; ``max_concurrent`` as of the desired state."""
+    """One model.  ``source`` as of ``penstock serve``; ``max_concurrent`` as of the desired state.
+
+    ``lora_modules``: LoRA adapters to begin with, names to folders.
+    """
 
     source: str
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     balance: Balance = "least-tokens"
     max_concurrent: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    lora_modules: dict[str, str] = {}
 
 
 class ServiceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

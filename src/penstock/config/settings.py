@@ -59,6 +59,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"
     tool_parser: ToolParser = "auto"
+    max_loras: int = 0
+    """Adapters at a time, for which memory is kept."""
+    max_lora_rank: int = 16
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,4 +137,11 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"
     tool_parser: ToolParser = "auto"
+    lora_modules: dict[str, str] = {}
+    """Adapters of the first model to begin with: the names that requests use, and folders."""
+    lora_dir: str = ""
+    """Below it lie the folders that may be loaded while the service runs; empty: ``lora`` in PENSTOCK_HOME."""
+    max_loras: int = 0
+    """Adapters at a time; those to begin with are always among them."""
+    max_lora_rank: int = 16
     prices: tuple[Price, ...] = ()

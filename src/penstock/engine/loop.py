@@ -159,6 +159,7 @@ class Loop:
     def _leave(self, sequence: Sequence, reason: str) -> None:
         del self._sequences[sequence.id]
         self.scheduler.remove(sequence)
+        sequence.adapter = None  # whoever still remembers the sequence keeps no adapter in memory
         self._emit(
             SequenceEnded(
                 reason=reason,

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from penstock.engine.adapters import Adapter
 from penstock.wire.engine import FinishReason, Sampling, Waits
 from penstock.wire.errors import Problem
 
@@ -78,7 +79,7 @@ class Sequence:
     ``epoch`` counts preemptions: a step result that carries an older epoch is dropped.
     ``tenant``, ``weight``, ``priority``, ``level``, ``arrived_s`` and ``num_charged`` are what ``policy.fair`` goes by;
     ``itl_target_s`` what ``policy.pace`` does: the seconds between its tokens that are aimed at.
-    ``waits`` is what it waited for so far.
+    ``waits`` is what it waited for so far.  ``adapter``: what is computed with beside the weights.
     With ``pooling`` there is no output: the sequence finishes with its prompt, and ``pooled`` is its vector in
     little-endian float32.  Before that ``pooled`` is what the executor goes on from; it restarts with the prompt.
     """
@@ -103,6 +104,7 @@ class Sequence:
     num_charged: int = 0
     itl_target_s: float | None = None
     waits: Waits = field(default_factory=Waits)
+    adapter: Adapter | None = None
     num_prompt_scored: int = 0
     pooling: Pooling | None = None
     pooled: bytes | None = None

@@ -25,13 +25,16 @@ from penstock.policy.budget import BudgetRules
 from penstock.policy.resume import Origin, eligible, may_come
 from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryRules, decide, longer_pause
 from penstock.ports import Chance, Clock, Emit
-from penstock.wire.engine import Accepted, Event, GenerateRequest, Moved
+from penstock.wire.engine import Accepted, EmbedRequest, Event, GenerateRequest, Moved
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")
+R = TypeVar("R", GenerateRequest, EmbedRequest)
 
 _EXPECTED_OUTPUT_TOKENS = 256
 _RETRY_AFTER_S = 2.0
+_DIGITS = 12
+"""So much of an adapter's digest is in a fingerprint."""
 
 
 class Forwarder:
@@ -71,13 +74,15 @@ class Forwarder:
 
         ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict.
         ``patient``: it waits for a replica where none is ready, also before anybody has taken it up.
+        The request is computed with the adapter that the model is, to its end, whatever that name means meanwhile.
         Being cancelled, or ended by ``push``, aborts the sequence at its engine.
         """
         progress = Progress(patient=patient)
+        request = self.adapted(model, request)
         size = (prompt_tokens, expected_output_tokens(request))
         self._budget(model).note_request()
         while True:
-            lease = await self._lease(model, size, progress, request)
+            lease = await self._lease(model, size, progress, request, request.adapter)
             trail.append((lease.sent_at, lease.verdict))
             begun_at = len(progress.emitted)
             try:
@@ -93,17 +98,29 @@ class Forwarder:
             await self._pause(progress)
             await self._afford(model, progress, trail)
 
+    def adapted(self, model: str, request: R) -> R:
+        """The request as the model's.  Raises ``Problem`` ``model_not_found``."""
+        adapter = self._replicas.find(model).model.adapter
+        return msgspec.structs.replace(request, adapter=adapter) if adapter else request
+
     async def call(
-        self, model: str, send: Callable[[str], Awaitable[T]], trail: Trail, prompt_tokens: int = 0, id: str = ""
+        self,
+        model: str,
+        send: Callable[[str], Awaitable[T]],
+        trail: Trail,
+        prompt_tokens: int = 0,
+        id: str = "",
+        adapter: str = "",
     ) -> T:
         """One exchange without a stream, ``send`` being given a replica's socket; repeated elsewhere if it is lost.
 
-        ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict; ``id``: as in the request.
+        ``prompt_tokens`` is an estimate, for routing; ``trail`` is told every verdict; ``id`` and ``adapter``: as in
+        the request.
         """
         progress = Progress()
         self._budget(model).note_request()
         while True:
-            lease = await self._lease(model, (prompt_tokens, 0), progress)
+            lease = await self._lease(model, (prompt_tokens, 0), progress, adapter=adapter)
             trail.append((lease.sent_at, lease.verdict))
             try:
                 with self.stalls.watching(id, lease.state.replica.socket):
@@ -151,12 +168,18 @@ class Forwarder:
         if origin is None or origin.weights != state.weights:
             exact = self._model(model, progress).exact if origin is None else origin.exact
             progress.origin = Origin(weights=state.weights, vocabulary=state.vocabulary, exact=exact)
+        weights = f"{state.weights}-{request.adapter[:_DIGITS]}" if request.adapter else state.weights
         if not known:
-            return msgspec.structs.replace(accepted, weights=state.weights)
-        return Moved(weights=state.weights) if progress.origin is not origin else None
+            return msgspec.structs.replace(accepted, weights=weights)
+        return Moved(weights=weights) if progress.origin is not origin else None
 
     async def _lease(
-        self, model: str, size: tuple[int, int], progress: Progress, request: GenerateRequest | None = None
+        self,
+        model: str,
+        size: tuple[int, int],
+        progress: Progress,
+        request: GenerateRequest | None = None,
+        adapter: str = "",
     ) -> Lease:
         """A replica to send to, waited for within the bounds.  Raises ``Problem`` when there is none in time."""
         deadline = progress.verdict.deadline if progress.verdict else None
@@ -168,7 +191,8 @@ class Forwarder:
                 progress.chain = chain_of(request)
             now = self._clock.now()
             origin = progress.origin
-            among = None if origin is None else eligible(origin, state.replicas)
+            having = [replica for replica in state.replicas if replica.has(adapter)] if adapter else state.replicas
+            among = having if origin is None else eligible(origin, having)
             lease = self._replicas.lease(state, size, now, avoid=avoid, chain=progress.chain or NO_CHAIN, among=among)
             if lease is not None:
                 return lease
@@ -179,10 +203,12 @@ class Forwarder:
                 deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
             # A replica that is listed lives, and may be loading; where none is, nobody may ever come.
             coming = bool(state.replicas) if origin is None else may_come(origin, state.replicas)
+            if adapter and state.model.adapter != adapter:  # nobody is given it any more
+                coming = bool(among)
             gone_since = None if coming else gone_since or now
             until = deadline if gone_since is None else min(deadline, gone_since + self._rules.absent_s)
             if now >= until:
-                raise self._none_in_time(state, progress, now)
+                raise self._none_in_time(state, progress, now, adapter)
             await self._replicas.changed(until - now)
 
     def _model(self, model: str, progress: Progress) -> ModelState:
@@ -193,12 +219,15 @@ class Forwarder:
                 raise progress.problem from None
             raise
 
-    def _none_in_time(self, state: ModelState, progress: Progress, now: float) -> Problem:
+    def _none_in_time(self, state: ModelState, progress: Progress, now: float, adapter: str) -> Problem:
         model, origin = state.model.name, progress.origin
+        if adapter and state.model.adapter != adapter:
+            message = f"{model!r} is another adapter now than the one that this answer was begun with."
+            return Problem("weights_changed", message, retry_after_s=_RETRY_AFTER_S)
         if origin is not None and not may_come(origin, state.replicas) and state.replicas:
             message = f"{model!r} is served by other weights than those that this answer was begun on."
             return Problem("weights_changed", message, retry_after_s=_RETRY_AFTER_S)
-        if any(replica.routable for replica in state.replicas):
+        if any(replica.routable and replica.has(adapter) for replica in state.replicas):
             message = (
                 f"Every ready replica of {model!r} has the {state.model.max_concurrent} requests that it may have."
             )

@@ -100,7 +100,7 @@ class Limit:
 
         Raises ``Problem``: ``overloaded``, or ``rate_limit_exceeded`` where its tenant waits with too many.
         """
-        model = call.model
+        model = self._replicas.base(call.model)  # its adapters are in the same engines
         if capacity_of(self._replicas, model) is None:
             return
         queue = self._queues.get(model)

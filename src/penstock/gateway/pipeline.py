@@ -158,6 +158,7 @@ class Gateway:
         """The vectors of all inputs, metered."""
         await self.stages.limit.reserve(call, body_bytes)
         await self.stages.limit.enter(call, body_bytes // _BYTES_PER_TOKEN)
+        request = self.stages.forward.adapted(call.model, request)
         owned = self.stages.identify.owned(call.principal, request, call.priority)
 
         def accept(accepted: Accepted) -> None:
@@ -171,6 +172,7 @@ class Gateway:
                 call.trail,
                 body_bytes // _BYTES_PER_TOKEN,
                 request.id,
+                request.adapter,
             )
         except asyncio.CancelledError:
             # Who leaves before it is known how much that is has made an engine read: a request it was.

@@ -33,13 +33,13 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 def chain_of(request: GenerateRequest) -> Chain:
-    """Of a request.  What one tenant sent is no beginning of another's: their salts differ."""
+    """Of a request.  What one tenant sent is no beginning of another's: their salts differ; so with adapters."""
     prompt = (
         request.text.encode("utf-8", "surrogatepass")
         if request.text is not None
         else _encode(request.messages if request.messages is not None else request.token_ids)
     )
-    name = zlib.crc32(request.cache_salt.encode())
+    name = zlib.crc32(request.adapter.encode(), zlib.crc32(request.cache_salt.encode()))
     view = memoryview(prompt)
     names = []
     for start in range(0, len(prompt) - _BLOCK_BYTES + 1, _BLOCK_BYTES):

@@ -66,6 +66,10 @@ class ReplicaState:
     def vocabulary(self) -> str:
         return "" if self.load is None else self.load.vocabulary
 
+    def has(self, adapter: str) -> bool:
+        """The base model, which has no digest, is everywhere."""
+        return not adapter or (self.load is not None and adapter in self.load.adapters)
+
     @property
     def id(self) -> str:
         return self.replica.id
@@ -176,21 +180,21 @@ class Replicas:
 
     @property
     def ready(self) -> bool:
-        """New requests are admitted and every model has a replica that takes them."""
-        states = self._models.values()
+        """New requests are admitted and every model has a replica that takes them, its adapters aside."""
+        states = [state for state in self._models.values() if not state.model.parent]
         return self.admitting and bool(states) and all(any(r.routable for r in s.replicas) for s in states)
 
     def adopt(self, desired: DesiredState) -> None:
         """Route by this state from now on.  What is known of a replica stays while its id and socket stay."""
         known = {(s.id, s.replica.socket): s for model in self._models.values() for s in model.replicas}
-        models = {}
-        for model in desired.models:
+        models: dict[str, ModelState] = {}
+        for model in desired.models:  # parents come before their adapters, which are at the same replicas
             states = []
             for replica in model.replicas:
-                state = known.get((replica.id, replica.socket)) or ReplicaState(replica)
+                state = known.setdefault((replica.id, replica.socket), ReplicaState(replica))
                 state.replica = replica
                 states.append(state)
-            before = self._models.get(model.name)
+            before = self._models.get(model.name) or models.get(model.parent)
             models[model.name] = ModelState(model, states, was_ready=before is not None and before.was_ready)
         self._models = models
         self.names = desired.names
@@ -206,6 +210,11 @@ class Replicas:
 
     def get(self, name: str) -> ModelState | None:
         return self._models.get(name)
+
+    def base(self, name: str) -> str:
+        """The model whose engines compute this one: itself, or what it is an adapter of."""
+        state = self._models.get(name)
+        return name if state is None else state.model.parent or name
 
     def is_exact(self, name: str) -> bool:
         """Whether a resumed sequence of this model gets the tokens of an undisturbed run."""

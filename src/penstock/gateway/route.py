@@ -50,7 +50,8 @@ class Router:
         """
         may_use = self._may_use(call.principal)
         if asked is None:
-            models = [state.model.name for state in self._replicas.models if may_use(state.model.name)]
+            bases = [state.model.name for state in self._replicas.models if not state.model.parent]
+            models = [name for name in bases if may_use(name)]
             if len(models) != 1:
                 raise Problem("invalid_value", "model is required and missing.", param="model")
             asked = models[0]

@@ -33,7 +33,7 @@ class Answer:
     def __init__(self, request: GenerateRequest, script: MockScript) -> None:
         prompt = prompt_bytes(request)
         self.request = request
-        self.key = key_of(request, prompt) ^ zlib.crc32(script.weights.encode())
+        self.key = key_of(request, prompt) ^ zlib.crc32(f"{script.weights}{request.adapter}".encode())
         self._exact = script.exact
         self._last: int | None = None
         self.num_prompt = len(request.token_ids) if request.token_ids is not None else len(prompt)

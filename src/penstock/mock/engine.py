@@ -57,6 +57,8 @@ class MockEngine:
         self.model = model
         self.script = script
         self.draining = False
+        self.adapters: list[str] = []
+        """Digests of what it pretends to have loaded."""
         self.num_attempts = 0
         self.num_tokens = 0
         self._clock = clock
@@ -85,6 +87,8 @@ class MockEngine:
     def open(self, request: GenerateRequest) -> Attempt:
         """Take a request.  Raises ``Problem``: draining, not ready, full, told to refuse, or not to be answered."""
         self.refuse_new()
+        if request.adapter and request.adapter not in self.adapters:
+            raise Problem("not_ready", "This engine does not have the adapter that was asked for.", retry_after_s=1.0)
         refusal = self.fault(request.id, ("refuse",))
         if refusal is not None:
             raise Problem(refusal.code, "The script of this mock engine refuses it.", retry_after_s=1.0)
@@ -148,6 +152,17 @@ class MockEngine:
         """From its last token to the next."""
         return self.script.gap_s * self._jitter(attempt)
 
+    def load_adapter(self, path: str) -> str:
+        """Its digest, which is the folder's name's: nothing is read."""
+        digest = f"{zlib.crc32(path.encode()):08x}"
+        if digest not in self.adapters:
+            self.adapters.append(digest)
+        return digest
+
+    def unload_adapter(self, digest: str) -> None:
+        if digest in self.adapters:
+            self.adapters.remove(digest)
+
     def refuse_new(self) -> None:
         """Raises ``Problem`` while it loads or drains."""
         if self.draining:
@@ -172,6 +187,7 @@ class MockEngine:
             exact=self.script.exact,
             weights=self.script.weights,
             vocabulary=self.script.vocabulary,
+            adapters=list(self.adapters),
         )
         if progress < 1 and not self.draining:
             return msgspec.structs.replace(load, phase="loading", progress=progress, detail="pretending to load")

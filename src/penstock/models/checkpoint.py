@@ -49,10 +49,29 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in _files(directory):
-        for name, tensor in _read_header(file).items():
+        for name, tensor in read_header(file).items():
             if name in tensors:
                 raise _invalid(f"{file}: tensor {name} is also in {tensors[name].file.name}.")
             tensors[name] = tensor
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file.  Raises ``checkpoint_invalid`` as :func:`read_headers` does."""
+    file_bytes = file.stat().st_size
+    with file.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        begin = _LENGTH_BYTES + header_bytes
+        if header_bytes > _MAX_HEADER_BYTES:
+            raise _invalid(
+                f"{file}: its header claims {header_bytes} bytes; at most {_MAX_HEADER_BYTES} are allowed. "
+                "This is not a safetensors file."
+            )
+        if file_bytes < begin:
+            raise _invalid(f"{file} has {file_bytes} bytes, but its header alone needs {begin}: it is truncated.")
+        header = _parse(file, stream.read(header_bytes))
+    tensors = {name: _stored(file, name, entry, begin) for name, entry in header.items() if name != "__metadata__"}
+    _check_coverage(file, tensors, begin, file_bytes)
     return tensors
 
 
@@ -94,24 +113,6 @@ def _indexed_files(directory: Path) -> list[Path]:
             raise _invalid(f"{directory / name}, which {INDEX_FILE} names, is missing.")
         files.append(directory / name)
     return files
-
-
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    file_bytes = file.stat().st_size
-    with file.open("rb") as stream:
-        header_bytes = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        begin = _LENGTH_BYTES + header_bytes
-        if header_bytes > _MAX_HEADER_BYTES:
-            raise _invalid(
-                f"{file}: its header claims {header_bytes} bytes; at most {_MAX_HEADER_BYTES} are allowed. "
-                "This is not a safetensors file."
-            )
-        if file_bytes < begin:
-            raise _invalid(f"{file} has {file_bytes} bytes, but its header alone needs {begin}: it is truncated.")
-        header = _parse(file, stream.read(header_bytes))
-    tensors = {name: _stored(file, name, entry, begin) for name, entry in header.items() if name != "__metadata__"}
-    _check_coverage(file, tensors, begin, file_bytes)
-    return tensors
 
 
 def _parse(file: Path, header: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The decoder: the one model definition that trains and serves.
 
-In: token ids, positions and an attention to use; out: hidden states, and logits for the rows that want them.
+In: token ids, positions, an attention to use and what adapters add; out: hidden states, and logits for the rows that
+want them.
 Keeps no cache and no state between calls, never initialises its parameters, and knows no device.
 Argued in docs/decisions/002-table-of-ops.md.
 """
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from penstock.models.attention import Attend, AttentionSpec
 from penstock.models.config import ModelConfig
 from penstock.models.experts import Experts
-from penstock.models.linear import Linear, parameter
+from penstock.models.linear import Adapt, Linear, parameter
 from penstock.models.ops import REFERENCE, Ops
 from penstock.models.packed import Packed
 from penstock.models.rope import inverse_frequencies
@@ -57,9 +58,9 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(hidden, (size, size), bias=bias, dtype=dtype, ops=ops)
         self.down = Linear(size, (hidden,), bias=bias, dtype=dtype, ops=ops)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, adapt: Adapt | None = None) -> Tensor:
         """x[T, hidden] -> [T, hidden]."""
-        changed: Tensor = self.down(self._ops.gated_activation(self.gate_up(x), self._activation))
+        changed: Tensor = self.down(self._ops.gated_activation(self.gate_up(x, adapt), self._activation), adapt)
         return changed
 
 
@@ -90,13 +91,14 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config, ops) if spec.experts is None else Experts(spec.experts, config, ops)
         self.mlp_out_norm = norm(hidden, config.post_norm)
 
-    def forward(self, x: Tensor, turn: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, turn: Rotation | None, attend: Attend, adapt: Adapt | None = None) -> Tensor:
         """x[T, hidden] -> [T, hidden]; ``turn``: cos and sin of models.rope.rotation, ``None`` without positions."""
-        x = self._added(x, self.attention_out_norm(self.output(self._attention(self.attention_norm(x), turn, attend))))
-        return self._added(x, self.mlp_out_norm(self.mlp(self.mlp_norm(x))))
+        mixed = self._attention(self.attention_norm(x), turn, attend, adapt)
+        x = self._added(x, self.attention_out_norm(self.output(mixed, adapt)))
+        return self._added(x, self.mlp_out_norm(self.mlp(self.mlp_norm(x), adapt)))
 
-    def _attention(self, x: Tensor, turn: Rotation | None, attend: Attend) -> Tensor:
-        q, k, v = self.qkv(x).split(self._widths, dim=-1)
+    def _attention(self, x: Tensor, turn: Rotation | None, attend: Attend, adapt: Adapt | None) -> Tensor:
+        q, k, v = self.qkv(x, adapt).split(self._widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm.of_parts(q), self.key_norm.of_parts(k)
         q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in (q, k, v))
@@ -119,7 +121,7 @@ class Decoder(nn.Module):
         super().__init__()
         dtype = config.torch_dtype
         self.config = config
-        self._ops = ops
+        self.ops = ops
         self.embedding = parameter(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(Layer(config, index, ops) for index in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config, ops)
@@ -130,17 +132,18 @@ class Decoder(nn.Module):
         # Neither buffers nor parameters: casting the model to bf16 or materialising it from meta must not touch them.
         self._frequencies: dict[tuple[int, torch.device], Tensor] = {}
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend, adapt: Adapt | None = None) -> Tensor:
         """Normalised hidden states [T, hidden] of token_ids[T] int64 at positions[T] int64.
 
-        ``attend`` is called once per layer with the rotated queries and keys, and the values.
+        ``attend`` is called once per layer with the rotated queries and keys, and the values; ``adapt`` once per linear
+        that an adapter may change.
         """
         turns = [self._turn(index, positions) for index in range(len(self._ropes))]
         x = self.embed(token_ids)
         if self.config.embedding_scale != 1.0:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
         for layer, index in zip(self.layers, self._rope_of_layer, strict=True):
-            x = layer(x, turns[index], attend)
+            x = layer(x, turns[index], attend, adapt)
         hidden: Tensor = self.norm(x)
         return hidden
 
@@ -158,24 +161,24 @@ class Decoder(nn.Module):
         """token_ids[T] -> [T, hidden], before any scale."""
         if self.packed and self.config.tie_embeddings:
             return self.packed[0].rows(token_ids)
-        return self._ops.embed(token_ids, self.embedding)
+        return self.ops.embed(token_ids, self.embedding)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, vocab] float32 of hidden[R, hidden]."""
         if self.packed:
             logits = self.packed[0].logits(hidden)
         else:
-            logits = self._ops.head(hidden, self.embedding if self.head is None else self.head)
+            logits = self.ops.head(hidden, self.embedding if self.head is None else self.head)
         if self.config.logits_scale != 1.0:
             logits = logits * self.config.logits_scale
-        return logits if self.config.logits_softcap is None else self._ops.softcap(logits, self.config.logits_softcap)
+        return logits if self.config.logits_softcap is None else self.ops.softcap(logits, self.config.logits_softcap)
 
     def log_probabilities(self, logits: Tensor, token_ids: Tensor) -> Tensor:
         """Natural log-probabilities [R, K] float32 of token_ids[R, K] under logits[R, vocab].
 
         What the engine reports and what a trainer computes are both this.
         """
-        normaliser = self._ops.log_normaliser(logits)[:, None]
+        normaliser = self.ops.log_normaliser(logits)[:, None]
         return logits.gather(1, token_ids) - normaliser
 
     def _turn(self, index: int, positions: Tensor) -> Rotation | None:
@@ -187,7 +190,7 @@ class Decoder(nn.Module):
             context = self.config.context_tokens or self.config.max_position
             frequencies = inverse_frequencies(rope, self.config.head_dim, context)
             self._frequencies[key] = frequencies.to(positions.device)
-        cos, sin = self._ops.rotation(positions, self._frequencies[key])
+        cos, sin = self.ops.rotation(positions, self._frequencies[key])
         return (cos, sin) if rope.amplitude == 1.0 else (cos * rope.amplitude, sin * rope.amplitude)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.models.config import ModelConfig
-from penstock.models.linear import Linear, StackedLinear
+from penstock.models.linear import Adapt, Linear, StackedLinear
 from penstock.models.ops import Ops
 from penstock.models.traits import Activation, ExpertSpec
 
@@ -32,8 +32,8 @@ class Experts(nn.Module):
         self.expert_gate_up = StackedLinear(hidden, (size, size), spec.num, dtype=dtype, ops=ops)
         self.expert_down = StackedLinear(size, (hidden,), spec.num, dtype=dtype, ops=ops)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x[T, hidden] -> [T, hidden]."""
+    def forward(self, x: Tensor, adapt: Adapt | None = None) -> Tensor:
+        """x[T, hidden] -> [T, hidden].  No adapter changes an expert or a router: loading refuses those that would."""
         shares, chosen = self._route(x)
         total = torch.zeros_like(x, dtype=torch.float32)
         for expert in sorted(set(chosen.flatten().tolist())):

@@ -2,17 +2,21 @@
 
 In: rows; out: rows.  Allocates its parameters on the ambient device and never initialises them.
 A packed weight (models/packed.py) may take the place of the plain one; it then multiplies instead of the table.
+What adapters add to the product (models/low_rank.py) belongs to the caller, so it is an argument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from penstock.models.ops import Ops
 from penstock.models.packed import Packed
+
+Adapt = Callable[["Linear", Tensor, Tensor], None]
+"""(linear, x[T, inputs], y[T, outputs]): adds to ``y``, in place, what adapters make of ``x`` there."""
 
 
 class Linear(nn.Module):
@@ -26,10 +30,11 @@ class Linear(nn.Module):
         self.packed: Sequence[Packed] = ()
         self._op = ops.linear
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed:
-            return self.packed[0].multiply(x, self.bias)
-        return self._op(x, self.weight, self.bias)
+    def forward(self, x: Tensor, adapt: Adapt | None = None) -> Tensor:
+        y = self.packed[0].multiply(x, self.bias) if self.packed else self._op(x, self.weight, self.bias)
+        if adapt is not None:
+            adapt(self, x, y)
+        return y
 
     @property
     def num_matrices(self) -> int:

@@ -76,17 +76,22 @@ def load_decoder(
     if dtype != "auto":
         config = dataclasses.replace(config, dtype=dtype)
     config = dataclasses.replace(config, context_tokens=context_tokens)
-    whole = config.family.whole
     blueprint = Blueprint(
         architecture=config.architecture,
         dtype=config.torch_dtype,
         build=lambda: Decoder(config, ops),
         tensors=config.family.tensors,
         is_spare=lambda name: name.endswith(_DERIVED) or (config.tie_embeddings and name == "lm_head.weight"),
-        own_name=_full_name if whole is None else whole.own_name,
+        own_name=own_name(config),
         scheme=config.scheme,
     )
     return load_model(directory, blueprint, progress, pack)
+
+
+def own_name(config: ModelConfig) -> Callable[[str], str | None]:
+    """What gives a name of a checkpoint the one that the family's table has; ``None``: it is of another part."""
+    whole = config.family.whole
+    return _full_name if whole is None else whole.own_name
 
 
 def _full_name(name: str) -> str:

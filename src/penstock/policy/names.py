@@ -49,12 +49,17 @@ class NameVerdict(msgspec.Struct, frozen=True, kw_only=True):
     shadow: Shadow | None = None
 
 
+def is_name(text: str) -> bool:
+    """Whether something may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check(names: Names, models: Collection[str]) -> None:
     """Whether the names hold together.  Raises ``ValueError`` that says which does not, and why."""
     if len(names) > _MOST_NAMES:
         raise ValueError(f"there are {len(names)} names; at most {_MOST_NAMES} are possible")
     for own, name in names.items():
-        if not _NAME.fullmatch(own):
+        if not is_name(own):
             raise ValueError(f"{own[:200]!r} is no name: letters, digits and . _ : / @ -, at most 200")
         if own in models:
             raise ValueError(f"the name {own!r} is a model's already")

@@ -48,6 +48,7 @@ _TERMINAL = (engine.Finished, engine.Failed, engine.Embedded)
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _decode_progress = msgspec.json.Decoder(engine.Progress).decode
 _decode_tokenized = msgspec.json.Decoder(engine.Tokenized).decode
+_decode_adapter = msgspec.json.Decoder(engine.LoadedAdapter).decode
 _decode_detokenized = msgspec.json.Decoder(engine.Detokenized).decode
 
 
@@ -112,6 +113,13 @@ class HttpUpstream:
 
     async def detokenize(self, socket: str, request: engine.DetokenizeRequest) -> engine.Detokenized:
         return self._decode(_decode_detokenized, await self._call(socket, engine.DETOKENIZE, request))
+
+    async def load_adapter(self, socket: str, request: engine.LoadAdapter) -> engine.LoadedAdapter:
+        """Once the engine has it.  May take as long as reading it does."""
+        return self._decode(_decode_adapter, await self._call(socket, engine.LOAD_ADAPTER, request))
+
+    async def unload_adapter(self, socket: str, request: engine.UnloadAdapter) -> None:
+        await self._call(socket, engine.UNLOAD_ADAPTER, request)
 
     async def forget(self, socket: str) -> None:
         """Close what is kept for a replica that is gone."""

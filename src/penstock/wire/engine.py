@@ -21,6 +21,8 @@ PROGRESS = "/engine/progress"
 DRAIN = "/engine/drain"
 TOKENIZE = "/engine/tokenize"
 DETOKENIZE = "/engine/detokenize"
+LOAD_ADAPTER = "/engine/adapters/load"
+UNLOAD_ADAPTER = "/engine/adapters/unload"
 METRICS = "/engine/metrics"
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -82,6 +84,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     ``cache_salt`` separates tenants in the prefix cache; ``tenant``, with its ``weight``, is who has to share the
     engine with others.  All three are set by the gateway, never by its caller.
     ``priority``: the lower, the earlier, as vLLM has it; waiting makes it better.
+    ``adapter``: the digest of the LoRA adapter to compute with, empty for the base model; set by the gateway from the
+    model's name.  An engine that does not have it refuses with ``not_ready``: another one may.
     """
 
     id: str
@@ -103,6 +107,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     tenant: str = ""
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     priority: int = 0
+    adapter: str = ""
     grammar: Grammar | None = None
     tool_use: ToolUse | None = None
     emitted_token_ids: list[int] = []
@@ -241,6 +246,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     undisturbed one; otherwise what was emitted stays, and what follows may be another valid continuation.
     ``quantization``: in which whole numbers weights are kept, ``none`` for as the checkpoint has them.
     ``weights`` and ``vocabulary`` tell apart what is computed and what a token id stands for; empty: it does not say.
+    ``adapters``: digests of the LoRA adapters that it has.
     """
 
     phase: Phase
@@ -266,6 +272,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     quantization: str = "none"
     weights: str = ""
     vocabulary: str = ""
+    adapters: list[str] = []
 
 
 class ProgressRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,8 +325,8 @@ class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
 class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Texts to embed, all of one request.  Exactly one of ``texts`` and ``token_ids`` is set, one item per input.
 
-    ``num_dimensions`` keeps so many of a vector's first numbers; ``cache_salt``, ``tenant``, ``weight`` and
-    ``priority`` are as in :class:`GenerateRequest`.
+    ``num_dimensions`` keeps so many of a vector's first numbers; ``cache_salt``, ``tenant``, ``weight``,
+    ``priority`` and ``adapter`` are as in :class:`GenerateRequest`.
     Repeating a request repeats its vectors, so one that is lost is sent again.
     """
 
@@ -331,6 +338,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     tenant: str = ""
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     priority: int = 0
+    adapter: str = ""
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="embedded"):
@@ -349,6 +357,28 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Cancel by id.  Unknown ids are not an error: the request may just have ended."""
 
     id: str
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Read the LoRA adapter in folder ``path``, an absolute path on the engine's machine.
+
+    ``digest``: the one that it is to have; empty: whichever.  Loading what is there already changes nothing.
+    """
+
+    path: str
+    digest: str = ""
+
+
+class LoadedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """What requests call it by from now on."""
+
+    digest: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """No new request gets it; those that run with it end as they would.  Unknown digests are not an error."""
+
+    digest: str
 
 
 encode = msgspec.json.Encoder().encode

@@ -21,10 +21,12 @@ from penstock import __version__
 from penstock.cli.wiring.admin import admin_listener
 from penstock.cli.wiring.answered import access_of, tls_of, url_of
 from penstock.cli.wiring.clock import Monotonic
-from penstock.cli.wiring.engines import Source, given_source, name_of, source_of
+from penstock.cli.wiring.engines import Source, first_adapters, given_source, name_of, source_of
 from penstock.cli.wiring.launches import fleet_of, store_path
 from penstock.cli.wiring.lifetime import beside
 from penstock.cluster.actions import Tell
+from penstock.cluster.adapters import Adapters
+from penstock.cluster.admin.adapting import adapter_routes
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.naming import names_routes
 from penstock.cluster.admin.upgrading import upgrade_routes
@@ -41,6 +43,7 @@ from penstock.config.desired import Model
 from penstock.config.settings import ServeSettings
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
+from penstock.runtimes.upstream import HttpUpstream
 from penstock.store.audit import Act
 from penstock.store.declare import declare
 from penstock.store.desired import DesiredStore
@@ -159,10 +162,20 @@ async def _control(
             access.store.audit.append([act], time.time())
 
         upgrades = Upgrades(controller, fleet.engines, clock, settings.drain_timeout_s, write_down)
-        routes = names_routes(Naming(controller, write_down)) | upgrade_routes(upgrades)
+        engines = HttpUpstream()
+        adapters = Adapters(
+            controller,
+            engines,
+            Path(settings.lora_dir) if settings.lora_dir else home / "lora",
+            write_down,
+            lambda id, words: display.tell(Tell(id, words)),
+            first_adapters(settings, name),
+            time.time,
+        )
+        routes = names_routes(Naming(controller, write_down)) | upgrade_routes(upgrades) | adapter_routes(adapters)
         async with (
             admin_listener(settings, admin, access, controller.state, page, routes) as guard,
-            beside(upgrades.run()),
+            beside(upgrades.run(), adapters.run()),
         ):
             is_tls = bool(settings.tls_cert)
             service = Service(
@@ -179,7 +192,10 @@ async def _control(
             known = access.store.last_known()
             display.note(f"the API {access_of(settings, known is not None and bool(known.keys))}")
             display.when_ready(service.model, service.url, service.admin_url)
-            await supervise(controller, driver, store, clock=clock, tell=display.tell, show=display.show)
+            try:
+                await supervise(controller, driver, store, clock=clock, tell=display.tell, show=display.show)
+            finally:
+                await engines.close()
 
 
 def _named(settings: ServeSettings, home: Path, display: Display) -> tuple[str, Source]:

@@ -51,6 +51,14 @@ def given_source(settings: ServeSettings) -> str:
     return str(BUNDLED) if settings.source is None else absolute(settings.source)
 
 
+def first_adapters(settings: ServeSettings, name: str) -> dict[str, tuple[str, str]]:
+    """The adapters to begin with: names to the model, the first of which is ``name``, and the folder."""
+    of_models = {name: settings.lora_modules} | {other: model.lora_modules for other, model in settings.also.items()}
+    return {
+        adapter: (model, absolute(path)) for model, modules in of_models.items() for adapter, path in modules.items()
+    }
+
+
 class Engines:
     """Numbers them: an engine's id is never used again, whatever source it is of."""
 
@@ -100,6 +108,7 @@ def _launch(member: Member, serve: ServeSettings, name: str, source: Source, cou
     if isinstance(source, MockSettings):
         pretended = msgspec.json.encode(msgspec.structs.replace(source, served_name=name, socket=member.socket))
         return Launch(argv=command("mock"), settings=lambda _: pretended, socket=member.socket, route=LOAD)
+    own = serve.also[name].lora_modules if name in serve.also else serve.lora_modules
     settings = EngineSettings(
         replica=member.id,
         socket=member.socket,
@@ -120,6 +129,8 @@ def _launch(member: Member, serve: ServeSettings, name: str, source: Source, cou
         threads=serve.threads or _threads_each(count),
         reasoning_parser=serve.reasoning_parser,
         tool_parser=serve.tool_parser,
+        max_loras=max(serve.max_loras, len(own)),
+        max_lora_rank=serve.max_lora_rank,
     )
     line = msgspec.json.encode(settings)
     return Launch(argv=command("engine"), settings=lambda _: line, socket=member.socket, route=LOAD)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.sequence import Sequence, StepPlan
+from penstock.models.low_rank import Adapter
 
 Ints = npt.NDArray[np.int64]
 
@@ -26,6 +27,7 @@ class StepBatch:
 
     ``table``: the pages of every sequence end to end; ``spans`` [N, 4]: each one's first row, number of rows, position
     of its first row, and where its pages begin in ``table``; the first ``num_decodes`` are decodes.
+    ``adapted``: each adapter that is computed with, and its rows in order, [R] int64.
     """
 
     token_ids: Tensor
@@ -37,6 +39,7 @@ class StepBatch:
     spans: Ints
     num_decodes: int
     offsets: list[int]
+    adapted: list[tuple[Adapter, Tensor]]
 
 
 def step_batch(plan: StepPlan, block_tokens: int) -> StepBatch:
@@ -71,6 +74,7 @@ def step_batch(plan: StepPlan, block_tokens: int) -> StepBatch:
         spans=np.stack((offsets, counts, starts, first_pages[:-1]), axis=1),
         num_decodes=plan.num_decodes,
         offsets=offsets.tolist(),
+        adapted=_adapted(plan, offsets),
     )
 
 
@@ -79,6 +83,15 @@ def _tokens(plan: StepPlan) -> Iterator[list[int]]:
         yield sequence.token_ids[start : start + count]
         if i in plan.proposals:
             yield plan.proposals[i]
+
+
+def _adapted(plan: StepPlan, offsets: Ints) -> list[tuple[Adapter, Tensor]]:
+    ranges: dict[Adapter, list[Ints]] = {}
+    for i, sequence in enumerate(plan.sequences):
+        if sequence.adapter is not None:
+            assert isinstance(sequence.adapter, Adapter), "another executor's"
+            ranges.setdefault(sequence.adapter, []).append(np.arange(offsets[i], offsets[i] + plan.counts[i]))
+    return [(adapter, torch.from_numpy(np.concatenate(own))) for adapter, own in ranges.items()]
 
 
 def sampled_rows(plan: StepPlan, batch: StepBatch) -> list[tuple[int, range]]:

@@ -25,6 +25,7 @@ from penstock.engine.sequence import StepPlan, StepResult, TokenScore
 from penstock.models.attention import Attend
 from penstock.models.decoder import Decoder
 from penstock.models.fast.step import StepOutputs
+from penstock.models.low_rank import adapting
 
 Drawn = tuple[int, TokenScore | None]
 """A sampled token and its score."""
@@ -90,8 +91,9 @@ class CpuExecutor:
         )
 
     def _compute(self, batch: StepBatch, plan: StepPlan, parts: list[Part]) -> StepOutputs:
-        if self._planned is None:
-            return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch)))
+        if self._planned is None or batch.adapted:
+            adapt = adapting(self._decoder.ops, batch.adapted) if batch.adapted else None
+            return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch), adapt))
         best = self._sampler.is_plain([plan.sequences[i] for part in parts for i, _ in part])
         return self._planned.compute(batch, _rows(parts[0]) if parts else [], best)
 

@@ -44,6 +44,8 @@ class EngineApp:
             ("POST", protocol.DRAIN): self._start_drain,
             ("POST", protocol.TOKENIZE): self._tokenize,
             ("POST", protocol.DETOKENIZE): self._detokenize,
+            ("POST", protocol.LOAD_ADAPTER): self._load_adapter,
+            ("POST", protocol.UNLOAD_ADAPTER): self._unload_adapter,
             ("GET", protocol.LOAD): self._load,
             ("GET", protocol.METRICS): self._metrics,
         }
@@ -131,6 +133,15 @@ class EngineApp:
     async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _decoded(scope, receive, protocol.DetokenizeRequest)
         await send_json(send, await self._ready().detokenize(request))
+
+    async def _load_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.LoadAdapter)
+        await send_json(send, await self._ready().load_adapter(request))
+
+    async def _unload_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = await _decoded(scope, receive, protocol.UnloadAdapter)
+        self._ready().unload_adapter(request)
+        await send_json(send, {})
 
     async def _load(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, self._status())

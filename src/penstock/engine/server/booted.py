@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.config.settings import Quantization
+from penstock.engine.adapters import Adapters
 from penstock.engine.loop import Loop
 from penstock.engine.sequence import Executor, Pooling
 from penstock.text.answer import AnswerFormat
@@ -24,6 +25,7 @@ class Booted:
     """An engine ready to step.  ``context_limit`` says in words what ``context_tokens`` is limited by.
 
     ``weights`` and ``vocabulary`` are digests of what is computed and of what token ids stand for.
+    ``adapters``: what it has of them; ``None``: a model that takes none.
     ``pooling`` is how this model embeds a text, in ``embedding_size`` numbers; not every one generates text, too.
     """
 
@@ -40,6 +42,7 @@ class Booted:
     kv_bytes: int
     pooling: Pooling
     embedding_size: int
+    adapters: Adapters | None = None
     generates: bool = True
     exact: bool = False
     quantization: Quantization = "none"

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 from base64 import b64encode
 
+from penstock.engine.adapters import Adapter
 from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Pooling, Sequence, TokenScore
 from penstock.engine.server.booted import Booted
@@ -70,13 +71,20 @@ class Embedding:
     """One request's inputs under way.  Made, run and aborted on the event loop's thread."""
 
     def __init__(
-        self, id: str, inputs: list[list[int]], pooling: Pooling, request: EmbedRequest, runner: Runner
+        self,
+        id: str,
+        inputs: list[list[int]],
+        pooling: Pooling,
+        request: EmbedRequest,
+        adapter: Adapter | None,
+        runner: Runner,
     ) -> None:
         self.id = id
         self._inputs = inputs
         self._pooling = pooling
         self._request = request
-        self._root = prefix_root(cache_salt=request.cache_salt)
+        self._adapter = adapter
+        self._root = prefix_root(cache_salt=request.cache_salt, adapter=request.adapter)
         self._runner = runner
         self._vectors = [""] * len(inputs)
         self._num_submitted = 0
@@ -131,6 +139,7 @@ class Embedding:
             sampling=_NO_SAMPLING,
             sink=_InputSink(self, index, sequence_id),
             prefix_root=self._root,
+            adapter=self._adapter,
             tenant=self._request.tenant,
             weight=self._request.weight,
             priority=self._request.priority,

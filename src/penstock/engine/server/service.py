@@ -12,8 +12,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
+from penstock.engine.adapters import Adapter, Adapters
 from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Sequence
 from penstock.engine.server.booted import Booted
@@ -31,11 +33,14 @@ from penstock.wire.engine import (
     EmbedRequest,
     GenerateRequest,
     Load,
+    LoadAdapter,
+    LoadedAdapter,
     Phase,
     Progress,
     ProgressRequest,
     Tokenized,
     TokenizeRequest,
+    UnloadAdapter,
 )
 from penstock.wire.errors import Problem
 
@@ -71,6 +76,7 @@ class Service:
         self._embeddings: dict[str, Embedding] = {}
         self._long_text = asyncio.Lock()
         self._compiling = asyncio.Lock()
+        self._adapting = asyncio.Lock()
 
     @property
     def num_open(self) -> int:
@@ -83,12 +89,14 @@ class Service:
             message = f"{self._model} is an encoder: it answers /v1/embeddings and generates no text."
             raise Problem("invalid_value", message, param="model")
         self._refuse_overload()
+        adapter = self._adapter(request.adapter)
         prompt_ids, answer = await self._beside(lambda request: prompt_of(request, self._booted, self._model), request)
         max_tokens = self._checked_max_tokens(request, len(prompt_ids))
         constraint = await self._constraint(request, answer)
         stream = self._stream(request, prompt_ids, answer)
         opened = Opened(stream, f"{request.id}#{next(self._attempts)}", constraint)
         sequence = self._sequence(request, opened, prompt_ids, max_tokens)
+        sequence.adapter = adapter
         stream.accept()
         if self._is_complete(request, stream, max_tokens):
             stream.finish("length", None, 0)
@@ -104,9 +112,10 @@ class Service:
         """
         self._refuse_overload()
         pooling = pooling_of(request, self._booted)
+        adapter = self._adapter(request.adapter)
         inputs = await self._beside(lambda request: input_ids(request, self._booted), request)
         await accept(Accepted(prompt_tokens=sum(map(len, inputs))))
-        embedding = Embedding(f"{request.id}#{next(self._attempts)}", inputs, pooling, request, self._runner)
+        embedding = Embedding(f"{request.id}#{next(self._attempts)}", inputs, pooling, request, adapter, self._runner)
         self._open[request.id].add(embedding.id)
         self._embeddings[embedding.id] = embedding
         try:
@@ -142,6 +151,34 @@ class Service:
 
     async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         return await asyncio.to_thread(self._detokenized, request)
+
+    async def load_adapter(self, request: LoadAdapter) -> LoadedAdapter:
+        """Read it beside the steps.  Raises ``Problem`` for one that does not fit the model, the room or its digest."""
+        adapters = self._adapters()
+        async with self._adapting:
+            if adapters.get(request.digest) is not None:
+                return LoadedAdapter(digest=request.digest)
+            adapters.check_room()
+            adapter = await asyncio.to_thread(adapters.read, Path(request.path))
+            if request.digest and adapter.digest != request.digest:
+                message = (
+                    f"{request.path} holds another adapter now ({adapter.digest}) than the {request.digest} asked for"
+                )
+                raise Problem("conflict", f"{message}; load it under a name of its own.")
+            adapters.add(adapters.get(adapter.digest) or adapter)
+        return LoadedAdapter(digest=adapter.digest)
+
+    def unload_adapter(self, request: UnloadAdapter) -> None:
+        self._adapters().drop(request.digest)
+
+    def _adapters(self) -> Adapters:
+        if self._booted.adapters is None:
+            raise Problem("invalid_value", f"{self._model} takes no adapters.", param="model")
+        return self._booted.adapters
+
+    def _adapter(self, digest: str) -> Adapter | None:
+        """What a sequence keeps: an adapter that is dropped meanwhile is still its own."""
+        return self._adapters().find(digest) if digest else None
 
     async def _beside(self, work: Callable[[R], T], request: R) -> T:
         """``work(request)`` in a thread.  Long texts take turns: short ones find a free thread, memory is bounded."""
@@ -214,6 +251,7 @@ class Service:
             quantization=self._booted.quantization,
             weights=self._booted.weights,
             vocabulary=self._booted.vocabulary,
+            adapters=[] if self._booted.adapters is None else self._booted.adapters.digests,
         )
 
     def _stream(self, request: GenerateRequest, prompt_ids: list[int], answer: AnswerParser) -> TextStream:
@@ -254,7 +292,7 @@ class Service:
             min_tokens=request.min_tokens,
             stop_token_ids=self._stop_token_ids(request),
             constraint=opened.constraint,
-            prefix_root=prefix_root(cache_salt=request.cache_salt),
+            prefix_root=prefix_root(cache_salt=request.cache_salt, adapter=request.adapter),
             tenant=request.tenant,
             weight=request.weight,
             priority=request.priority,

@@ -191,4 +191,5 @@ def _card(offer: Offer) -> listing.ModelCard:
         created=state.model.created,
         max_model_len=state.context_tokens,
         quantization=state.quantization,
+        parent=state.model.parent or None,
     )

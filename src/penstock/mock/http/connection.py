@@ -40,6 +40,8 @@ class Connection(asyncio.Protocol):
             (b"POST", protocol.DRAIN): self._drain,
             (b"POST", protocol.TOKENIZE): self._tokenize,
             (b"POST", protocol.DETOKENIZE): self._detokenize,
+            (b"POST", protocol.LOAD_ADAPTER): self._load_adapter,
+            (b"POST", protocol.UNLOAD_ADAPTER): self._unload_adapter,
             (b"GET", protocol.LOAD): self._load,
             (b"GET", protocol.METRICS): self._metrics,
             (b"POST", "/v1/chat/completions"): self._chat,
@@ -189,6 +191,16 @@ class Connection(asyncio.Protocol):
         if not all(0 <= token_id < words.VOCABULARY for token_id in request.token_ids):
             raise Problem("invalid_value", f"Token ids go from 0 to {words.VOCABULARY - 1}.", param="tokens")
         self._respond(protocol.encode(protocol.Detokenized(text=words.text_of(request.token_ids))))
+
+    def _load_adapter(self, body: bytes) -> None:
+        self._engine.refuse_new()
+        request = msgspec.json.decode(body, type=protocol.LoadAdapter)
+        digest = self._engine.load_adapter(request.path)
+        self._respond(protocol.encode(protocol.LoadedAdapter(digest=digest)))
+
+    def _unload_adapter(self, body: bytes) -> None:
+        self._engine.unload_adapter(msgspec.json.decode(body, type=protocol.UnloadAdapter).digest)
+        self._respond(b"{}")
 
     def _embed(self, body: bytes) -> None:
         self._engine.refuse_new()

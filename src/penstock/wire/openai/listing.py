@@ -22,13 +22,14 @@ _encode = msgspec.json.Encoder().encode
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """``max_model_len`` is the context in tokens, ``quantization`` what weights are kept in (``none``: as released);
-    null while no replica has told.
+    null while no replica has told.  ``parent``: the model that this one is a LoRA adapter of.
     """
 
     id: str
     created: int
     max_model_len: int | None
     quantization: str | None = None
+    parent: str | None = None
     object: str = "model"
     owned_by: str = "penstock"
 
