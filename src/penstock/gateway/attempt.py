@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from penstock.gateway.prefixes import Chain
-from penstock.gateway.replicas import Lease
+from penstock.gateway.replica import Lease
 from penstock.gateway.stalls import Watched
 from penstock.gateway.upstream import Push
 from penstock.policy.resume import Origin

@@ -18,7 +18,8 @@ from penstock.gateway.attempt import Attempt, Progress, TurnedAwayError
 from penstock.gateway.budget import RetryBudget
 from penstock.gateway.call import Trail
 from penstock.gateway.prefixes import NO_CHAIN, chain_of
-from penstock.gateway.replicas import Lease, ModelState, Replicas
+from penstock.gateway.replica import Lease, ModelState
+from penstock.gateway.replicas import Replicas
 from penstock.gateway.stalls import Stalls
 from penstock.gateway.upstream import Push, Upstream
 from penstock.policy.budget import BudgetRules

@@ -21,7 +21,8 @@ from penstock.gateway.forward import Forwarder, expected_tokens
 from penstock.gateway.identify import Credentials, Identify
 from penstock.gateway.limit import Limit
 from penstock.gateway.meter import Meter
-from penstock.gateway.replicas import ModelState, Replicas
+from penstock.gateway.replica import ModelState
+from penstock.gateway.replicas import Replicas
 from penstock.gateway.route import Offer, Router
 from penstock.gateway.shadow import Shadows
 from penstock.gateway.together import together

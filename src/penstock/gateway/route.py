@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from penstock.config.tenants import Principal
 from penstock.gateway.call import Call
-from penstock.gateway.replicas import ModelState, Replicas, not_served
+from penstock.gateway.replica import ModelState
+from penstock.gateway.replicas import Replicas, not_served
 from penstock.policy.fallback import Candidate, decide
 from penstock.policy.names import Caller, reachable, resolve
 from penstock.ports import Clock

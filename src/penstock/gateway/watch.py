@@ -11,7 +11,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from penstock.config.desired import Acknowledgement, DesiredState
-from penstock.gateway.replicas import Replicas, ReplicaState
+from penstock.gateway.replica import ReplicaState
+from penstock.gateway.replicas import Replicas
 from penstock.gateway.upstream import Upstream
 from penstock.wire.errors import Problem
 

@@ -16,7 +16,8 @@ import msgspec
 
 from penstock.config.desired import Balance, DesiredState, Model, Replica
 from penstock.gateway.prefixes import Chain
-from penstock.gateway.replicas import Lease, ModelState, Replicas
+from penstock.gateway.replica import Lease, ModelState
+from penstock.gateway.replicas import Replicas
 from penstock.loadgen.workloads import PREFIX_BLOCK_TOKENS, Demand
 from penstock.sim.replica import EngineSize, Job, SimulatedReplica
 from penstock.wire.engine import Load
