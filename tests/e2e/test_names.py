@@ -120,3 +120,20 @@ def test_a_file_that_does_not_hold_together_is_told(serve, tmp_path):
     running = serve("--config", str(file), model="", wait=False)
     assert running.process.wait(timeout=60) == 1
     assert "neither a model nor a name" in running.log.read_text()
+
+
+def test_rights_and_limits_are_of_models_not_of_names(service):
+    """A running service's name is refused, here and by the admin API; a model that it lacks is remarked on."""
+    limit = {"unit": "tokens", "amount": 1, "window": "day", "model": "assistant"}
+    told = penstock(service, "tenants", "create", "one", "--limit", "tokens=1/day@assistant", code=1)
+    assert "'assistant' is a name; give the models behind it" in told
+    body = json.dumps({"name": "one", "limits": [limit]}).encode()
+    asked = urllib.request.Request(
+        f"{service.admin_url}/admin/tenants", body, {"content-type": "application/json"}, method="POST"
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=10)
+    assert refused.value.code == 400 and json.load(refused.value)["error"]["param"] == "limits"
+    made = json.loads(penstock(service, "tenants", "create", "two", "--limit", "tokens=1/day@lrage", "--json"))
+    assert made["remarks"] == ["A limit that binds nobody now: no model 'lrage' is served here."]
+    assert json.loads(penstock(service, "tenants", "create", "three", "--model", "large", "--json"))["remarks"] == []
