@@ -235,7 +235,9 @@ ROUTES = ["POST /admin/keys", "POST /admin/tenants", "PATCH /admin/tenants/lab",
           "DELETE /admin/tenants/other", "GET /admin/audit"]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(asked=st.lists(st.tuples(st.sampled_from(ROUTES), bodies), min_size=1, max_size=6))
 def test_no_field_and_no_sequence_of_requests_raises_a_tenants_rights(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, dict[str, Any]]]

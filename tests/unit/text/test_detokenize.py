@@ -14,7 +14,7 @@ from penstock.text.tokenizer import Tokenizer
 
 FAMILIES = ["byte_level", "llama2", "gemma"]
 IDS = st.lists(st.integers(0, 10_000), max_size=40)
-RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 
 
 def _stream(tokenizer: Tokenizer, prompt: list[int], output: list[int]) -> str:

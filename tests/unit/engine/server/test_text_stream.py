@@ -83,7 +83,7 @@ def test_a_stop_string_before_min_tokens_is_text(tokenizer: Tokenizer) -> None:
     assert text_of(events) == "aaa"
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.text(max_size=30), st.data())
 def test_replaying_emitted_tokens_continues_without_a_seam(tokenizer: Tokenizer, text: str, data: Any) -> None:
     """Cut anywhere, a fresh stream that was given the emitted ids sends exactly the rest."""
@@ -167,7 +167,7 @@ def test_stop_strings_count_in_thinking_too(tokenizer: Tokenizer) -> None:
     assert (reasoning_of(events), text_of(events), end_of(events).stop) == ("a ", "", "END")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(texts_of("<think>", "</think>", "ab", "\n"), st.sampled_from(["", "<think>\n"]), st.data())
 def test_a_resumed_answer_has_no_seam_in_its_parts(tokenizer: Tokenizer, text: str, prompt: str, data: Any) -> None:
     """Cut anywhere, a fresh stream given the emitted ids sends the rest of each part, and counts the same."""

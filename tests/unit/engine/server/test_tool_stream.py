@@ -128,7 +128,7 @@ def test_one_call_ends_the_answer_where_one_is_allowed(tokenizer: Tokenizer) -> 
     assert end_of(asyncio.run(resumed.drain())).reason == "tool_calls"
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.sampled_from([*STYLES, "listed"]),
     texts_of("<think>", "</think>", CALL, CALL[:40], '[TOOL_CALLS]f[ARGS]{"x": 1}', '{"name": "f", "parameters": {}}'),
