@@ -151,38 +151,35 @@ def test_a_source_that_fails_is_taken_back(serve, source, tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("place", ["script", "checkpoint"])
-def test_a_source_that_hangs_is_given_up(serve, source, tmp_path: Path, place: str) -> None:
-    """A FIFO that nobody writes into, where a file should be: Ctrl-C ends the upgrade, and the old source serves on.
+@pytest.mark.parametrize("hangs", ["while it is looked for", "while it loads"])
+def test_a_source_that_hangs_is_given_up(serve, source, tmp_path: Path, hangs: str) -> None:
+    """A FIFO that nobody writes into where a file should be, or an hour of loading: Ctrl-C ends the upgrade, and the
+    old source serves on.
 
-    So does a time limit where the source itself is never found; and the service ends though the read still hangs.
+    So do time limits, for finding the source and for loading it; and the service ends though a read still hangs.
     A second upgrade meanwhile is refused and changes nothing.
     """
     running = serve(model=source("old"))
-    directory = tmp_path / "hangs"
-    directory.mkdir()
-    if place == "checkpoint":
-        write_seeded_checkpoint(directory / "new")
-        (directory / "new/config.json").unlink()
-        os.mkfifo(directory / "new/config.json")
-        hanging = str(directory / "new")
+    if hangs == "while it loads":
+        hanging = source("slow", load_s=3600.0)
+        said = upgrade(running, hanging, "--start-timeout", "2")
+        assert said.returncode == 1 and "was not ready within 2 s" in said.stderr
     else:
-        os.mkfifo(directory / "script.json")
-        hanging = f"mock://{directory / 'script.json'}"
+        os.mkfifo(tmp_path / "script.json")
+        hanging = f"mock://{tmp_path / 'script.json'}"
         said = upgrade(running, hanging, "--fetch-timeout", "0.5")
         assert said.returncode == 1 and "was not there after 0.5 s" in said.stderr
     environment = os.environ | {"PENSTOCK_HOME": str(running.home)}
     command = [sys.executable, "-m", "penstock", "upgrade", "mock", hanging]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as asking:
         assert asking.stderr is not None
-        told = asking.stderr.readline()
-        while place == "checkpoint" and "engine-1" not in engines(running):
-            told = asking.stderr.readline()
-            assert told
+        said_first = asking.stderr.readline()
+        if hangs == "while it loads":
+            running.until(lambda: engines(running).get("engine-2") == "loading", "the new replica loads")
         second = upgrade(running, source("other"))
         assert second.returncode == 1 and "under way already" in second.stderr
         asking.send_signal(signal.SIGINT)
-        said_at_last = asking.stderr.read()
+        said_at_last = said_first + asking.stderr.read()
     assert asking.returncode == 1
     assert "operator stopped it" in said_at_last
     running.until(lambda: engines(running) == {"engine-0": "ready"}, "the old source alone")

@@ -42,6 +42,10 @@ def upgrade(
         float,
         typer.Option("--fetch-timeout", help="Seconds until which the source has to be found, or fetched.", min=0.001),
     ] = 3600.0,
+    start_timeout: Annotated[
+        float,
+        typer.Option("--start-timeout", help="Seconds within which each new replica has to be ready.", min=0.001),
+    ] = 1800.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print how it ended as JSON.")] = False,
 ) -> None:
     """Replace the replicas of a running service one by one; where the new source fails, the old ones come back.
@@ -51,7 +55,13 @@ def upgrade(
     from penstock.cli.admin_call import call_admin
     from penstock.cluster.upgrade import NewUpgrade, UpgradeView
 
-    asked = NewUpgrade(model=model, source=_found(source), drain_timeout_s=drain_timeout, fetch_timeout_s=fetch_timeout)
+    asked = NewUpgrade(
+        model=model,
+        source=_found(source),
+        drain_timeout_s=drain_timeout,
+        fetch_timeout_s=fetch_timeout,
+        start_timeout_s=start_timeout,
+    )
     service = _service_of(model)
     call_admin(service, "POST", "/admin/upgrade", UpgradeView, asked, timeout_s=_TIMEOUT_S)
     try:

@@ -33,13 +33,15 @@ _log = logging.getLogger(__name__)
 class NewUpgrade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to serve ``model`` from.  ``drain_timeout_s``: null for the service's own.
 
-    ``fetch_timeout_s``: until then the source has to be found, or fetched.
+    ``fetch_timeout_s``: until then the source has to be found, or fetched; ``start_timeout_s``: within so long each
+    new replica has to be ready.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=200)]
     source: Annotated[str, Meta(min_length=1, max_length=1000)]
     drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
     fetch_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 3600.0
+    start_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 1800.0
 
 
 class UpgradeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +170,8 @@ class Upgrades:
         fetched = await self._fetched(asked)
         members = self._fleet.prepare(fetched, asked.model, len(self._controller.engines(asked.model)))
         drain_timeout_s = self._drain_timeout_s if asked.drain_timeout_s is None else asked.drain_timeout_s
-        self._controller.upgrade(asked.model, members, RolloutRules(drain_timeout_s=drain_timeout_s), self._clock.now())
+        rules = RolloutRules(drain_timeout_s=drain_timeout_s, start_timeout_s=asked.start_timeout_s)
+        self._controller.upgrade(asked.model, members, rules, self._clock.now())
         while True:
             await asyncio.sleep(_POLL_S)
             status = self._controller.rollout
