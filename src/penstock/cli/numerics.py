@@ -83,7 +83,7 @@ def _obstacle(settings: EngineSettings, dtype: str) -> str:
 
     if not is_supported():
         return (
-            "needs a CPU with AVX512-VNNI and AVX512-BF16, which this one is not, or torch is kept from using it "
+            "needs a CPU with AVX2, which this one is not, or torch is kept from using it "
             "(ATEN_CPU_CAPABILITY). Take the weights as released."
         )
     return ""

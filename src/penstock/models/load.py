@@ -194,7 +194,7 @@ def _allocate(blueprint: Blueprint[M], plan: list[_Step], pack: Pack | None) -> 
         raise Problem(
             "checkpoint_unsupported",
             f"The weights are quantised ({', '.join(sorted({one.kind for one in kept.values()}))}) and are read for "
-            "serving on a CPU with AVX512-VNNI in fast mode alone. Take the release that they were made from.",
+            "serving on a CPU with AVX2 in fast mode alone. Take the release that they were made from.",
         )
     try:
         return blueprint.build() if pack is None else _allocate_packed(blueprint, kept, pack)

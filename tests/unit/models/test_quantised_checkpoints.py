@@ -24,7 +24,7 @@ from penstock.models.linear import Linear
 from penstock.models.load import load_decoder
 from penstock.wire.errors import Problem
 
-pytestmark = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX512-VNNI")
+pytestmark = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX2")
 Q_PROJ = "model.layers.1.self_attn.q_proj"
 
 

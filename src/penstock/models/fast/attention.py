@@ -1,7 +1,7 @@
 """Paged attention by compiled kernels: keys and values into pages, and what every row makes of those it sees.
 
 In: rotated queries and keys, and values, of all rows of a step; out: the mixed values.
-In bfloat16 pages are packed for the kernels and AVX-512 with bfloat16 is needed; in float32 any CPU will do.
+In bfloat16 pages are packed for the kernels, and AVX2 is needed; in float32 any CPU will do.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.models.fast import simd
+from penstock.models.fast.cpu import has
 from penstock.models.fast.row_parts import arg_max, ints_at
 from penstock.models.fast.team import NUM_ITEMS, Job, take
 
@@ -21,7 +21,7 @@ def best_tokens(logits: Tensor) -> Tensor:
     """Of logits[R, V]: [R] int64.  A row that holds no number but NaN has token 0."""
     num_rows, size = logits.shape
     suits = logits.dtype == torch.float32 and logits.stride(1) == 1 and size % _LANES == 0
-    if not suits or not simd.has("avx512f"):
+    if not suits or not has("avx2"):
         return logits.argmax(dim=-1)
     token_ids = torch.empty(num_rows, dtype=torch.int64)
     BEST.run(num_rows, logits.data_ptr(), 4 * logits.stride(0), size // _LANES, token_ids.data_ptr())

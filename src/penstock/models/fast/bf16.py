@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from penstock.models.fast import layout, simd
+from penstock.models.fast import layout
+from penstock.models.fast.cpu import has
 from penstock.models.fast.jobs import Bias, Form, RowsAt, float_width, multiply
 from penstock.models.fast.products import GROUP, multiply_bf16
 from penstock.models.packed import Kind
@@ -16,7 +17,7 @@ from penstock.models.packed import Kind
 
 def is_supported() -> bool:
     """Whether this machine, as far as torch is allowed to use it, multiplies so."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and simd.has("avx512bf16")
+    return has("avx2", "fma")
 
 
 class Bf16Weight:

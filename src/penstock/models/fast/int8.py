@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from penstock.models.fast import layout, simd
+from penstock.models.fast import layout
 from penstock.models.fast.activations import quantise
+from penstock.models.fast.cpu import has
 from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
 from penstock.models.fast.products import GROUP, multiply_int8
 from penstock.models.packed import Kind, Numbers
@@ -24,7 +25,7 @@ _OFFSET = 128
 
 def is_supported() -> bool:
     """Whether this machine, as far as torch is allowed to use it, multiplies so."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and simd.has("avx512vnni", "avx512bf16")
+    return has("avx2", "fma")
 
 
 class Int8Weight:

@@ -1,4 +1,4 @@
-"""Compiled products of rows with a packed weight: bfloat16 by multiply-add in float32, int8 and int4 by AVX512-VNNI.
+"""Compiled products of rows with a packed weight: bfloat16 by multiply-add in float32, int8 and int4 in whole numbers.
 
 In and out: addresses, as the arguments of a :class:`~.team.Job`; layouts are those of layout.py.
 An item is 64 outputs for some rows, computed tile by tile: some rows times 16, 32 or 64 outputs, with all sums in
@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 from penstock.models.fast import simd
 from penstock.models.fast.attention_kernels import compiled
+from penstock.models.fast.cpu import has
 from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.simd import FLOATS, I64, INTS
 from penstock.models.fast.team import NUM_ITEMS, Job, take
@@ -64,8 +65,11 @@ def _sizes(rows: Sequence[int], blocks: int) -> tuple[tuple[int, int], ...]:
     return tuple((each, blocks) for each in rows)
 
 
-_NARROW = _Tiles(_sizes(range(1, 6), 1), ((5, 1),), (5, 1))
-"""For 16 registers of half the size: five rows have ten sums."""
+def _narrow(most: int) -> _Tiles:
+    """For 16 registers of half the size: up to ``most`` rows with one block."""
+    return _Tiles(_sizes(range(1, most + 1), 1), ((most, 1),), (most, 1))
+
+
 _FLOAT_TILES = _Tiles(
     _sizes(range(1, 6), 4) + _sizes((6, 8, 10, 12), 2) + _sizes((1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24), 1),
     ((5, 4), (12, 2), (24, 1)),
@@ -166,19 +170,14 @@ def _bf16(tile: _Tile) -> None:
     Twice the speed of the dot product of bfloat16 on a CPU (model 207) that multiplies-adds four times as fast.
     """
     b, blocks = tile.b, tile.weights()
-    rows, odd_bits, half = (
-        tile.rows_of(X, tile.argument(X_STRIDE)),
-        simd.constant(INTS, -65536),
-        simd.constant(INTS, 16),
-    )
+    rows = tile.rows_of(X, tile.argument(X_STRIDE))
 
     def step(i: Any, sums: Any) -> Values:
         line, eight = b.mul(i, ir.Constant(I64, _LINE)), b.mul(i, ir.Constant(I64, 8))
         weights = []
         for block in blocks:
             simd.prefetch(b, simd.at(b, b.add(block, line), _AHEAD))
-            pairs = simd.load(b, b.add(block, line), INTS)
-            weights.append([b.bitcast(bits, FLOATS) for bits in (b.shl(pairs, half), b.and_(pairs, odd_bits))])
+            weights.append(simd.halves(b, simd.load(b, b.add(block, line), INTS)))
         added: Values = []
         for row in rows:
             first, second = (
@@ -286,8 +285,8 @@ def _tile(generate: Callable[[_Tile], None], tiles: _Tiles) -> Any:
     return tile
 
 
-if not simd.has("avx512f"):
-    _FLOAT_TILES = _NARROW
+if not has("avx512f"):
+    _FLOAT_TILES, _INT8_TILES, _INT4_TILES = _narrow(5), _narrow(3), _narrow(2)
 
 # Intrinsics as globals and one function for each: Numba keeps no compiled code whose intrinsics are closures.
 _tile_bf16 = _tile(_bf16, _FLOAT_TILES)

@@ -8,10 +8,11 @@ An intrinsic made of these must be a module's global: Numba keeps no compiled co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
+
+from penstock.models.fast.cpu import has
 
 LANES = 16
 """Float32 values of one vector register of 512 bits."""
@@ -42,13 +43,6 @@ class _Bfloat(ir.types.Type):  # type: ignore[misc]  # llvmlite has no types
 
 BFLOATS = ir.VectorType(_Bfloat(), 2 * LANES)
 HALF_BFLOATS = ir.VectorType(_Bfloat(), LANES)
-
-
-@cache
-def has(*features: str) -> bool:
-    """Whether this machine's CPU has all of ``features``, in LLVM's names: ``avx512bf16``, say."""
-    found = binding.get_host_cpu_features()
-    return all(found.get(feature, False) for feature in features)
 
 
 def constant(kind: Value, value: float) -> Value:
@@ -133,12 +127,53 @@ def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
 
 def dot_bf16(b: Builder, total: Value, left: Value, right: Value) -> Value:
     """total[i] + left[2i] * right[2i] + left[2i + 1] * right[2i + 1]: 16 float32 and twice 32 bfloat16."""
-    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [total, left, right])
+    if has("avx512bf16"):
+        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [total, left, right])
+    return dot_halves(b, total, left, right)
+
+
+def dot_halves(b: Builder, total: Value, left: Value, right: Value) -> Value:
+    """As ``dot_bf16``, by two multiply-adds of any CPU's."""
+    (even, odd), (other_even, other_odd) = (halves(b, b.bitcast(pairs, INTS)) for pairs in (left, right))
+    return multiply_add(b, odd, other_odd, multiply_add(b, even, other_even, total))
+
+
+def halves(b: Builder, pairs: Value) -> tuple[Value, Value]:
+    """The even and the odd ones of 32 bfloat16, given as 16 int32, in float32."""
+    return (
+        b.bitcast(b.shl(pairs, constant(INTS, 16)), FLOATS),
+        b.bitcast(b.and_(pairs, constant(INTS, -65536)), FLOATS),
+    )
 
 
 def dot_int8(b: Builder, total: Value, left: Value, right: Value) -> Value:
     """total[i] + the sum of left[4i + j] * right[4i + j]: 16 int32, 64 uint8 and 64 int8, all as 16 int32."""
-    return call(b, "llvm.x86.avx512.vpdpbusd.512", INTS, [total, left, right])
+    if has("avx512vnni"):
+        return call(b, "llvm.x86.avx512.vpdpbusd.512", INTS, [total, left, right])
+    return dot_words(b, total, left, right)
+
+
+def dot_words(b: Builder, total: Value, left: Value, right: Value) -> Value:
+    """As ``dot_int8``, by AVX2's products of 16-bit numbers: the even bytes and the odd ones."""
+    wide = ir.VectorType(I16, 2 * LANES)
+    eight = constant(wide, 8)
+    unsigned, signed = b.bitcast(left, wide), b.bitcast(right, wide)
+    even = b.and_(unsigned, constant(wide, 255)), b.ashr(b.shl(signed, eight), eight)
+    odd = b.lshr(unsigned, eight), b.ashr(signed, eight)
+    for one, other in (even, odd):
+        total = b.add(total, _pairs_of_words(b, one, other))
+    return total
+
+
+def _pairs_of_words(b: Builder, left: Value, right: Value) -> Value:
+    """left[2i] * right[2i] + left[2i + 1] * right[2i + 1] of 32 int16, as 16 int32, half by half."""
+    half, sums = ir.VectorType(I32, LANES), ir.VectorType(I32, LANES // 2)
+    parts = []
+    for first in (0, LANES):
+        lanes = ir.Constant(half, list(range(first, first + LANES)))
+        words = [b.shuffle_vector(words, words, lanes) for words in (left, right)]
+        parts.append(call(b, "llvm.x86.avx2.pmadd.wd", sums, words))
+    return b.shuffle_vector(*parts, ir.Constant(INTS, list(range(LANES))))
 
 
 def spread_pair(b: Builder, address: Value) -> Value:
@@ -148,7 +183,18 @@ def spread_pair(b: Builder, address: Value) -> Value:
 
 def to_bf16(b: Builder, values: Value) -> Value:
     """16 float32 rounded to nearest, even."""
-    return call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", HALF_BFLOATS, [values])
+    if has("avx512bf16"):
+        return call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", HALF_BFLOATS, [values])
+    return round_bits(b, values)
+
+
+def round_bits(b: Builder, values: Value) -> Value:
+    """As ``to_bf16``, by whole numbers of any CPU's; NaN stays NaN."""
+    bits = b.bitcast(values, INTS)
+    last = b.and_(b.lshr(bits, constant(INTS, 16)), constant(INTS, 1))
+    rounded = b.lshr(b.add(bits, b.add(last, constant(INTS, 0x7FFF))), constant(INTS, 16))
+    rounded = b.select(b.fcmp_unordered("uno", values, values), constant(INTS, 0x7FC0), rounded)
+    return b.bitcast(b.trunc(rounded, ir.VectorType(I16, LANES)), HALF_BFLOATS)
 
 
 def from_bf16(b: Builder, values: Value) -> Value:

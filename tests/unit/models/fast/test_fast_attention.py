@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from penstock.models.attention import AttentionSpec, visible
-from penstock.models.fast import attention, simd
+from penstock.models.fast import attention
 from penstock.models.fast.attention_kernels import END_KEY, FIRST_KEY, NUM_MEMBERS, PART
+from penstock.models.fast.cpu import has
 from penstock.models.fast.works import Heads, attention_works
 
-needs_bf16 = pytest.mark.skipif(not simd.has("avx512bf16"), reason="the CPU has no AVX-512 with bfloat16")
+needs_bf16 = pytest.mark.skipif(not has("avx2"), reason="the CPU has no AVX2")
 DTYPES = [pytest.param(torch.bfloat16, marks=needs_bf16), torch.float32]
 # Scores of unit normals: what weights rounded to bf16, and one rounding of the result, can differ by.
 BOUNDS = {torch.bfloat16: 2e-2, torch.float32: 5e-6}

@@ -18,7 +18,7 @@ from penstock.models.fast.pack import packing
 from penstock.models.load import load_decoder
 from penstock.models.packed import Packed, num_weight_bytes
 
-pytestmark = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX512-VNNI")
+pytestmark = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX2")
 
 
 def kinds(decoder: Decoder) -> Counter[str]:

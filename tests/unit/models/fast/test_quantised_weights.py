@@ -13,7 +13,7 @@ from penstock.models.fast.activations import quantise
 from penstock.models.fast.int4 import Int4Weight, group_size
 from penstock.models.fast.int8 import Int8Weight
 
-pytestmark = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX512-VNNI")
+pytestmark = pytest.mark.skipif(not int8.is_supported(), reason="needs a CPU with AVX2")
 
 SHAPES = [
     (1, 1, 1),
