@@ -3,13 +3,15 @@
 In: a model and flags; out: a table on standard output, or one JSON object with ``--json``; progress on standard error.
 The batch (prompts of 32..256 tokens, outputs of 32..128, greedy, EOS ignored, no prefix cache, all present at the
 start) runs first to warm up, then for the figure; then a lone request, 32 tokens in and 64 out.
+With adapters each figure's batch is followed by one that uses them in turn, so that the two are of the same minute.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -21,6 +23,7 @@ from penstock.config.settings import DType, EngineSettings, Quantization
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
+    from penstock.engine.adapters import Adapter
     from penstock.engine.loop import Loop
     from penstock.engine.offline import OfflineRun
     from penstock.engine.sequence import Executor
@@ -37,7 +40,11 @@ _DTYPES: dict[str, DType] = {
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs of one engine.  ``batch[0]`` is the warm-up; the figures are medians of the others."""
+    """All runs of one engine.  ``batch[0]`` is the warm-up; the figures are medians of the others.
+
+    ``adapted``: the batches with adapters, of which the first warms up, too; ``adapted_cost``: how many times the time
+    of the batch before it each of them takes, the median.
+    """
 
     requests: int
     vocabulary: int
@@ -47,6 +54,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     lone_tokens_per_s: float
     batch: list[OfflineRun]
     lone: list[OfflineRun]
+    adapted: list[OfflineRun] = []
+    adapted_cost: float | None = None
 
 
 class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +90,11 @@ def engine(
     ] = None,
     max_step_tokens: Annotated[int, typer.Option(help="Token budget of a step.", min=1)] = 512,
     threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
+    lora_modules: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a LoRA adapter for a batch with adapters; again for more.", metavar="PATH"),
+    ] = None,
+    max_lora_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=1, max=4096)] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the engine without a server: a batch of requests, then a lone one."""
@@ -105,13 +119,18 @@ def engine(
         max_step_tokens=max_step_tokens,
         prefix_caching=False,
         threads=threads,
+        max_loras=len(lora_modules or ()),
+        max_lora_rank=max_lora_rank,
     )
     say = progress_line()
     booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"))
     start_s = time.perf_counter() - begin
     cpu = read_cpu()
     vocabulary = min(VOCABULARY, booted.vocab_size)
-    measured = measure(booted.loop, booted.executor, requests, runs, vocabulary, booted.context_tokens, say)
+    adapters = [booted.adapters.read(path) for path in lora_modules or () if booted.adapters is not None]
+    measured = measure(
+        booted.loop, booted.executor, requests, runs, vocabulary, booted.context_tokens, say, adapters=adapters
+    )
     say("")
     report = EngineReport(
         model=model or resolved.name,
@@ -140,6 +159,7 @@ def measure(
     context_tokens: int,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
+    adapters: Sequence[Adapter] = (),
 ) -> Measured:
     """The batch ``runs`` times and the lone request ``runs - 1`` times.  Raises ``context_length_exceeded``."""
     import statistics
@@ -155,7 +175,7 @@ def measure(
         message = f"The workload's longest request has {longest} tokens; the context is {context_tokens}."
         raise Problem("context_length_exceeded", message)
 
-    def batch(run: int) -> OfflineRun:
+    def batch(run: int, adapters: Sequence[Adapter | None] = (None,)) -> OfflineRun:
         total = sum(lengths)
         return run_offline(
             loop,
@@ -164,12 +184,18 @@ def measure(
             lengths,
             clock=clock,
             progress=lambda done: say(f"batch {run}: {done}/{total} tokens"),
+            adapters=adapters,
         )
 
     def lone() -> OfflineRun:
         return run_offline(loop, executor, [prompts[0][:LONE_PROMPT_TOKENS]], [LONE_OUTPUT_TOKENS], clock=clock)
 
-    batches = [batch(run) for run in range(runs)]
+    batches, adapted = [], []
+    for run in range(runs):
+        batches.append(batch(run))
+        if adapters:
+            adapted.append(batch(run, adapters))
+    costs = [one.seconds / plain.seconds for one, plain in zip(adapted[1:], batches[1:], strict=bool(adapted))]
     lones = [lone() for _ in range(runs - 1)]
     return Measured(
         requests=requests,
@@ -180,6 +206,8 @@ def measure(
         lone_tokens_per_s=statistics.median(run.output_tokens_per_s for run in lones),
         batch=batches,
         lone=lones,
+        adapted=adapted,
+        adapted_cost=statistics.median(costs) if costs else None,
     )
 
 
@@ -210,6 +238,8 @@ def _lines(report: EngineReport) -> list[str]:
         for name, one in (("prefill", last.prefill), ("decode", last.decode))
         if one.mean_step_s is not None
     ]
+    if measured.adapted_cost is not None:
+        lines.append(f"adapters    {measured.adapted_cost:.3f} times as long as the batch without")
     lines += [f"scheduling  {1 - last.executor_s / last.seconds:.1%} of the time"]
     lines += [f"memory      {report.peak_memory_bytes / 2**20:.0f} MiB at most"]
     if measured.vocabulary < VOCABULARY:

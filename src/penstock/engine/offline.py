@@ -11,6 +11,7 @@ from collections.abc import Sequence as Items
 
 import msgspec
 
+from penstock.engine.adapters import Adapter
 from penstock.engine.loop import Loop
 from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Executor, Sequence, StepPlan, TokenScore
@@ -79,17 +80,18 @@ def run_offline(
     *,
     clock: Callable[[], float],
     progress: Callable[[int], None] = lambda output_tokens: None,
+    adapters: Items[Adapter | None] = (None,),
 ) -> OfflineRun:
     """Generate exactly ``lengths[i]`` tokens for ``prompts[i]``; ``clock`` gives seconds.
 
-    ``progress`` sees the tokens so far after each step.
+    ``progress`` sees the tokens so far after each step.  ``adapters`` are used in turn.
 
     Raises ``context_length_exceeded`` for a request that all KV memory cannot hold, and whatever a step raises.
     """
     assert not len(loop), "the loop has other work"
     sink = _Count()
     sequences = [
-        _sequence(loop, index, prompt, length, sink)
+        _sequence(loop, index, prompt, length, sink, adapters[index % len(adapters)])
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]
     prefill, decode, executor_s = StepStats(), StepStats(), 0.0
@@ -123,7 +125,9 @@ def run_offline(
     )
 
 
-def _sequence(loop: Loop, index: int, prompt: list[int], length: int, sink: _Count) -> Sequence:
+def _sequence(
+    loop: Loop, index: int, prompt: list[int], length: int, sink: _Count, adapter: Adapter | None
+) -> Sequence:
     longest = loop.scheduler.max_sequence_tokens
     if len(prompt) + length > longest:
         message = f"Request {index} needs {len(prompt) + length} tokens of KV cache; there is room for {longest}."
@@ -136,7 +140,8 @@ def _sequence(loop: Loop, index: int, prompt: list[int], length: int, sink: _Cou
         min_tokens=length,
         sampling=Sampling(seed=index, temperature=0.0),
         sink=sink,
-        prefix_root=prefix_root(),
+        prefix_root=prefix_root(adapter="" if adapter is None else adapter.digest),
+        adapter=adapter,
     )
 
 

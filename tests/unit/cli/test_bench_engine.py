@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from penstock.cost.time import StepTime
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.sequence import StepPlan, StepResult
 from penstock.policy.batch import BatchRules
 from penstock.sim.clock import VirtualClock
 from penstock.sim.executor import SimulatedExecutor
@@ -34,6 +36,25 @@ def test_batch_twice_then_a_lone_request() -> None:
     assert measured.output_tokens_per_s == measured.batch[1].output_tokens_per_s
     assert (measured.lone[0].input_tokens, measured.lone[0].output_tokens) == (32, 64)
     assert measured.lone_tokens_per_s == pytest.approx(64 / (64 * 0.01))
+
+
+def test_a_batch_with_adapters_follows_each_without() -> None:
+    """Its requests take the adapters in turn, and its cost is told as a multiple."""
+    loop, executor, clock = _engine()
+    seen: list[object] = []
+    execute = executor.execute
+
+    def note(plan: StepPlan) -> StepResult:
+        seen.extend(sequence.adapter for sequence in plan.sequences)
+        clock.advance(0.001 * any(sequence.adapter for sequence in plan.sequences))
+        return execute(plan)
+
+    executor.execute = note  # type: ignore[method-assign]  # to look at what is computed
+    adapters = [SimpleNamespace(digest=name, num_bytes=1) for name in "ab"]
+    measured = measure(loop, executor, 16, 3, 15000, 4096, lambda text: None, clock.now, adapters)
+    assert len(measured.adapted) == 3 and measured.adapted[0].output_tokens == measured.output_tokens
+    assert measured.adapted_cost == pytest.approx(1.1)
+    assert {adapter.digest for adapter in seen if adapter is not None} == {"a", "b"}  # type: ignore[attr-defined]  # ours
 
 
 def test_a_short_context_is_refused() -> None:

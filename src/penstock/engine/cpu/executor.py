@@ -91,7 +91,7 @@ class CpuExecutor:
         )
 
     def _compute(self, batch: StepBatch, plan: StepPlan, parts: list[Part]) -> StepOutputs:
-        if self._planned is None or batch.adapted:
+        if self._planned is None or (batch.adapted and not self._planned.adapts):
             adapt = adapting(self._decoder.ops, batch.adapted) if batch.adapted else None
             return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch), adapt))
         best = self._sampler.is_plain([plan.sequences[i] for part in parts for i, _ in part])

@@ -41,6 +41,11 @@ class PlannedStep:
         self._works = _StepWorks(decoder, attention.block_tokens)
         self._step = self._made_for(_LEAST_ROWS)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether it computes what adapters add."""
+        return self._step.adapts
+
     def compute(self, batch: StepBatch, rows: list[int], best: bool) -> StepOutputs:
         """Hidden states of the batch's rows, and logits of the first LOGITS_ROWS of ``rows``.
 
@@ -71,6 +76,7 @@ class PlannedStep:
             works=self._works.of(batch, threads),
             sampled=sampled,
             best=best,
+            adapted=[(adapter, own.numpy()) for adapter, own in batch.adapted],
         )
 
 

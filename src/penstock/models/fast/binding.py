@@ -23,6 +23,7 @@ from penstock.models.fast.int4 import Int4Weight
 from penstock.models.fast.int8 import Int8Weight
 from penstock.models.fast.jobs import BFLOAT16, ByJob, Form, RowsAt, float_width
 from penstock.models.fast.layout import BLOCK
+from penstock.models.fast.low_rank_jobs import add_low_rank
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, HeadNorm, NotPlain, Plan, Product, Rows, Turn
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.team import Job, float_bits
@@ -53,6 +54,7 @@ class Bound:
     ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks, and of an item's blocks.
     ``prepares``: of each layer.  ``attends``, ``combines``: by window.
     ``inputs``: by the step's input, and in which column its address goes.
+    ``adapted``: by place, the jobs of adapters and the linears that they are of; empty: for these there are no jobs.
     ``hidden``: the last hidden states [num_rows, hidden].  ``head``: what makes logits of some of them, if there are
     jobs for it.  ``decoder``, ``buffers``: what the addresses point to.
     """
@@ -66,6 +68,7 @@ class Bound:
     attends: dict[int | None, list[int]] = field(default_factory=dict)
     combines: dict[int | None, list[int]] = field(default_factory=dict)
     inputs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    adapted: dict[int, Linear] = field(default_factory=dict)
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     head: Head | None = None
     buffers: list[Tensor] = field(default_factory=list)
@@ -118,6 +121,8 @@ class _Binder:
         self._stream = self.bound.keep(torch.empty(num_rows, decoder.config.hidden_size))
         for action in plan.actions:
             self._add(action)
+        if any(rows % LANES for linear in self.bound.adapted.values() for rows in linear.parts):
+            self.bound.adapted.clear()
         self.bound.hidden = self._buffer(plan.hidden)
 
     def head(self, hidden: Rows, num_rows: int) -> Head | None:
@@ -190,6 +195,16 @@ class _Binder:
         own = weight.arguments(bias, self._rows_at(action.x), self._at(action.out), wide=True)
         place = self.bound.add(weight.job, *own, by_row=False)
         self.bound.products.setdefault((len(weight.blocks), weight.item_blocks), []).append(place)
+        self._adapted(action)
+
+    def _adapted(self, action: Product) -> None:
+        """What adapters add to a product, where a step has any."""
+        linear = self._decoder.get_submodule(action.weight.removesuffix(".weight"))
+        assert isinstance(linear, Linear)
+        x, form, width = self._rows_at(action.x), self._forms[action.x], action.x.width
+        rows = x.values, width if x.scales else 4 * float_width(width), x.scales, form.offset, width
+        place = self.bound.add(add_low_rank, 0, 0, 0, *rows, self._at(action.out), action.out.width, by_row=False)
+        self.bound.adapted[place] = linear
 
     def _attend(self, action: Attend) -> None:
         bound, config, layer = self.bound, self._decoder.config, action.spec.layer

@@ -10,6 +10,7 @@ from typing import Literal
 
 from penstock.models.fast import attention_jobs, best, bf16, program, step_jobs
 from penstock.models.fast.activations import quantise_job
+from penstock.models.fast.low_rank_jobs import add_low_rank
 from penstock.models.fast.products import multiply_bf16, multiply_int4, multiply_int8
 from penstock.models.fast.team import Job
 
@@ -26,7 +27,7 @@ def compile_kernels(dtype_name: str, quantization: Literal["none", "int8", "int4
     if dtype_name == "float32":
         jobs: tuple[Job, ...] = (*attention_jobs.FLOAT32_JOBS, best.BEST)
     elif bf16.is_supported():
-        jobs = (*attention_jobs.BF16_JOBS, *step_jobs.JOBS, *program.JOBS, best.BEST, multiply_bf16)
+        jobs = (*attention_jobs.BF16_JOBS, *step_jobs.JOBS, *program.JOBS, best.BEST, multiply_bf16, add_low_rank)
     else:
         jobs = ()
     for job in (*jobs, *_QUANTISED[quantization]):

@@ -1,8 +1,8 @@
 """Many jobs, one after another, as one compiled call: no interpreter between them.
 
 In: jobs with their arguments; out: nothing, when the last is done.  Every thread goes through the list; in each job it
-takes items until none is left, then waits for the others.  The wait spins briefly and then gives way, since on a busy
-machine the other thread may not be running at all.
+takes items until none is left, then waits for the others; a job that is not wanted is passed over.  The wait spins
+briefly and then gives way, since on a busy machine the other thread may not be running at all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ Ints = npt.NDArray[np.int64]
 
 NUM_ARGUMENTS = 24
 """Of one job, its counters included."""
+
+NOT_WANTED = -1
+"""As a job's number of items: no thread goes there."""
 
 _NUM_JOBS, _ADDRESSES, _ARGUMENTS, _GIVE_WAY, _TICKS = range(2, 7)
 _ARRIVED, _NUM_THREADS = NEXT, NUM_ITEMS
@@ -137,12 +140,15 @@ def _run(block: Any) -> None:
     """One thread's way through the jobs; the first to come counts ticks, if they are wanted."""
     addresses, ticks, num_jobs = ints_at(block[_ADDRESSES]), ints_at(block[_TICKS]), block[_NUM_JOBS]
     counts = block[_TICKS] != 0 and take(ints_at(block[_TICKS] + 8 * num_jobs)) == 0
-    begin = _tick()
+    begin, due = _tick(), 0
     for i in range(num_jobs):
-        _call(addresses[i], block[_ARGUMENTS] + 8 * NUM_ARGUMENTS * i)
+        arguments = block[_ARGUMENTS] + 8 * NUM_ARGUMENTS * i
+        if ints_at(arguments)[NUM_ITEMS] == NOT_WANTED:  # as every thread finds: nobody waits for anybody
+            continue
+        _call(addresses[i], arguments)
         if block[_NUM_THREADS] > 1:
             _arrive(block)
-            due, spins = block[_NUM_THREADS] * (i + 1), 0
+            due, spins = due + block[_NUM_THREADS], 0
             while _arrived(block) < due:
                 spins += 1
                 if spins > _SPINS:

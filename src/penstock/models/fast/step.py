@@ -18,13 +18,15 @@ from penstock.models.decoder import Decoder
 from penstock.models.fast import attention_jobs
 from penstock.models.fast.binding import bind
 from penstock.models.fast.jobs import product_items
+from penstock.models.fast.low_rank_jobs import CHANGES, ROWS, WHOSE, Changes
 from penstock.models.fast.plan import Plan
 from penstock.models.fast.products import ITEM_ROWS, NUM_ROWS
-from penstock.models.fast.program import NUM_ARGUMENTS, Program
+from penstock.models.fast.program import NOT_WANTED, NUM_ARGUMENTS, Program
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.step_jobs import PREPARED_ITEM_ROWS, PREPARED_ROWS
 from penstock.models.fast.team import FIRST, NUM_ITEMS
 from penstock.models.fast.works import Works
+from penstock.models.low_rank import Adapter
 
 Ints = npt.NDArray[np.int64]
 _PAGE_ROWS = 16
@@ -36,6 +38,7 @@ class StepInputs:
     """T rows: token_ids, positions, pages and slots [T] int64; ``table`` int64; what is attended to, by window.
 
     ``sampled``: which rows' logits are wanted, as many as there is room for; ``best``: or only their best tokens.
+    ``adapted``: the rows of each adapter, int64; none where the step does not adapt.
     """
 
     token_ids: Ints
@@ -46,6 +49,7 @@ class StepInputs:
     works: Mapping[int | None, Works]
     sampled: Ints
     best: bool = False
+    adapted: Sequence[tuple[Adapter, Ints]] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -84,6 +88,13 @@ class FastStep:
         for row, own in zip(arguments, self._bound.arguments, strict=True):
             row[FIRST : FIRST + len(own)] = own
         self._program = Program(self._bound.jobs, arguments)
+        self._changes = Changes(list(self._bound.adapted.values()))
+        self._adapted: tuple[Ints, ...] = ()
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there are jobs for adapters."""
+        return bool(self._bound.adapted)
 
     def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
         bound, num_rows, arguments = self._bound, len(inputs), self._program.arguments
@@ -100,9 +111,24 @@ class FastStep:
             arguments[places, column] = getattr(inputs, name).ctypes.data
         for window, places in bound.attends.items():
             self._attend_to(inputs, window, places)
+        self._adapt(inputs.adapted)
         outputs = self._head(inputs)
         self._program.run(num_threads)
         return outputs
+
+    def _adapt(self, adapted: Sequence[tuple[Adapter, Ints]]) -> None:
+        """Ready the jobs of those linears that one of the adapters changes."""
+        arguments, places = self._program.arguments, list(self._bound.adapted)
+        arguments[places, NUM_ITEMS] = NOT_WANTED
+        if not adapted:
+            return
+        rows = np.concatenate([own for _, own in adapted])
+        whose = np.repeat(np.arange(len(adapted)), [len(own) for _, own in adapted])
+        changes = self._changes.of([adapter for adapter, _ in adapted])
+        self._adapted = rows, whose, changes  # while the jobs read them
+        arguments[places, NUM_ITEMS] = np.where(changes.any(axis=1), len(rows), NOT_WANTED)
+        arguments[places, ROWS], arguments[places, WHOSE] = rows.ctypes.data, whose.ctypes.data
+        arguments[places, CHANGES] = changes.ctypes.data + changes.strides[0] * np.arange(len(places))
 
     def _head(self, inputs: StepInputs) -> StepOutputs:
         """Ready the jobs of the head; where their results will be."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +22,8 @@ from penstock.models.fast.bf16 import Bf16Weight
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, NotPlain, Product, plan_of
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import Heads, attention_works
+from penstock.models.linear import Linear
+from penstock.models.low_rank import Adapter, LowRank, adapting
 from penstock.models.packed import Pack, put_rows
 from penstock.models.rope import RopeConfig, YarnScaling
 from penstock.models.traits import ExpertSpec, LayerSpec
@@ -91,6 +96,7 @@ class Sequences:
     ) -> None:
         self.decoder = decoder_of(config)
         self.packed = packed(self.decoder, quantization)
+        self.adapters: list[Adapter | None] = [None] * len(lengths)
         source = torch.Generator().manual_seed(1)
         self.tokens = [torch.randint(config.vocab_size, (n,), generator=source) for n in lengths]
         self._done = [0] * len(lengths)
@@ -126,6 +132,11 @@ class Sequences:
             table=table,
             sampled=sampled,
             best=True,
+            adapted=[
+                (adapter, np.arange(row, row + count))
+                for adapter, (row, count, *_) in zip(self.adapters, spans, strict=True)
+                if adapter is not None
+            ],
             works={
                 window: attention_works(np.array(spans), 0, table, PAGE_TOKENS, window, heads)
                 for window in {layer.window for layer in config.layers}
@@ -145,8 +156,13 @@ class Sequences:
 
     def expected(self, decoder: Decoder) -> list[Tensor]:
         """What ``decoder`` computes op by op, each sequence alone and whole."""
-        with torch.inference_mode():
-            return [decoder(t, torch.arange(len(t)), packed_causal([len(t)])) for t in self.tokens]
+        found = []
+        for tokens, adapter in zip(self.tokens, self.adapters, strict=True):
+            size, positions = [len(tokens)], torch.arange(len(tokens))
+            adapt = None if adapter is None else adapting(decoder.ops, [(adapter, positions)])
+            with torch.inference_mode():
+                found.append(decoder(tokens, positions, packed_causal(size), adapt))
+        return found
 
 
 # Of which every product's inputs are whole groups of four-bit numbers.
@@ -212,6 +228,66 @@ def test_a_planned_step_multiplies_by_quantised_weights(
         got = torch.cat([step[i] for step in steps])
         torch.testing.assert_close(got.float(), expected.float(), atol=BYTES_BOUND, rtol=0)
         assert (got.float() - expected.float()).square().mean().sqrt() < BYTES_RMS
+
+
+def adapter_of(decoder: Decoder, rank: int, of: Callable[[int], bool] = lambda index: True) -> Adapter:
+    """Of those linears whose number in order fits, and there of every other matrix first."""
+    source, changes = torch.Generator().manual_seed(rank), {}
+    for index, linear in enumerate(m for m in decoder.modules() if isinstance(m, Linear)):
+        if of(index):
+            starts = [sum(linear.parts[:number]) for number in range(len(linear.parts))]
+            changes[linear] = tuple(
+                LowRank(
+                    start,
+                    (torch.randn(rank, linear.packed[0].row_width, generator=source) * 0.07).bfloat16(),  # type: ignore[attr-defined]  # as packed here
+                    (torch.randn(rank, rows, generator=source) * 0.07).bfloat16(),
+                )
+                for start, rows in reversed(list(zip(starts, linear.parts, strict=True))[index % 2 :])
+            )
+    return Adapter(f"r{rank}", rank, changes)
+
+
+@needs_bf16
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    "quantization", ["none", pytest.param("int8", marks=needs_int8), pytest.param("int4", marks=needs_int8)]
+)
+def test_a_planned_step_adds_what_adapters_do(quantization: Quantization, num_threads: int) -> None:
+    """Rows of two adapters and of none in one call: each as op by op with its own, and far from without one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    sequences = Sequences(config(**SIZES), [40, 7, 21], num_threads, quantization)
+    every, some = adapter_of(sequences.packed, 16), adapter_of(sequences.packed, 48, lambda index: index % 3 == 1)
+    plain = sequences.expected(sequences.packed)
+    sequences.adapters = [every, None, some]
+    steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
+    torch.set_num_threads(before)
+    for i, expected in enumerate(sequences.expected(sequences.packed)):
+        got = torch.cat([step[i] for step in steps])
+        bound = BOUND if quantization == "none" else BYTES_BOUND
+        torch.testing.assert_close(got.float(), expected.float(), atol=bound, rtol=0)
+        assert ((expected - plain[i]).abs().max() > 4 * bound) == (sequences.adapters[i] is not None)
+
+
+@needs_bf16
+def test_an_adapter_that_is_gone_is_forgotten() -> None:
+    """A step keeps addresses of an adapter only while somebody keeps the adapter."""
+    sequences = Sequences(config(), [8])
+    sequences.adapters = [adapter_of(sequences.packed, 16)]
+    sequences.step([4])
+    gone = weakref.ref(sequences.adapters[0])
+    sequences.adapters = [None]
+    gc.collect()
+    assert gone() is None
+    sequences.step([1])
+
+
+@needs_bf16
+def test_matrices_of_an_odd_size_have_no_job_for_adapters() -> None:
+    """Queries and keys that share a register are changed op by op."""
+    assert Sequences(config(), [4])._step.adapts
+    odd = config(num_heads=2, num_kv_heads=1, head_dim=24, hidden_size=96)
+    assert not Sequences(odd, [4])._step.adapts
 
 
 @needs_int8
