@@ -10,7 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
-from abuse import NUM_BLOCKS, Footprint, Seen, Victim, check_flat, differences, endings, footprint, request
+from abuse import (
+    NUM_BLOCKS,
+    Footprint,
+    Seen,
+    Victim,
+    check_flat,
+    differences,
+    endings,
+    footprint,
+    request,
+    write_adapters,
+)
 from seeded import write_seeded_checkpoint
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
@@ -26,6 +37,7 @@ pytestmark = [
 def test_memory_stays_flat_and_tokens_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rounds of requests until the time is over, each round spot-checked to the bit against an engine of its own."""
     write_seeded_checkpoint(tmp_path / "seeded")
+    write_adapters(tmp_path / "seeded")
     victim, reference = Victim(tmp_path / "seeded"), Victim(tmp_path / "seeded", num_blocks=NUM_BLOCKS * 4)
     held: list[Footprint] = []
     try:
@@ -43,6 +55,8 @@ async def soak(victim: Victim, reference: Victim, held: list[Footprint]) -> None
     seed, begun, printed = random.SystemRandom().randrange(1 << 30), time.monotonic(), -1.0
     print(f"{'':8} seed {seed}")
     with victim.running(), reference.running():
+        await victim.take_adapters()
+        await reference.take_adapters()
         while (minute := (time.monotonic() - begun) / 60) < MINUTES or len(held) < 8:
             seen = await victim.round(seed, len(held) * ROUND, ROUND)
             await spot_check(reference, seed, seen)

@@ -22,6 +22,7 @@ from abuse import (
     endings,
     footprint,
     request,
+    write_adapters,
 )
 from seeded import write_seeded_checkpoint
 
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("abuse") / "seeded"
     write_seeded_checkpoint(directory)
+    write_adapters(directory)
     return directory
 
 
@@ -48,6 +50,7 @@ async def check_answers(checkpoint: Path, seed: int, seen: dict[int, Seen], samp
     reference = Victim(checkpoint, num_blocks=NUM_BLOCKS * 4)
     try:
         with reference.running():
+            await reference.take_adapters()
             for number in random.Random(seed).sample(read, min(sample, len(read))):
                 alone = await reference.ask(request(seed, number))
                 assert not differences(seen[number], alone), f"request {number} of seed {seed}"
@@ -61,6 +64,7 @@ async def abuse(checkpoint: Path, victim: Victim, rounds: int, count: int, sampl
     seen: dict[int, Seen] = {}
     preempted = victim.booted.loop.scheduler
     with victim.running():
+        await victim.take_adapters()
         for number in range(rounds):
             seen |= await victim.round(seed, number * count, count)
             held.append(footprint(victim))
@@ -79,7 +83,7 @@ def test_the_demand_is_ten_times_the_cache() -> None:
 
 
 def test_a_hundred_requests_and_more_end_once_and_right(checkpoint: Path, victim: Victim) -> None:
-    """With aborts, priorities, tenants, schemas, stop strings and seeds; a sample is compared to the bit."""
+    """With aborts, priorities, tenants, adapters, schemas, stop strings, seeds; a sample is compared to the bit."""
     asyncio.run(abuse(checkpoint, victim, rounds=1, count=160, sample=8))
 
 

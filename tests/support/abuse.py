@@ -19,13 +19,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
+from adapters import write_adapter
+
 from penstock.cli.boot import boot
 from penstock.config.settings import EngineSettings
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
 from penstock.events.list import Event, StepDone
-from penstock.wire.engine import Accepted, Delta, EmbedRequest, Failed, Finished, GenerateRequest, Grammar, Sampling
+from penstock.wire.engine import (
+    Accepted,
+    Delta,
+    EmbedRequest,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Grammar,
+    LoadAdapter,
+    Sampling,
+    UnloadAdapter,
+)
 from penstock.wire.errors import ERRORS, Problem
 
 VOCABULARY = 256
@@ -33,6 +48,8 @@ BLOCK_TOKENS = 8
 BLOCK_BYTES = 2 * 3 * 2 * 32 * 4 * BLOCK_TOKENS
 """Of the seeded checkpoint: keys and values, layers, KV heads, head size, bytes of a float32."""
 NUM_BLOCKS = 48
+ADAPTERS, COMES_AND_GOES = ("one", "two"), "three"
+"""Folders beside the checkpoint."""
 NUM_CLIENTS = 40
 """With about a hundred tokens each they ask for ten times what the blocks hold."""
 
@@ -120,6 +137,11 @@ def resumed(dice: random.Random, fields: Fields) -> None:
         fields["emitted_token_ids"] = [dice.randrange(97, 123) for _ in range(dice.randint(0, fields["max_tokens"]))]
 
 
+def adapter(dice: random.Random, fields: Fields) -> None:
+    """Often none; at times one that nobody has."""
+    fields["adapter"] = dice.choice(["", "", *ADAPTERS]) if dice.random() > 0.01 else "nowhere"
+
+
 def spoilt(dice: random.Random, fields: Fields) -> None:
     """One in twenty-five is wrong or hostile, and says so with a code."""
     if dice.random() > 0.04:
@@ -151,6 +173,7 @@ INGREDIENTS: tuple[Callable[[random.Random, Fields], None], ...] = (
     grammar,
     resumed,
     spoilt,
+    adapter,
 )
 
 
@@ -161,6 +184,12 @@ def request(seed: int, number: int) -> GenerateRequest:
     for ingredient in INGREDIENTS:
         ingredient(dice, fields)
     return GenerateRequest(**fields)
+
+
+def write_adapters(directory: Path) -> None:
+    """Those that requests ask for, and one that comes and goes, beside the checkpoint in ``directory``."""
+    for seed, name in enumerate((*ADAPTERS, COMES_AND_GOES)):
+        write_adapter(directory.parent / name, directory, seed=seed, rank=4 + 6 * seed)
 
 
 @dataclass(slots=True)
@@ -210,8 +239,11 @@ class Victim:
             "max_step_tokens": 96,
             "max_num_seqs": 24,
             "threads": 1,
+            "max_loras": 6,
             **settings,
         }
+        self._directory = directory
+        self._digests: dict[str, str] = {}
         self.num_tokens = 0
         """Tokens computed so far."""
         self.booted: Booted = boot(EngineSettings(**chosen), lambda share, what: None, self._note)
@@ -235,8 +267,23 @@ class Victim:
     def close(self) -> None:
         self.booted.grammars.close()
 
+    async def take_adapters(self) -> None:
+        """Those that :func:`write_adapters` has written, for requests to call by their names."""
+        for name in ADAPTERS:
+            self._digests[name] = await self._load(name)
+
+    async def _load(self, name: str) -> str:
+        return (await self.service.load_adapter(LoadAdapter(path=str(self._directory.parent / name)))).digest
+
+    async def change_adapters(self) -> None:
+        """One comes and goes beside the traffic, and one that is not there is refused."""
+        self.service.unload_adapter(UnloadAdapter(digest=await self._load(COMES_AND_GOES)))
+        with pytest.raises(Problem, match="is not a directory"):
+            await self._load("nowhere")
+
     async def ask(self, request: GenerateRequest, dice: random.Random | None = None) -> Seen:
         """One client.  With ``dice`` it may leave or abort at any moment; its stream is watched to its end anyway."""
+        request = msgspec.structs.replace(request, adapter=self._digests.get(request.adapter, request.adapter))
         seen = Seen()
         try:
             opened = await self.service.generate(request)
@@ -288,6 +335,8 @@ class Victim:
                 dice = random.Random(seed * 77 + number)
                 if dice.random() < 0.02:
                     await self.embed(dice, number)
+                if self._digests and number % 40 == 7:
+                    await self.change_adapters()
                 seen[number] = await self.ask(request(seed, number), dice)
 
         await asyncio.gather(*(client(which) for which in range(NUM_CLIENTS)))

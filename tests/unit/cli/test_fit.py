@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from seeded import write_seeded_checkpoint
 
 from penstock.cli.boot import boot
 from penstock.cli.fit import check_vocabulary
 from penstock.config.settings import EngineSettings
+from penstock.cost.memory import KV_SHARE_OF_FREE
 from penstock.engine.server.embed import input_ids
 from penstock.engine.server.prompt import prompt_of
+from penstock.models.adapter import room_bytes
+from penstock.models.config import ModelConfig
 from penstock.text.tokenizer import Tokenizer
 from penstock.wire.engine import EmbedRequest, GenerateRequest, Sampling
 from penstock.wire.errors import Problem
@@ -78,3 +82,21 @@ def test_a_text_that_spells_a_token_without_a_row_is_refused(directory: Path) ->
     assert caught.value.code == "invalid_value"
     with pytest.raises(Problem, match="259"):
         input_ids(EmbedRequest(id="", texts=["fine", "see <image>"]), booted)
+
+
+def test_memory_for_adapters_is_taken_off_the_kv_cache(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By as much as they may take at most; where there is less, the flag is named."""
+    monkeypatch.setattr("penstock.engine.cpu.memory.free_memory_bytes", lambda: 2 << 30)
+    plain = EngineSettings(
+        replica="0", socket="", model_dir=str(directory), served_name="m", max_num_seqs=1 << 20, kv_share=0.02
+    )
+    found = []
+    for number in (0, 4):
+        booted = boot(msgspec.structs.replace(plain, max_loras=number, max_lora_rank=2048), lambda *_: None)
+        booted.grammars.close()
+        found.append(booted.kv_bytes)
+    room = 4 * room_bytes(ModelConfig.from_directory(directory), 2048)
+    assert found[0] - found[1] == pytest.approx(room * 0.02 * KV_SHARE_OF_FREE * 0.9, rel=0.05)
+    with pytest.raises(Problem, match="--max-loras") as caught:
+        boot(msgspec.structs.replace(plain, max_loras=1000, max_lora_rank=2048), lambda *_: None)
+    assert (caught.value.code, caught.value.param) == ("insufficient_memory", "max_loras")

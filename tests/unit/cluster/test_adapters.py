@@ -14,6 +14,7 @@ from penstock.cluster.adapters import Adapters, AdapterView, NewAdapter, OldAdap
 from penstock.cluster.rollout import Member
 from penstock.config.names import Name
 from penstock.config.tenants import TOP, Principal
+from penstock.policy.rollout import RolloutRules
 from penstock.store.audit import Act
 from penstock.wire.engine import LoadAdapter, LoadedAdapter, UnloadAdapter
 from penstock.wire.errors import Problem
@@ -169,6 +170,22 @@ def test_an_engine_that_starts_again_is_given_what_it_lacks(tmp_path: Path) -> N
             await asyncio.sleep(0.3)
             assert desk.told == [("e1", "serves without the adapter 'tuned': Another adapter lies there now.")]
             assert desk.engines.has["/e1"] == set() and desk.fleet.machine.state().ready
+
+    asyncio.run(act())
+
+
+def test_an_upgrade_takes_adapters_along(tmp_path: Path) -> None:
+    """The new engines have them before the old ones go; what does not fit the new weights is told."""
+
+    async def act() -> None:
+        async with running(tmp_path) as desk:
+            await desk.load("tuned")
+            desk.engines.refusing["/n1"] = Problem("checkpoint_invalid", "Of another shape.")
+            new = [Member(id=f"n{number}", kind="engine", socket=f"/n{number}") for number in range(2)]
+            desk.fleet.machine.upgrade("m", new, RolloutRules(drain_timeout_s=0.0), desk.fleet.now)
+            await desk.until(lambda: desk.engines.has.get("/n0") == {"d-a"} and bool(desk.told))
+            assert desk.told == [("n1", "serves without the adapter 'tuned': Of another shape.")]
+            assert desk.listed == {"tuned": ("m", "d-a")}
 
     asyncio.run(act())
 
