@@ -7,19 +7,30 @@ Of several limits on one unit the one with least left is shown.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from penstock.asgi.respond import Header
+from penstock.config.tenants import Unit
 from penstock.policy.limit import Standing
 
 
 def rate_limit_headers(standing: Standing) -> list[Header]:
     """Limit, what remains of it, and in how long it is whole again."""
-    unit = standing.rule.unit.encode()
+    limit, remaining, reset = _names(standing.rule.unit)
     return [
-        (b"x-ratelimit-limit-" + unit, str(standing.rule.amount).encode()),
-        (b"x-ratelimit-remaining-" + unit, str(standing.left).encode()),
-        (b"x-ratelimit-reset-" + unit, duration_text(standing.reset_s).encode()),
+        (limit, b"%d" % standing.rule.amount),
+        (remaining, b"%d" % standing.left),
+        (reset, duration_text(standing.reset_s).encode()),
     ]
+
+
+@cache
+def _names(unit: Unit) -> tuple[bytes, bytes, bytes]:
+    return (
+        b"x-ratelimit-limit-" + unit.encode(),
+        b"x-ratelimit-remaining-" + unit.encode(),
+        b"x-ratelimit-reset-" + unit.encode(),
+    )
 
 
 def duration_text(seconds: float) -> str:

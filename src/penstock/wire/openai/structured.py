@@ -7,6 +7,7 @@ Looks at no schema and no expression: the engine does, where a hostile one can b
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -42,8 +43,16 @@ class _StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     json_object: bool | None = None
 
 
+_ways = attrgetter(
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"
+)
+_NO_WAY = (msgspec.UNSET,) * 6
+
+
 def grammar_of(request: Shared) -> Grammar | None:
     """The one grammar that a request asks for.  Raises ``Problem`` for several, and for what no grammar comes of."""
+    if _ways(request) == _NO_WAY:
+        return None
     found = [
         *_of_response_format(request.response_format),
         *_of_structured_outputs(request.structured_outputs),
