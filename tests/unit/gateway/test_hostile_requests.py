@@ -203,19 +203,30 @@ async def test_no_other_header_changes_who_is_answered(world):
         assert b" 401 " in received.split(b"\r\n")[0] and (len(value) < 4 or value.encode("latin-1") not in received)
 
 
-async def test_a_head_that_never_ends_is_ended(start_world, monkeypatch):
-    """However steadily it drips, and on a connection that was good before; others are answered meanwhile."""
+@pytest.mark.parametrize(
+    ("together", "apart", "dripped"),
+    [
+        (b"", b"GET /health HTTP/1.1\r\n", b"x-a: b\r\n"),
+        (b"GET /health HTTP/1.1\r\n", b"", b"x-a: b\r\n"),
+        (b"", b"", b"\r\n"),
+    ],
+)
+async def test_a_head_that_never_ends_is_ended(start_world, monkeypatch, together, apart, dripped):
+    """However steadily it drips, and on a connection that was good before; others are answered meanwhile.
+
+    It may begin together with the request before it, or consist of the empty lines that may come before a head.
+    """
     monkeypatch.setattr(server, "_HEAD_TIMEOUT_S", 0.3)
     world = await start_world(1)
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" + together)
     await reader.readuntil(b'"ok"}')
     began = time.monotonic()
 
     async def drip() -> None:
-        writer.write(b"GET /health HTTP/1.1\r\n")
+        writer.write(apart)
         while True:
-            writer.write(b"x-a: b\r\n")
+            writer.write(dripped)
             await asyncio.sleep(0.02)
 
     dripping = asyncio.create_task(drip())

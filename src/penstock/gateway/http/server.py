@@ -39,7 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_bytes = 0
-        self._in_head, self._between, self._progressed, self._refused = True, False, False, False
+        self._in_head, self._progressed, self._refused = True, False, False
         self._running: RequestResponseCycle | None = None
         self._presence = Presence()
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_TIMEOUT_S, transport.close)
@@ -50,11 +50,12 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._head_bytes > _LINGER_BYTES:
                 self.transport.close()
             return
-        self._between = self._progressed = False
+        self._progressed = False
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
-        if self._in_head and not self._between and self._head_timer is None:
+        # A head that came whole needs no timer; one that came begun, behind a whole one, has the idle connection's.
+        if self._in_head and not self._progressed and self._head_timer is None:
             self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
         # Counted per read: a bound on memory, not on bytes.  What ends no head and no message and brings no body is
         # part of a head, of a trailer or of a chunk's extension.
@@ -74,10 +75,6 @@ class BoundedProtocol(HttpToolsProtocol):
             running.message_event.set()
         self._presence.leave()
 
-    def on_message_begin(self) -> None:
-        self._between = False
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
         self._in_head, self._progressed = False, True
         self._stop_head_timer()
@@ -88,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_head = self._between = self._progressed = True
+        self._in_head = self._progressed = True
         super().on_message_complete()
         if self.cycle is self._running:
             # Nobody waits for more of this request, and unless somebody reads, nobody hears that its client has left.
