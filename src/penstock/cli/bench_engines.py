@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from penstock.cli.bench_turns import Turns
 from penstock.config.settings import Quantization
 from penstock.loadgen.turns import Figure
 
 if TYPE_CHECKING:
+    from penstock.cli.bench_turns import Turns
     from penstock.loadgen.turns import Part
 
 Workload = Literal["batch", "shared-prefix", "curves"]
