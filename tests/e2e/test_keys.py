@@ -128,6 +128,26 @@ def test_denials_reach_the_audit_log(guarded):
     service.until(written, "the denial is written")
 
 
+def test_a_restored_backup_of_before_the_first_key_opens_nothing(serve, tmp_path):
+    """The service asks for keys ever since the first one, and its gateways' answers with the next key are as before."""
+    service = serve()
+    penstock(service.home, "store", "backup", str(tmp_path / "open"))
+    lost = json.loads(penstock(service.home, "keys", "create", "--json"))
+    service.until(lambda: ask(service, None) == 401, "the first key closes the service")
+    penstock(service.home, "store", "restore", str(tmp_path / "open"), "--replace")
+    answers = set()
+
+    def forgotten() -> bool:
+        answers.add(ask(service, None))
+        return ask(service, lost["secret"]) == 401
+
+    service.until(forgotten, "the restored store is followed")
+    assert answers | {ask(service, None)} == {401}
+    assert service.get(f"{service.admin_url}/admin/keys")[0] == 401
+    new = json.loads(penstock(service.home, "keys", "create", "--json"))
+    service.until(lambda: ask(service, new["secret"]) == 200, "a key made afterwards works")
+
+
 def test_a_service_for_other_machines(serve, tmp_path):
     """Bound to every address it asks for keys from the start, speaks TLS, and takes an issuer's tokens."""
     cert, key = write_certificate(tmp_path)

@@ -123,11 +123,20 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """All tenants and keys, as one version of the store has them; versions only grow."""
+    """All tenants and keys, as one version of the store has them; versions only grow.
+
+    ``had_keys``: a restore gave up keys that its backup did not know; without any key it still is not open.
+    """
 
     version: int = 0
     tenants: tuple[Tenant, ...] = ()
     keys: tuple[ApiKey, ...] = ()
+    had_keys: bool = False
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """There was a key ever, as opposed to one that still works."""
+        return self.had_keys or bool(self.keys)
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True):

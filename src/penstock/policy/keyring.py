@@ -22,7 +22,7 @@ class Keyring:
     def __init__(self, access: Access, server_secret: bytes) -> None:
         self.access = access
         self.tenants = {tenant.name: tenant for tenant in access.tenants}
-        self.is_empty = not access.keys
+        self.is_empty = not access.asks_for_keys
         self._secret = server_secret
         self._known: dict[str, tuple[str, float, Principal]] = {}
         for key in access.keys:

@@ -28,7 +28,7 @@ from penstock.wire.errors import Problem
 
 _ASK_EVERY = 3
 """Looks at a database's files per question at least: two commits may leave the same traces."""
-_VERSION, _SECRET = "access", "secret"
+_VERSION, _SECRET, _HAD_KEYS = "access", "secret", "had_keys"
 _log = logging.getLogger(__name__)
 _decode_rights = msgspec.json.Decoder(Rights).decode
 
@@ -127,7 +127,8 @@ class AccessStore:
     def take_over(self, connection: sa.Connection, known: Access | None) -> list[str]:
         """A newer version of tenants and keys that were just put back; ids of keys that keep what is ``known`` of them.
 
-        A secret that was revoked or replaced since must not be taken again, whatever an older copy says.
+        A secret that was revoked or replaced since must not be taken again, whatever an older copy says; revoked keys
+        that the copy does not know stay, too, lest a copy of between brings them back.  Who had keys is not opened.
         """
         found = _read(connection)
         edit = Edit(connection, found)
@@ -138,6 +139,12 @@ class AccessStore:
             if as_known != key:
                 edit.put_key(as_known)
                 kept.append(key.id)
+        there = {key.id for key in found.keys}
+        for key in newer.values():
+            if key.id not in there and key.revoked_at is not None:
+                edit.put_key(key)
+        if newer or (known is not None and known.had_keys):
+            _set_fact(connection, _HAD_KEYS, "yes")
         _set_fact(connection, _VERSION, str(max(found.version, known.version if known is not None else 0) + 1))
         return kept
 
@@ -207,6 +214,8 @@ class AccessStore:
         _set_fact(connection, _SECRET, self._secret_check())
         _set_fact(connection, _VERSION, str(access.version + 1))
         _set_fact(connection, "audit", "")
+        if access.had_keys:
+            _set_fact(connection, _HAD_KEYS, "yes")
         self.audit.resume(connection)
         for tenant in access.tenants:
             connection.execute(sa.insert(TENANTS).values(**_row(tenant)))
@@ -224,6 +233,7 @@ def _read(connection: sa.Connection) -> Access:
         version=_stored_version(connection),
         tenants=tuple(Tenant(**_fields(row)) for row in tenants),
         keys=tuple(ApiKey(**_fields(row)) for row in keys),
+        had_keys=_fact(connection, _HAD_KEYS) is not None,
     )
 
 

@@ -1,8 +1,8 @@
 """Putting a backup back, in one transaction: what kills it leaves the store as it was.
 
 In: a backup, and the store that is to hold it; out: that store as the backup had it, in the tables of this release.
-Two things are not as in the backup: secrets of keys that were revoked or rotated since stay so as far as is known
-here, and the version of tenants and keys grows, so that whoever watches takes them over.
+Three things are not as in the backup, as far as is known here: secrets of keys that were revoked or rotated since stay
+so, a store that had keys is not open without them, and the version of tenants and keys grows for whoever watches.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ _ROWS_AT_ONCE = 500
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
-    """What was put back.  ``kept_secrets``: ids of keys that were revoked or rotated since the backup, and stay so."""
+    """What was put back.  ``kept_secrets``: ids of keys that were revoked or rotated since the backup, and stay so.
+
+    ``is_closed``: no key works now, and services ask for one all the same, since there were keys before.
+    """
 
     made_at: float
     release: str
     schema: int
     held: Held
     kept_secrets: list[str]
+    is_closed: bool
     audit_rows: int
 
 
@@ -71,12 +75,14 @@ def restore(
         audit.forget()
     audit.begin_from(head)
     opened.store.prepare()
+    access = opened.store.read()
     return Restored(
         made_at=backup.made_at,
         release=backup.release,
         schema=backup.schema,
         held=held,
         kept_secrets=kept,
+        is_closed=access.had_keys and all(key.revoked_at is not None for key in access.keys),
         audit_rows=audit.verify(),
     )
 

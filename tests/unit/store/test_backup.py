@@ -17,6 +17,7 @@ from stores import contents
 from usage import row
 
 from penstock.config.tenants import Access
+from penstock.policy.keyring import Keyring
 from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.audit import Act
 from penstock.store.backup import read_rows, verify_backup, write_backup
@@ -269,6 +270,39 @@ def test_a_lost_store_does_not_make_revoked_keys_good_again(filled: Office) -> N
     late = open_access(filled.home, default_url(filled.home))
     assert put_back(late, path).kept_secrets == [issued.id]
     late.store.close()
+
+
+def test_a_restore_does_not_open_a_store_that_had_keys(tmp_path: Path) -> None:
+    """Neither a second one, nor the loss of the store and a third; the first key made afterwards works."""
+    office = Office(tmp_path / "open", open_access(tmp_path / "open", default_url(tmp_path / "open")))
+    office.store.prepare()
+    path = backed_up(office)
+    assert not put_back(office.opened, path, replace=True).is_closed and office.keyring().is_empty
+    office.acts.create_key(None, NewKey())
+    for _ in range(2):
+        assert put_back(office.opened, path, replace=True).is_closed and not office.keyring().is_empty
+    assert not Keyring(office.store.last_known() or Access(), office.opened.secret).is_empty
+    office.store.close()
+    (office.home / "penstock.sqlite").unlink()
+    office.store.prepare()
+    assert not office.keyring().is_empty and put_back(office.opened, path, replace=True).is_closed
+    issued = office.acts.create_key(None, NewKey())
+    assert office.keyring().find(issued.secret.encode(), 1001.0) is not None
+    office.store.close()
+
+
+def test_the_right_backup_undoes_the_restore_of_a_wrong_one(filled: Office) -> None:
+    """Keys that an earlier backup did not know work again with one that does; those that were revoked since do not."""
+    early = backed_up(filled, "early")
+    good, bad = (filled.acts.create_key(None, NewKey(name=name)) for name in ("good", "bad"))
+    late = backed_up(filled, "late")
+    filled.acts.revoke_key(None, bad.id)
+    put_back(filled.opened, early, replace=True)
+    assert filled.keyring().find(good.secret.encode(), 1001.0) is None
+    assert not put_back(filled.opened, late, replace=True).is_closed
+    assert filled.keyring().find(good.secret.encode(), 1001.0) is not None
+    with pytest.raises(Problem, match="revoked"):
+        filled.keyring().find(bad.secret.encode(), 1001.0)
 
 
 async def test_who_watches_takes_over_what_was_restored(filled: Office) -> None:

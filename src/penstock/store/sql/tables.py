@@ -12,7 +12,7 @@ FACTS = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
-"""Single values: ``schema``, ``access`` (its version) and ``audit`` (the end of the chain)."""
+"""Single values: ``schema``, ``access`` (its version), ``audit`` (the end of the chain) and ``had_keys``, if it did."""
 
 TENANTS = sa.Table(
     "tenants",
