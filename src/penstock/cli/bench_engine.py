@@ -20,7 +20,6 @@ import typer
 from penstock.cli.progress_line import progress_line
 from penstock.cli.sizes import parse_size
 from penstock.config.settings import DType, EngineSettings, Quantization
-from penstock.loadgen.turns import LONE_OUTPUT_TOKENS, LONE_PROMPT_TOKENS, VOCABULARY
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from penstock.engine.offline import OfflineRun
     from penstock.engine.sequence import Executor
 
+VOCABULARY = 15000
+LONE_PROMPT_TOKENS, LONE_OUTPUT_TOKENS = 32, 64
 _DTYPES: dict[str, DType] = {
     "auto": "auto",
     "bf16": "bfloat16",

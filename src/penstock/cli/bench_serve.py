@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from penstock.config.settings import DEFAULT_URL
+from penstock.config.settings import API_KEY, DEFAULT_URL
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def serve(
     slo: Annotated[str | None, typer.Option(help="Goodput bounds in seconds: ttft=0.5,tpot=0.05,e2e=10.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds per request.", min=0.001)] = 600.0,
     seed: Annotated[int, typer.Option(help="Same seed, same workload.")] = 0,
-    api_key: Annotated[str | None, typer.Option(envvar="PENSTOCK_API_KEY", help="Sent as a bearer token.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar=API_KEY, help="Sent as a bearer token.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure an endpoint under open-loop load: requests are sent on time, however slow the answers are."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.config.settings import DEFAULT_URL
+from penstock.config.settings import API_KEY, DEFAULT_URL
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="For answers that can be repeated.")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="PENSTOCK_API_KEY", help="Sent as a bearer token.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar=API_KEY, help="Sent as a bearer token.")] = None,
 ) -> None:
     """Chat with a served model; reads one message from standard input when piped."""
     import asyncio
@@ -157,7 +157,8 @@ class Conversation:
                 if reply.status != 200:
                     refused = stream.error_of(reply.status, await reply.read())
                     code = refused.name(f"http_{reply.status}")
-                    raise Problem("endpoint_error", f"{refused.message} ({reply.status} {code})")
+                    message = f"{refused.message} ({reply.status} {code})"
+                    raise Problem("endpoint_error", message, hint=stream.hint_for(reply.status))
                 async for data in reply.content.iter_any():
                     for chunk in reader.feed(data):
                         yield chunk

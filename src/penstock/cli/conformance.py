@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.config.settings import API_KEY
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def conformance(
     url: Annotated[str | None, typer.Argument(help="Its address, with or without /v1.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The model to ask for; by default the first listed.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="PENSTOCK_API_KEY", help="The key; with one, 401 without it is checked, too.")
+        str | None, typer.Option(envvar=API_KEY, help="The key; with one, 401 without it is checked, too.")
     ] = None,
     group: Annotated[list[str] | None, typer.Option(help="Only this group of checks; may be repeated.")] = None,
     behind: Annotated[

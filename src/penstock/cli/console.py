@@ -61,5 +61,5 @@ def print_problem(problem: Problem) -> None:
     """The message, what to do about it, and the code to look up."""
     red, bold, reset = (_RED, _BOLD, _RESET) if coloured() else ("", "", "")
     say(f"{red}{bold}error{reset}{red}: {problem.message}{reset} [{problem.code}]")
-    if problem.spec.hint:
-        say(f"  {problem.spec.hint}")
+    if problem.hint:
+        say(f"  {problem.hint}")

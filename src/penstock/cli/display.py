@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from penstock.cli.console import program, say
 from penstock.cluster.actions import Tell
 from penstock.cluster.state import MemberState, ServiceState
-from penstock.config.settings import DEFAULT_URL
+from penstock.config.settings import API_KEY, DEFAULT_URL
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -26,6 +26,7 @@ class ServeDisplay:
         self._status: Status | None = None
         self._last = ""
         self._where = ("", "", "")
+        self._is_open = True
         self._announced = False
         self._draining = False
 
@@ -37,15 +38,17 @@ class ServeDisplay:
             self._line(f"{message.id} | {line}")
         self._line(f"{message.id}: {message.text}")
 
-    def when_ready(self, model: str, url: str, admin_url: str) -> None:
+    def when_ready(self, model: str, url: str, admin_url: str, *, is_open: bool) -> None:
         self._where = (model, url, admin_url)
+        self._is_open = is_open
 
     def show(self, state: ServiceState) -> None:
         if state.ready and not self._announced:
             self._announced = True
             self._stop()
             loads = [member.load for member in state.members if member.load is not None]
-            say(banner(*self._where, generates=all(load.generates for load in loads)), sys.stdout)
+            generates = all(load.generates for load in loads)
+            say(banner(*self._where, generates=generates, is_open=self._is_open), sys.stdout)
         if state.stage == "draining" and not self._draining:
             self._draining = True
             self._stop()
@@ -82,8 +85,8 @@ class ServeDisplay:
             self._status = None
 
 
-def banner(model: str, url: str, admin_url: str, *, generates: bool = True) -> str:
-    """Where the service is, and a request to paste."""
+def banner(model: str, url: str, admin_url: str, *, generates: bool = True, is_open: bool = True) -> str:
+    """Where the service is, and a request to paste, which takes a key from the environment unless it ``is_open``."""
     path = "/v1/embeddings"
     asked: dict[str, object] = {"model": model, "input": ["What does len do?"]}
     if generates:
@@ -94,7 +97,9 @@ def banner(model: str, url: str, admin_url: str, *, generates: bool = True) -> s
         f"  API     {url}/v1",
         f"  admin   {admin_url}  (/health /ready /metrics /admin/state)",
         "",
+        *([] if is_open else [f"export {API_KEY}=...  # a key, of `{program()} keys create`"]),
         f"curl {url}{path} -H 'content-type: application/json' \\",
+        *([] if is_open else [f'  -H "authorization: Bearer ${API_KEY}" \\']),
         f"  -d {shlex.quote(json.dumps(asked, ensure_ascii=False))}",
     ]
     if generates:

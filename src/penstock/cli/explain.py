@@ -13,6 +13,9 @@ import typer
 from penstock.wire.errors import Problem
 
 _TIMEOUT_S = 5.0
+_FORGOTTEN = (
+    "Gateways tell of their last requests since they started, those with this PENSTOCK_HOME: see `penstock ps`."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -48,4 +51,4 @@ def explain(
             for replica, seconds in sorted(step.scores.items(), key=lambda item: item[1]):
                 typer.echo(f"{'':23}{replica}: {seconds:.4f} s predicted")
         return
-    raise Problem("not_found", f"No gateway on this machine remembers {request}.")
+    raise Problem("not_found", f"No gateway on this machine remembers {request}.", hint=_FORGOTTEN)

@@ -62,13 +62,13 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def opened_store(url: str | None, *, as_it_is: bool = False) -> Iterator[Opened]:
+def opened_store(url: str | None, *, as_it_is: bool = False, make_secret: bool = True) -> Iterator[Opened]:
     """The store of this machine's services, made and migrated if it has to be, unless it is wanted ``as_it_is``."""
     from penstock.cli.home import penstock_home
     from penstock.store.places import default_url, open_access
 
     home = penstock_home()
-    opened = open_access(home, url or default_url(home))
+    opened = open_access(home, url or default_url(home), make_secret=make_secret)
     with closing(opened.store):
         if not as_it_is:
             opened.store.prepare()

@@ -76,7 +76,7 @@ def verify(file: File, as_json: AsJson = False, store: Store = None) -> None:
     """Read a backup to its end: whether it is whole, and for this installation and release."""
     from penstock.store.backup import verify_backup
 
-    with opened_store(store, as_it_is=True) as opened:
+    with opened_store(store, as_it_is=True, make_secret=False) as opened:
         made = verify_backup(file, opened.secret)
     at = datetime.fromtimestamp(made.made_at, UTC)
     words = f"{file} is whole: {made.num_rows} rows of schema {made.schema}, made at {at:%Y-%m-%dT%H:%M:%SZ}"
@@ -93,12 +93,14 @@ def restore(
     from penstock.cli.progress import progress_bar
     from penstock.store.restore import restore
 
-    with opened_store(store, as_it_is=True) as opened, progress_bar("restoring") as progress:
+    with opened_store(store, as_it_is=True, make_secret=False) as opened, progress_bar("restoring") as progress:
         done = restore(opened, file, now=time.time(), replace=replace, progress=progress)
     words = f"restored {done.held.words()}; the audit log is whole"
     if done.kept_secrets:
         words += f"; as known here, revoked or with another secret since: {', '.join(done.kept_secrets)}"
     _show(done, words, as_json)
+    if done.is_closed:
+        say("No key in it works, and services go on asking for one; `penstock keys create` makes one.")
 
 
 def migrate(as_json: AsJson = False, store: Store = None) -> None:

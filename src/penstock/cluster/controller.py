@@ -120,11 +120,13 @@ class Controller:
 
     def check_adapters(self, adapters: Sequence[ServedAdapter]) -> None:
         """Whether these may be served.  Raises ``Problem`` ``conflict`` or ``invalid_value``."""
-        taken = {*self.models, *self._names}
+        loaded: set[str] = set()
         for adapter in adapters:
-            if adapter.name in taken:
+            if adapter.name in self.models or adapter.name in self._names:
                 raise Problem("conflict", f"{adapter.name!r} is the name of something else here.", param="lora_name")
-            taken.add(adapter.name)
+            if adapter.name in loaded:
+                raise Problem("conflict", f"{adapter.name!r} is loaded; unload it first.", param="lora_name")
+            loaded.add(adapter.name)
             if not is_name(adapter.name):
                 message = f"{adapter.name[:200]!r} is no name: letters, digits and . _ : / @ -, at most 200."
                 raise Problem("invalid_value", message, param="lora_name")

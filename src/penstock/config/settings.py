@@ -29,6 +29,10 @@ ToolParser = Literal["auto", "none", "hermes", "llama3", "mistral", "mistral-arg
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where a service listens when nothing else is said: ``ServeSettings.host`` and ``port``."""
+API_KEY = "PENSTOCK_API_KEY"
+"""The variable of the environment from which commands that ask an endpoint take their key."""
+KEY_HINT = f"Give a key that it knows with --api-key or in {API_KEY}."
+"""What to do where an endpoint answers 401."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock.config.settings import KEY_HINT
 from penstock.conformance import (
     answers,
     cancelling,
@@ -105,11 +106,13 @@ async def first_model(endpoint: Endpoint) -> str:
     """The first model that is listed.  Raises ``Problem`` where nothing answers or nothing is listed."""
     where = f"{endpoint.host}:{endpoint.port}{endpoint.base}/models"
     try:
-        cards = answered(await endpoint.ask("GET", "/models")).get("data")
+        reply = await endpoint.ask("GET", "/models")
+        cards = answered(reply).get("data")
     except (OSError, TimeoutError) as error:
         raise Problem("server_unreachable", f"No answer from {where}: {str(error) or type(error).__name__}.") from error
     except NotTrue as error:
-        raise Problem("endpoint_error", f"{where}: {error}.") from None
+        hint = KEY_HINT if reply.status == 401 else ""
+        raise Problem("endpoint_error", f"{where}: {error}.", hint=hint) from None
     if not isinstance(cards, list) or not cards or not isinstance(cards[0], dict) or "id" not in cards[0]:
         raise Problem("endpoint_error", f"{where} lists no model.")
     return str(cards[0]["id"])

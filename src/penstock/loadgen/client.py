@@ -88,11 +88,12 @@ async def reach(url: str, api_key: str | None, model: str | None) -> str:
     except (aiohttp.ClientError, OSError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise Problem("server_unreachable", f"No answer from {url}/models: {reason}.") from error
+    if reply.status == 401 or (reply.status != 200 and model is None):
+        refused = stream.error_of(reply.status, body)
+        message = f"{url}/models answered {reply.status}: {refused.message}"
+        raise Problem("endpoint_error", message, hint=stream.hint_for(reply.status))
     if model is not None:
         return model
-    if reply.status != 200:
-        refused = stream.error_of(reply.status, body)
-        raise Problem("endpoint_error", f"{url}/models answered {reply.status}: {refused.message}")
     try:
         models = msgspec.json.decode(body, type=_Models).data
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

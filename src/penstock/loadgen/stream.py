@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from penstock.config.settings import KEY_HINT
+
 
 class TokenDetails(msgspec.Struct):
     cached_tokens: int | None = None
@@ -102,6 +104,11 @@ def error_of(status: int, body: bytes) -> ErrorBody:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ErrorBody(message=body[:200].decode("utf-8", "replace"), code=f"http_{status}")
     return ErrorBody(message=error, code=f"http_{status}") if isinstance(error, str) else error
+
+
+def hint_for(status: int) -> str:
+    """What to do about an error reply, where its status alone tells."""
+    return KEY_HINT if status == 401 else ""
 
 
 def headers(api_key: str | None) -> dict[str, str]:

@@ -37,6 +37,8 @@ Limits = Annotated[tuple[Limit, ...], Meta(max_length=100)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
 Weight = Annotated[float, Meta(gt=0, le=1000)]
 Priority = Annotated[int, Meta(ge=MOST_URGENT, le=LEAST_URGENT)]
+FIRST_KEY = "This is the first key: whoever sends none is not answered any more, also where a service was open."
+"""What is remarked on it."""
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +90,7 @@ class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     """A key as it is shown: never its secret or digest.  Times in seconds since the epoch.
 
-    ``remarks``: of what was just asked for, what can hardly be meant.
+    ``remarks``: of what was just asked for, what can hardly be meant or what whoever asked may not expect.
     """
 
     id: str
@@ -164,6 +166,8 @@ class Administration:
             check_reach(actor, asked.tenant, tenants)
             check_rights(actor, rights, asked.tenant, tenants)
             said = remarks(rights, actor, served)
+            if not edit.access.asks_for_keys:
+                said = (FIRST_KEY, *said)
             key = ApiKey(
                 id=id,
                 tenant=asked.tenant,

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from penstock import __version__
 from penstock.store.disk import replacing, writing
+from penstock.store.secret import SECRET_HINT
 from penstock.store.sql.database import Database
 from penstock.store.sql.migrations import STEPS, check_not_newer, schema_of
 from penstock.store.sql.tables import METADATA
@@ -205,7 +206,7 @@ def _head(line: bytes, path: Path, secret: bytes) -> Backup:
         raise Problem("backup_invalid", message)
     if not _is_same(head.secret, digest_of(b"store", secret)):
         message = f"{path} was made with another secret: the file `secret` of that PENSTOCK_HOME has to be in this one."
-        raise Problem("backup_invalid", message)
+        raise Problem("backup_invalid", message, hint=SECRET_HINT)
     return head
 
 

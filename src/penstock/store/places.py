@@ -42,14 +42,14 @@ def default_url(home: Path) -> str:
     return f"sqlite:///{home / 'penstock.sqlite'}"
 
 
-def open_access(home: Path, url: str) -> Opened:
+def open_access(home: Path, url: str, *, make_secret: bool = True) -> Opened:
     """Handles; nothing is made but the secret.  Raises ``Problem`` ``invalid_setting``."""
     database = Database(url)
     kept = [home / _SNAPSHOT, home / _HEAD, home / _USAGE]
     if database.path is not None:
         kept += [database.path, *(database.path.with_name(database.path.name + end) for end in ("-wal", "-shm"))]
     keep_private(home, kept)
-    secret = server_secret(home / "secret")
+    secret = server_secret(home / "secret", make=make_secret)
     # By the database: services of other stores share PENSTOCK_HOME, and a password may change.
     spill = home / _USAGE / hashlib.sha256(database.name.encode()).hexdigest()[:16]
     audit = Audit(database, secret, home / _HEAD)

@@ -39,6 +39,13 @@ def keep_private(home: Path, files: Iterable[Path]) -> None:
         _log.warning("%s could be read or written by others (mode %03o); it is for its owner alone now", path, mode)
 
 
+def make_private(directory: Path) -> None:
+    """Make it where it is not there, and what is missing above it, for the owner alone."""
+    # Not with parents=True, which gives those above the umask's mode.
+    for made in (*reversed(directory.parents), directory):
+        made.mkdir(mode=0o700, exist_ok=True)
+
+
 def _mode(path: Path) -> int:
     """0 where there is nothing."""
     try:

@@ -66,4 +66,6 @@ def find_key(actor: Principal | None, id: str, edit: Edit) -> ApiKey:
 
 def missing(kind: str, name: str) -> NoReturn:
     """Raises ``not_found``, in the same words for what is not there and for what is not to be seen."""
-    raise Problem("not_found", f"There is no {kind} {name[:100]!r}.")
+    raise Problem(
+        "not_found", f"There is no {kind} {name[:100]!r}.", hint=f"`penstock {kind}s list` shows what there is."
+    )

@@ -20,6 +20,7 @@ import msgspec
 
 from penstock.cost.money import Rate, cost_nusd
 from penstock.store.ledger import Ledger, UsageRow
+from penstock.store.private import make_private
 
 _SUFFIX = ".running"
 _SLOT_BYTES = 2048
@@ -107,7 +108,7 @@ class Running:
         return True
 
     def _open(self) -> int:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._path.parent)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         return file

@@ -15,13 +15,21 @@ from pathlib import Path
 from penstock.store.disk import writing
 from penstock.wire.errors import Problem
 
+SECRET_HINT = "Copy `secret` from the PENSTOCK_HOME of the backup into this one (chmod 600), then try again."
+"""Where a backup's secret is missing."""
 _BYTES = 32
 
 
-def server_secret(path: Path) -> bytes:
-    """Raises ``Problem`` ``invalid_setting`` for a file that others can read or that holds no secret."""
+def server_secret(path: Path, *, make: bool = True) -> bytes:
+    """Raises ``Problem`` ``invalid_setting`` for a file that others can read or that holds no secret.
+
+    Without ``make`` also where there is none: a new one would be another than what is wanted.
+    """
     with writing(path), suppress(FileNotFoundError):
         return _read(path)
+    if not make:
+        message = f"There is no {path}, and a backup is only for the installation whose secret signed it."
+        raise Problem("invalid_setting", message, hint=SECRET_HINT)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with writing(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

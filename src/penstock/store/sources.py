@@ -125,9 +125,11 @@ def _why_unreachable() -> str:
 
 
 def _offline(fact: str, local: str) -> Problem:
-    return Problem(
-        "hub_offline", f"{fact}{local} Give a local directory instead: penstock serve ./directory", param="MODEL"
-    )
+    from huggingface_hub import constants
+
+    message = f"{fact}{local} Give a local directory instead: penstock serve ./directory"
+    hint = "Unset HF_HUB_OFFLINE, or give a local directory." if constants.HF_HUB_OFFLINE else ""
+    return Problem("hub_offline", message, param="MODEL", hint=hint)
 
 
 def _hub(message: str) -> Problem:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.store.ledger import Ledger, UsageRow
+from penstock.store.private import make_private
 from penstock.wire.errors import Problem
 
 _MOST_BYTES = 1 << 30
@@ -97,7 +98,7 @@ class Spill:
         self._held.clear()
 
     def _open_segment(self) -> int:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.directory)
         while True:
             self._number += 1
             path = self.directory / f"{self._name}-{self._number:08d}{_SUFFIX}"

@@ -54,7 +54,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "conflict": _caller(409, "Look at what there is; another change may have come first."),
     "unsupported_media_type": _caller(415, "Send 'content-type: application/json'."),
     "model_not_found": _caller(404, "GET /v1/models lists the names that are served."),
-    "not_found": _caller(404, "docs/reference/routes.md lists the routes."),
+    "not_found": _caller(404, "`penstock ps`, `tenants list`, `keys list` and `names list` show what there is."),
     "method_not_allowed": _caller(405),
     "body_too_large": _caller(413, "Send a smaller body."),
     "headers_too_large": _caller(431, "Send fewer or shorter headers."),
@@ -88,7 +88,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "internal_error": _later(500, Fault.US, "A bug of Penstock; the log has the details."),
     # What a checkpoint or a machine can get wrong; these end `penstock serve` with the message.
     "source_not_found": _caller(404, "Give a directory in Hugging Face layout, hf://org/name or org/name."),
-    "hub_offline": _later(503, Fault.UPSTREAM, "Unset HF_HUB_OFFLINE, or give a local directory."),
+    "hub_offline": _later(503, Fault.UPSTREAM, "Check the network, or give a local directory."),
     "hub_error": _later(502, Fault.UPSTREAM, "Check HF_TOKEN and the network, or give a local directory."),
     "checkpoint_invalid": _caller(422, "Fetch or export the checkpoint again."),
     "checkpoint_unsupported": _caller(422, "docs/reference/models.md lists the supported architectures."),
@@ -117,12 +117,19 @@ ERRORS: dict[str, ErrorSpec] = {
 class Problem(Exception):
     """An error with a code from :data:`ERRORS`, as it travels to whoever asked.
 
-    ``param`` names the offending field; ``retry_after_s`` becomes the ``retry-after`` header.
+    ``param`` names the offending field; ``retry_after_s`` becomes the ``retry-after`` header; ``hint`` says what to do
+    where something better is known than what the table has.
     Raises ``KeyError`` for a code that is not in the table: that is our bug.
     """
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        hint: str = "",
     ) -> None:
         # Files and templates of checkpoints are quoted, and a lone surrogate in them could be neither sent nor shown.
         message = message.encode("utf-8", "backslashreplace").decode()
@@ -132,6 +139,7 @@ class Problem(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.hint = hint or self.spec.hint
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error body: ``{"error": {"message", "type", "param", "code"}}``."""

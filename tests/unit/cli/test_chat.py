@@ -236,6 +236,13 @@ def test_piped_errors_are_exit_code_one(scripted_server: Any, behaviour: Any, fa
     assert done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr
 
 
+def test_a_refused_key_is_told_where_keys_are_given(scripted_server: Any, behaviour: Any) -> None:
+    """401 names the flag and the variable."""
+    scripted_server.behave = lambda number, body: behaviour(status=401)
+    done = _piped(b"hello", "--url", scripted_server.url)
+    assert b"--api-key" in done.stderr and b"PENSTOCK_API_KEY" in done.stderr
+
+
 @pytest.mark.parametrize("text", [b"", b" \n", b"\xff\xfe"])
 def test_piped_nothing_is_an_error(scripted_server: Any, text: bytes) -> None:
     """Empty input, and bytes that are no text, are refused without asking the server."""

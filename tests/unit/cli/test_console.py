@@ -25,7 +25,7 @@ def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", FullDisk())
     say("a line")
     display = ServeDisplay()
-    display.when_ready("m", "http://u", "http://a")
+    display.when_ready("m", "http://u", "http://a", is_open=True)
     display.show(ServiceState(stage="serving", ready=True, desired=DesiredState(), members=[]))
     display.tell(Tell("engine-0", "ended", ("its last line",)))
     display.close()
@@ -37,3 +37,10 @@ def test_the_request_to_paste_is_one_that_the_model_answers(generates: bool, pat
     words = banner("m", "http://u", "http://a", generates=generates)
     assert f"http://u{path}" in words
     assert ("chat" in words) == generates
+
+
+def test_the_request_to_paste_shows_a_key_where_one_is_asked_for() -> None:
+    """From the variable that `penstock chat` reads, too, and nothing of it where everybody is answered."""
+    words = banner("m", "http://u", "http://a", is_open=False)
+    assert '-H "authorization: Bearer $PENSTOCK_API_KEY"' in words and "export PENSTOCK_API_KEY=" in words
+    assert "PENSTOCK_API_KEY" not in banner("m", "http://u", "http://a")

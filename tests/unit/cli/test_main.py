@@ -146,3 +146,19 @@ def test_a_home_that_cannot_be_written_ends_serve_with_its_name(tmp_path: Path) 
     assert ended.returncode == 1
     assert "PENSTOCK_HOME" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "helps"),
+    [
+        (["tenants", "set", "x", "--weight", "2"], "penstock tenants list"),
+        (["keys", "revoke", "key_x"], "penstock keys list"),
+        (["explain", "x"], "penstock ps"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_the_command_that_lists_what_is(
+    command: list[str], helps: str, tmp_path: Path
+) -> None:
+    """Nobody at a command line looks for a route."""
+    done = penstock(*command, home=tmp_path)
+    assert done.returncode == 1 and "[not_found]" in done.stderr and f"`{helps}`" in done.stderr

@@ -55,6 +55,18 @@ def test_words_say_what_was_done_and_what_is_to_be_kept(home: Path, tmp_path: Pa
     assert run("store", "migrate").stdout.startswith("nothing was due")
 
 
+def test_who_restores_a_backup_of_before_the_first_key_is_told_that_the_service_stays_closed(
+    home: Path, tmp_path: Path
+) -> None:
+    """And what makes a key; where one of the backup works, nothing is to be told."""
+    run("store", "migrate")
+    run("store", "backup", str(tmp_path / "open"))
+    run("keys", "create")
+    run("store", "backup", str(tmp_path / "closed"))
+    assert "penstock keys create" in run("store", "restore", str(tmp_path / "open"), "--replace").stderr
+    assert run("store", "restore", str(tmp_path / "closed"), "--replace").stderr == ""
+
+
 def test_check_ends_with_one_and_names_what_is_wrong(home: Path) -> None:
     """One finding per thing; what is whole is said to be whole."""
     run("keys", "create")
@@ -82,3 +94,19 @@ def test_a_store_that_is_not_there_is_not_made_by_looking(home: Path, act: list[
     done = run("store", *act)
     assert isinstance(done.exception, Problem) and done.exception.code == "store_unavailable"
     assert not (home / "penstock.sqlite").exists()
+
+
+@pytest.mark.parametrize("act", ["restore", "verify"])
+def test_a_backup_without_its_secret_makes_none_and_names_what_is_missing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """A new one would be another; the file to copy is named, also where another one is there already."""
+    run("keys", "create")
+    run("store", "backup", str(tmp_path / "b"))
+    monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "next"))
+    done = run("store", act, str(tmp_path / "b"))
+    assert isinstance(done.exception, Problem) and "Copy `secret`" in done.exception.hint
+    assert not (tmp_path / "next").exists()
+    run("keys", "list")
+    done = run("store", act, str(tmp_path / "b"), *(["--replace"] if act == "restore" else []))
+    assert isinstance(done.exception, Problem) and "Copy `secret`" in done.exception.hint

@@ -235,6 +235,7 @@ def test_names_are_nobody_elses(name: str, code: str, tmp_path: Path) -> None:
             with pytest.raises(Problem) as refused:
                 await desk.load(name, "b")
             assert refused.value.code == code
+            assert ("unload it first" in refused.value.message) == (name == "tuned")
             assert all("d-b" not in has for has in desk.engines.has.values())
 
     asyncio.run(act())

@@ -13,6 +13,7 @@ from wrong_endpoint import KEY, WrongEndpoint
 from penstock.conformance.check import Behind
 from penstock.conformance.endpoint import Endpoint, endpoint_of
 from penstock.conformance.suite import GROUPS, Finding, find, first_model, report_of, run
+from penstock.loadgen.client import reach
 from penstock.wire.errors import Problem
 
 FAULTS: dict[str, tuple[str, str]] = {
@@ -161,6 +162,17 @@ async def test_nobody_there_is_said_before_anything_is_checked() -> None:
     with pytest.raises(Problem, match=r"127\.0\.0\.1:1/v1/models") as problem:
         await first_model(endpoint_of("127.0.0.1:1"))
     assert problem.value.code == "server_unreachable"
+
+
+async def test_who_asks_without_a_key_is_told_where_it_is_given() -> None:
+    """The flag and the variable are named where the endpoint answers 401, by the client of loads, too."""
+    async with WrongEndpoint().serving() as server:
+        url = f"http://127.0.0.1:{server.port}"
+        asks = (first_model(endpoint_of(url)), reach(f"{url}/v1", None, None), reach(f"{url}/v1", "pk-wrong", "m"))
+        for ask in asks:
+            with pytest.raises(Problem, match="401") as problem:
+                await ask
+            assert "--api-key" in problem.value.hint and "PENSTOCK_API_KEY" in problem.value.hint
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://x:port"])

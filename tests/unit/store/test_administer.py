@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.config.tenants import TOP, Limit
-from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
+from penstock.store.administer import FIRST_KEY, NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.served import Served
 from penstock.wire.errors import Problem
 
@@ -164,7 +164,7 @@ def test_a_name_has_no_rights_and_no_limits(office, rights):
 def test_a_model_that_nobody_serves_is_remarked_on(office):
     """It may be another service's of the same store, so it is taken; whoever asks is told that it binds nobody here."""
     asked = NewKey(limits=(of("large"), of("lrage")), models=frozenset({"lrage", "b", "c"}))
-    assert office.acts.create_key(None, asked).remarks == ()  # no service is running: nothing is known
+    assert office.acts.create_key(None, asked).remarks == (FIRST_KEY,)  # no service is running: nothing is known
     office.served = SERVED
     issued = office.acts.create_key(None, asked)
     assert issued.remarks == (
@@ -175,6 +175,14 @@ def test_a_model_that_nobody_serves_is_remarked_on(office):
     # What was given before is not remarked on again.
     office.acts.create_tenant(None, NewTenant(name="team", limits=(of("lrage"),)))
     assert office.acts.set_tenant(None, "team", TenantChange(weight=2.0)).remarks == ()
+
+
+def test_the_first_key_is_said_to_close_what_was_open(office):
+    """Once: neither the second one, nor one after all were revoked, changes who is answered."""
+    first = office.acts.create_key(None, NewKey())
+    assert first.remarks == (FIRST_KEY,)
+    office.acts.revoke_key(None, first.id)
+    assert office.acts.create_key(None, NewKey()).remarks == ()
 
 
 def test_nobody_learns_of_models_from_remarks(office, lab):

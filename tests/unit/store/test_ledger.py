@@ -15,9 +15,11 @@ import usage as support
 from usage import ROW, row
 
 from penstock.cli.usage import table
+from penstock.cost.money import Rate
 from penstock.events.list import RequestEnded
 from penstock.store.ledger import Ledger, UsageRow, row_of
 from penstock.store.places import open_access
+from penstock.store.running import Running
 from penstock.store.spill import Spill
 from penstock.store.sql.database import Database
 from penstock.store.sql.migrations import migrate
@@ -99,6 +101,20 @@ def test_an_event_becomes_a_row() -> None:
     assert made is not None and (made.at, made.outcome, made.output_tokens, made.cost_nusd) == (7.0, "cancelled", 3, 5)
     rejected = RequestEnded(id="x", route="r", model="m", outcome="rejected", status=429, duration_s=1.0)
     assert row_of(rejected, "g", 7.0) is None
+
+
+def test_the_folders_of_usage_are_private_whatever_the_umask(ledger: Ledger, tmp_path: Path) -> None:
+    """Those above the files, too; opening the store the next time finds nothing to mend."""
+    before = os.umask(0o022)
+    try:
+        Spill(tmp_path / "home" / "usage" / "store", "g", ledger).add(row("r"))
+        running = Running(tmp_path / "other" / "usage" / "store", "g")
+        running.begin(row("s"), Rate(1, 1, 1))
+    finally:
+        os.umask(before)
+    running.close()
+    made = [path for home in ("home", "other") for path in (tmp_path / home, *(tmp_path / home).rglob("*"))]
+    assert len(made) >= 6 and {path.stat().st_mode & 0o077 for path in made} == {0}
 
 
 def test_a_killed_process_loses_no_row(ledger: Ledger, url: str, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_every_way_a_hub_fails_has_a_code(error: Exception, code: str, words: st
         _resolve("hf://org/name", tmp_path, _raising(error))
     assert caught.value.code == code
     assert "org/name" in caught.value.message
+    assert "HF_HUB_OFFLINE" not in caught.value.hint  # it is not set here
 
 
 def test_offline_names_the_variable_and_says_that_no_directory_was_meant(
@@ -122,7 +123,7 @@ def test_offline_names_the_variable_and_says_that_no_directory_was_meant(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(Problem, match=r"HF_HUB_OFFLINE.*no local directory org/name") as caught:
         resolve("org/name")
-    assert caught.value.code == "hub_offline"
+    assert caught.value.code == "hub_offline" and "Unset HF_HUB_OFFLINE" in caught.value.hint
 
 
 def test_weights_that_are_only_pickles_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from penstock import __version__
 from penstock.cli.wiring.admin import admin_listener
-from penstock.cli.wiring.answered import access_of, tls_of, url_of
+from penstock.cli.wiring.answered import OPEN, access_of, tls_of, url_of
 from penstock.cli.wiring.clock import Monotonic
 from penstock.cli.wiring.engines import Source, first_adapters, given_source, name_of, source_of
 from penstock.cli.wiring.launches import fleet_of, store_path
@@ -62,7 +62,7 @@ class Display(Protocol):
 
     def note(self, line: str) -> None: ...
 
-    def when_ready(self, model: str, url: str, admin_url: str) -> None: ...
+    def when_ready(self, model: str, url: str, admin_url: str, *, is_open: bool) -> None: ...
 
     def show(self, state: ServiceState) -> None: ...
 
@@ -190,8 +190,9 @@ async def _control(
             )
             run.describe(service)
             known = access.store.last_known()
-            display.note(f"the API {access_of(settings, known is not None and bool(known.keys))}")
-            display.when_ready(service.model, service.url, service.admin_url)
+            access_words = access_of(settings, known is not None and known.asks_for_keys)
+            display.note(f"the API {access_words}")
+            display.when_ready(service.model, service.url, service.admin_url, is_open=access_words == OPEN)
             try:
                 await supervise(controller, driver, store, clock=clock, tell=display.tell, show=display.show)
             finally:
