@@ -32,6 +32,9 @@ def with_file(path: Path | None, settings: ServeSettings) -> ServeSettings:
     if settings.source is None and models:
         name = next(iter(models))
         first = models.pop(name)
+        if twice := sorted(first.lora_modules.keys() & settings.lora_modules.keys()):
+            message = f"The adapter {twice[0]!r} is in {path} and in --lora-modules; name it in one of them."
+            raise Problem("invalid_setting", message, param="--lora-modules")
         settings = msgspec.structs.replace(
             settings,
             source=first.source,

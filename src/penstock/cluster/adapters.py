@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -26,7 +27,9 @@ T = TypeVar("T")
 
 _POLL_S = 0.1
 _AGAIN_S = 5.0
-"""After so long an engine that could not take an adapter is asked again."""
+"""After so long an engine that could not take an adapter, or give one up, is asked again."""
+_PASSING = ("not_ready", "draining", "engine_lost")
+"""What an engine answers that begins or ends: nobody has to hear of it."""
 _CALL_TIMEOUT_S = 120.0
 _FOLLOWED_TIMEOUT_S = 5.0
 _WEIGHTS_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -123,15 +126,19 @@ class Adapters:
 
     async def _begin_with(self, name: str, model: str, path: Path) -> bool:
         """Once an engine is ready.  False: it cannot be, which ends the service."""
+        told = ""
         while True:
             try:
                 await self._load(name, model, path)
                 return True
             except Problem as problem:
+                message = f"The adapter {name!r} cannot be served: {problem.message}"
                 if problem.spec.fault is Fault.CALLER:
-                    message = f"The adapter {name!r} cannot be served: {problem.message}"
                     self._controller.give_up(Problem(problem.code, message, param=problem.param))
                     return False
+                if problem.code not in _PASSING and message != told:
+                    self._tell(model, message)
+                    told = message
             await asyncio.sleep(_POLL_S)
 
     def _done(self, act: Coroutine[Any, Any, T]) -> T:
@@ -182,21 +189,21 @@ class Adapters:
             for engine in self._controller.ready_engines(model):
                 living.add(engine)
                 has = self._has.setdefault(engine, set())
-                for digest in has - wanted.keys():
+                for digest in filter(partial(self._is_due, engine), has - wanted.keys()):
                     await self._take(engine, digest)
-                for digest in wanted.keys() - has:
+                for digest in filter(partial(self._is_due, engine), wanted.keys() - has):
                     await self._supply_one(engine, digest, wanted[digest])
         self._has = {engine: has for engine, has in self._has.items() if engine in living}
         self._again_at = {key: at for key, at in self._again_at.items() if key[0] in living}
 
+    def _is_due(self, engine: Engine, digest: str) -> bool:
+        return self._loop.time() >= self._again_at.get((engine, digest), 0.0)
+
     async def _supply_one(self, engine: Engine, digest: str, served: ServedAdapter) -> None:
-        now = self._loop.time()
-        if now < self._again_at.get((engine, digest), 0.0):
-            return
         try:
             await self._give(engine, LoadAdapter(path=served.path, digest=digest))
         except Problem as problem:
-            if (engine, digest) not in self._again_at and problem.spec.fault is Fault.CALLER:
+            if (engine, digest) not in self._again_at and problem.code not in _PASSING:
                 self._tell(engine.id, f"serves without the adapter {served.name!r}: {problem.message}")
             self._again_at[engine, digest] = self._loop.time() + _AGAIN_S
 
@@ -211,13 +218,15 @@ class Adapters:
         return loaded.digest
 
     async def _take(self, engine: Engine, digest: str) -> None:
-        """An engine that is lost on the way has lost its adapters, too."""
-        self._has[engine].discard(digest)
+        """An engine that is lost on the way has lost its adapters, too; any other is asked again later."""
         try:
             async with asyncio.timeout(_CALL_TIMEOUT_S):
                 await self._calls.unload_adapter(engine.socket, UnloadAdapter(digest=digest))
-        except (Problem, TimeoutError):
-            return
+        except (Problem, TimeoutError) as failure:
+            if not (isinstance(failure, Problem) and failure.code == "engine_lost"):
+                self._again_at[engine, digest] = self._loop.time() + _AGAIN_S
+                return
+        self._has[engine].discard(digest)
 
     def _wanted(self, model: str) -> dict[str, ServedAdapter]:
         return {served.digest: served for served in self._controller.adapters if served.model == model}

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from penstock.cli.main import build
 from penstock.cli.wiring import controller
+from penstock.cli.wiring.engines import first_adapters
+from penstock.config.service import ServedModel
 from penstock.config.settings import ServeSettings
 from penstock.wire.errors import Problem
 
@@ -145,3 +147,19 @@ def test_one_port_for_both_listeners_is_refused(settings: list[ServeSettings]) -
     assert isinstance(result.exception, Problem)
     assert "--admin-port" in result.exception.message
     assert serve("--port", "0", "--admin-port", "0").exit_code == 0
+
+
+def test_an_adapter_named_in_two_places_is_refused(tmp_path: Path, settings: list[ServeSettings]) -> None:
+    """In the file and by a flag, one of the two would be dropped without a word."""
+    file = tmp_path / "service.yaml"
+    file.write_text("models: {base: {source: org/name, lora_modules: {tone: /a}}}")
+    result = serve("--config", str(file), "--lora-modules", "tone=/b")
+    assert result.exit_code != 0 and not settings
+    assert isinstance(result.exception, Problem) and "'tone' is in" in result.exception.message
+
+
+def test_adapters_of_two_models_have_two_names() -> None:
+    """Requests choose one by its name alone."""
+    also = {"small": ServedModel(source="org/small", lora_modules={"tone": "/b"})}
+    with pytest.raises(Problem, match="'tone' is of 'base' and of 'small'"):
+        first_adapters(ServeSettings(source="org/name", lora_modules={"tone": "/a"}, also=also), "base")

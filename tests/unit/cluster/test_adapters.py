@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from controlled import Fleet
 
+from penstock.cluster import adapters
 from penstock.cluster.adapters import Adapters, AdapterView, NewAdapter, OldAdapter, permitted
 from penstock.cluster.rollout import Member
 from penstock.config.names import Name
@@ -27,8 +28,11 @@ class Engines:
         self.has: dict[str, set[str]] = {}
         self.content: dict[str, str] = {}
         self.refusing: dict[str, Problem] = {}
+        self.keeping: dict[str, Problem] = {}
+        self.asked = 0
 
     async def load_adapter(self, socket: str, request: LoadAdapter) -> LoadedAdapter:
+        self.asked += 1
         if socket in self.refusing:
             raise self.refusing[socket]
         digest = self.content.get(Path(request.path).name, f"d-{Path(request.path).name}")
@@ -38,6 +42,8 @@ class Engines:
         return LoadedAdapter(digest=digest)
 
     async def unload_adapter(self, socket: str, request: UnloadAdapter) -> None:
+        if socket in self.keeping:
+            raise self.keeping[socket]
         self.has[socket].discard(request.digest)
 
 
@@ -154,8 +160,10 @@ def test_a_failed_load_takes_nothing_from_another_name_of_the_same_content(tmp_p
     asyncio.run(act())
 
 
-def test_an_engine_that_starts_again_is_given_what_it_lacks(tmp_path: Path) -> None:
+def test_an_engine_that_starts_again_is_given_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its second life gets the same content by itself; one that changed meanwhile is kept out, and told once."""
+
+    monkeypatch.setattr(adapters, "_AGAIN_S", 0.01)
 
     async def act() -> None:
         async with running(tmp_path) as desk:
@@ -167,9 +175,46 @@ def test_an_engine_that_starts_again_is_given_what_it_lacks(tmp_path: Path) -> N
             desk.engines.has["/e1"] = set()
             desk.fleet.end("e1", -9)
             await desk.until(lambda: bool(desk.told))
-            await asyncio.sleep(0.3)
+            asked = desk.engines.asked
+            await desk.until(lambda: desk.engines.asked > asked + 1)
             assert desk.told == [("e1", "serves without the adapter 'tuned': Another adapter lies there now.")]
             assert desk.engines.has["/e1"] == set() and desk.fleet.machine.state().ready
+
+    asyncio.run(act())
+
+
+def test_an_engine_that_does_not_give_an_adapter_up_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers late, say, and would keep the memory for ever."""
+    monkeypatch.setattr(adapters, "_AGAIN_S", 0.01)
+
+    async def act() -> None:
+        async with running(tmp_path) as desk:
+            await desk.load("tuned")
+            desk.engines.keeping["/e1"] = Problem("internal_error", "A fault of ours.")
+            await desk.unload("tuned")
+            assert desk.engines.has == {"/e0": set(), "/e1": {"d-a"}}
+            desk.engines.keeping.clear()
+            await desk.until(lambda: desk.engines.has["/e1"] == set())
+
+    asyncio.run(act())
+
+
+def test_a_fault_of_an_engine_is_told_while_the_service_begins(tmp_path: Path) -> None:
+    """Once; the service is not ready, and somebody has to hear why."""
+
+    async def act() -> None:
+        desk = Desk(tmp_path, {"tuned": ("m", "/x/a")})
+        desk.engines.refusing["/e0"] = Problem("internal_error", "A fault of ours.")
+        tasks = [asyncio.create_task(desk.live()), asyncio.create_task(desk.adapters.run())]
+        await desk.until(lambda: desk.engines.asked > 2)
+        assert desk.told == [("m", "The adapter 'tuned' cannot be served: A fault of ours.")]
+        desk.engines.refusing.clear()
+        await desk.until(lambda: desk.listed == {"tuned": ("m", "d-a")})
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(act())
 

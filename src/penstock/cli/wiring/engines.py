@@ -22,6 +22,7 @@ from penstock.engine.cpu.cores import available_cores
 from penstock.store.sources import BUNDLED, Resolved, resolve
 from penstock.store.upgraded import Upgraded, write_upgraded
 from penstock.wire.engine import LOAD, METRICS
+from penstock.wire.errors import Problem
 
 Source = Resolved | MockSettings
 """A checkpoint, or what a mock engine is told; each engine has a socket of its own."""
@@ -52,11 +53,21 @@ def given_source(settings: ServeSettings) -> str:
 
 
 def first_adapters(settings: ServeSettings, name: str) -> dict[str, tuple[str, str]]:
-    """The adapters to begin with: names to the model, the first of which is ``name``, and the folder."""
+    """The adapters to begin with: names to the model, the first of which is ``name``, and the folder.
+
+    Raises ``invalid_setting`` for a name that two models' adapters have.
+    """
     of_models = {name: settings.lora_modules} | {other: model.lora_modules for other, model in settings.also.items()}
-    return {
-        adapter: (model, absolute(path)) for model, modules in of_models.items() for adapter, path in modules.items()
-    }
+    found: dict[str, tuple[str, str]] = {}
+    for model, modules in of_models.items():
+        for adapter, path in modules.items():
+            if adapter in found:
+                message = (
+                    f"The adapter {adapter!r} is of {found[adapter][0]!r} and of {model!r}; give one another name."
+                )
+                raise Problem("invalid_setting", message, param="lora_modules")
+            found[adapter] = model, absolute(path)
+    return found
 
 
 class Engines:
