@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,16 +68,29 @@ def traces(draw: st.DrawFn) -> list[TracedRequest]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(traces(), st.integers(1, 40), st.integers(1, 8), st.integers(16, 40), st.booleans(), st.sampled_from([0, 9]))
+@given(
+    traces(),
+    st.integers(1, 40),
+    st.integers(1, 8),
+    st.integers(16, 40),
+    st.booleans(),
+    st.sampled_from([(0, False), (9, False), (5, True)]),
+)
 def test_every_step_keeps_the_laws_and_every_request_ends_once(
-    trace: list[TracedRequest], max_step_tokens: int, max_num_seqs: int, num_blocks: int, caching: bool, guesses: int
+    trace: list[TracedRequest],
+    max_step_tokens: int,
+    max_num_seqs: int,
+    num_blocks: int,
+    caching: bool,
+    guesses: tuple[int, bool],
 ) -> None:
     """Whatever the traffic and the memory: blocks are conserved at every step and each request ends exactly once."""
     rules = BatchRules(
         max_step_tokens=max_step_tokens,
         max_num_seqs=max_num_seqs,
         block_tokens=BLOCK_TOKENS,
-        num_guesses=guesses,
+        num_guesses=guesses[0],
+        drafts=guesses[1],
     )
     ended = replay(
         trace,
@@ -191,9 +205,10 @@ def test_a_thousand_requests_replay_in_seconds_and_twice_the_same() -> None:
     ]
 
 
-def test_guesses_that_are_right_and_wrong_leave_the_blocks_of_what_was_right() -> None:
+@pytest.mark.parametrize("drafts", [False, True])
+def test_guesses_that_are_right_and_wrong_leave_the_blocks_of_what_was_right(drafts: bool) -> None:
     """The laws above are checked over steps that accept some guesses and refuse others, block after block."""
-    rules = BatchRules(max_step_tokens=64, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=9)
+    rules = BatchRules(max_step_tokens=64, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=9, drafts=drafts)
     trace = [TracedRequest(0.0, [i % 2, 1, 0, 1], 200) for i in range(6)]
     ended = replay(trace, rules=rules, num_blocks=320, step_time=STEP_TIME, vocab_size=2, after_step=check_laws)
 

@@ -143,10 +143,20 @@ class Engine:
     """The production loop over the exact executor, with as much memory and step as the test says."""
 
     def __init__(
-        self, decoder: Decoder, *, num_blocks: int = 64, max_step_tokens: int = 512, num_guesses: int = 0
+        self,
+        decoder: Decoder,
+        *,
+        num_blocks: int = 64,
+        max_step_tokens: int = 512,
+        num_guesses: int = 0,
+        draft: Decoder | None = None,
     ) -> None:
         rules = BatchRules(
-            max_step_tokens=max_step_tokens, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=num_guesses
+            max_step_tokens=max_step_tokens,
+            max_num_seqs=8,
+            block_tokens=BLOCK_TOKENS,
+            num_guesses=num_guesses,
+            drafts=draft is not None,
         )
         self.events: list[Event] = []
         self.loop = Loop(Scheduler(rules, BlockPool(num_blocks)), self.events.append)
@@ -157,6 +167,7 @@ class Engine:
             dtype=decoder.config.torch_dtype,
             sampling_defaults=SamplingDefaults(),
             attention=ExactAttention,
+            draft=draft,
         )
         self._count = 0
 
@@ -183,7 +194,9 @@ class Engine:
         if plan is not None:
             result = self.executor.execute(plan)
             # As if rows were cheap, so that whether guessing pays does not depend on who else uses this machine.
-            self.loop.commit(plan, replace(result, seconds=0.01 + 1e-5 * plan.num_tokens))
+            draft_s = 1e-5 * sum(draft.num_rows + draft.num_guesses for draft in plan.drafts.values())
+            seconds = 0.01 + 1e-5 * plan.num_tokens + draft_s
+            self.loop.commit(plan, replace(result, seconds=seconds, draft_s=draft_s))
         return plan is not None
 
 
@@ -231,7 +244,13 @@ def check_traffic(model: str, dtype: str, seed: int) -> None:
     asked = requests(dice, 7, adapters_of(model, dtype))
     said = [Said() for _ in asked]
     engines = [
-        Engine(decoder, num_blocks=dice.randint(16, 28), max_step_tokens=dice.randint(3, 40), num_guesses=guesses)
+        Engine(
+            decoder,
+            num_blocks=dice.randint(16, 28),
+            max_step_tokens=dice.randint(3, 40),
+            num_guesses=guesses,
+            draft=decoder if guesses and seed % 2 else None,
+        )
         for guesses in (0, 6)
     ]
     arriving = list(range(len(asked)))
@@ -263,14 +282,11 @@ def test_random_traffic_changes_no_bit(model: str, dtype: str, seed: int) -> Non
     check_traffic(model, dtype, seed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("model", MODELS)
-def test_guessing_changes_no_bit(model: str, dtype: str) -> None:
-    """Requests that repeat themselves get the same tokens and log-probabilities guessed ahead and one by one.
+def guessed_and_not(decoder: Decoder, draft: Decoder | None) -> tuple[int, int]:
+    """Requests that repeat themselves get the same bits guessed ahead and one by one, however they are sampled.
 
-    Greedy and drawn, with penalties, biases and barred stops; some guesses are right and some are wrong.
+    How many tokens were proposed, and how many were right.
     """
-    decoder = decoder_of(model, dtype)
     few = dict.fromkeys(range(4), 40.0)
     samplings = [
         Sampling(seed=1, temperature=0.0),
@@ -282,7 +298,8 @@ def test_guessing_changes_no_bit(model: str, dtype: str) -> None:
     asked = [Asked((1, 2, 3, 0, 2, 1, 2, 3, 0), 100, sampling) for sampling in samplings]
     said = []
     for guesses in (0, 6):
-        engine, got = Engine(decoder, num_blocks=256, num_guesses=guesses), [Said() for _ in asked]
+        engine = Engine(decoder, num_blocks=256, num_guesses=guesses, draft=draft if guesses else None)
+        got = [Said() for _ in asked]
         for request, sink in zip(asked, got, strict=True):
             engine.submit(request, sink)
         while engine.step():
@@ -290,7 +307,32 @@ def test_guessing_changes_no_bit(model: str, dtype: str) -> None:
         said.append(got)
     assert said[0] == said[1]
     steps = [event for event in engine.events if isinstance(event, StepDone)]
-    assert sum(e.proposed_tokens for e in steps) > sum(e.accepted_tokens for e in steps) > 50
+    return sum(event.proposed_tokens for event in steps), sum(event.accepted_tokens for event in steps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_guessing_by_look_up_changes_no_bit(model: str, dtype: str) -> None:
+    """Tokens and log-probabilities are the same, where some guesses are right and some are wrong."""
+    proposed, accepted = guessed_and_not(decoder_of(model, dtype), None)
+    assert proposed > accepted > 50
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_guessing_by_another_model_changes_no_bit(model: str) -> None:
+    """A draft model that knows nothing of the large one is hardly ever right, and changes nothing."""
+    other = next(name for name in MODELS if name != model)
+    proposed, accepted = guessed_and_not(decoder_of(model, "float32"), decoder_of(other, "bfloat16"))
+    assert proposed > 2 * accepted
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_that_drafts_for_itself_is_always_right(model: str, dtype: str) -> None:
+    """Greedy and drawn: its keys and values are kept in step, and it draws by the same rules and the same numbers."""
+    decoder = decoder_of(model, dtype)
+    proposed, accepted = guessed_and_not(decoder, decoder)
+    assert proposed == accepted > 300
 
 
 @pytest.mark.soak

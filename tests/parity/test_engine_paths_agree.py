@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from stepwise import BLOCK_TOKENS, NUM_BLOCKS, Driver, decode, prefill
 
 from penstock.engine.cpu.attention import TorchAttention
-from penstock.engine.cpu.executor import MakeAttention
 from penstock.engine.cpu.fast_attention import make_attention
+from penstock.engine.cpu.forward import MakeAttention
 from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder

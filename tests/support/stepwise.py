@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from penstock.engine.cpu.defaults import SamplingDefaults
-from penstock.engine.cpu.executor import CpuExecutor, MakeAttention
+from penstock.engine.cpu.executor import CpuExecutor
 from penstock.engine.cpu.fast_attention import make_attention
+from penstock.engine.cpu.forward import MakeAttention
 from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
 from penstock.models.decoder import Decoder
 from penstock.wire.engine import FinishReason, Sampling

@@ -19,7 +19,8 @@ import typer
 
 from penstock.cli.progress_line import progress_line
 from penstock.cli.sizes import parse_size
-from penstock.config.settings import DType, EngineSettings, Quantization
+from penstock.config.settings import NO_SPECULATION, DType, EngineSettings, Quantization
+from penstock.events.list import Event, StepDone
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     exact: bool
     quantization: Quantization
+    speculative: str
+    proposed_tokens: int
+    accepted_tokens: int
     start_s: float
     peak_memory_bytes: int
     weights_bytes: int
@@ -89,6 +93,9 @@ def engine(
         int | None, typer.Option(help="For the KV cache, for example 2G.", parser=parse_size, metavar="SIZE")
     ] = None,
     max_step_tokens: Annotated[int, typer.Option(help="Token budget of a step.", min=1)] = 512,
+    speculative: Annotated[
+        str, typer.Option(help="none, prompt-lookup or a draft model.", metavar="none|prompt-lookup|MODEL")
+    ] = NO_SPECULATION,
     threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
     lora_modules: Annotated[
         list[Path] | None,
@@ -104,6 +111,7 @@ def engine(
 
     from penstock.cli.boot import boot
     from penstock.cli.diagnosis.probe import read_cpu
+    from penstock.cli.wiring.engines import speculative_of
     from penstock.store.sources import resolve
 
     resolved = resolve(model)
@@ -118,12 +126,14 @@ def engine(
         kv_memory_bytes=kv_memory,
         max_step_tokens=max_step_tokens,
         prefix_caching=False,
+        speculative=speculative_of(speculative),
         threads=threads,
         max_loras=len(lora_modules or ()),
         max_lora_rank=max_lora_rank,
     )
     say = progress_line()
-    booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"))
+    guessed = _Guessed()
+    booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"), guessed)
     start_s = time.perf_counter() - begin
     cpu = read_cpu()
     vocabulary = min(VOCABULARY, booted.vocab_size)
@@ -137,6 +147,9 @@ def engine(
         dtype=booted.dtype,
         exact=exact,
         quantization=quantization,
+        speculative=speculative,
+        proposed_tokens=guessed.proposed,
+        accepted_tokens=guessed.accepted,
         start_s=start_s,
         peak_memory_bytes=_peak_memory_bytes(),
         weights_bytes=booted.weights_bytes,
@@ -148,6 +161,18 @@ def engine(
         versions=_versions(),
     )
     print(_json(report) if as_json else "\n".join(_lines(report)))
+
+
+class _Guessed:
+    """Counts what was guessed ahead, in all runs."""
+
+    def __init__(self) -> None:
+        self.proposed = self.accepted = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self.proposed += event.proposed_tokens
+            self.accepted += event.accepted_tokens
 
 
 def measure(
@@ -242,6 +267,10 @@ def _lines(report: EngineReport) -> list[str]:
         lines.append(f"adapters    {measured.adapted_cost:.3f} times as long as the batch without")
     lines += [f"scheduling  {1 - last.executor_s / last.seconds:.1%} of the time"]
     lines += [f"memory      {report.peak_memory_bytes / 2**20:.0f} MiB at most"]
+    if report.speculative != NO_SPECULATION:
+        lines.append(
+            f"guessed     {report.proposed_tokens} tokens by {report.speculative}, {report.accepted_tokens} right"
+        )
     if measured.vocabulary < VOCABULARY:
         lines.append(f"note        token ids below {measured.vocabulary}, the model's vocabulary, not {VOCABULARY}")
     return lines

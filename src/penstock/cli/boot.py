@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.cli.boot_draft import load_draft
 from penstock.cli.boot_encoder import boot_encoder
 from penstock.cli.fit import check_adapters_fit, check_vocabulary, check_weights_fit, context_tokens
 from penstock.cli.numerics import numerics
-from penstock.config.settings import EngineSettings
+from penstock.config.settings import NO_SPECULATION, PROMPT_LOOKUP, EngineSettings
 from penstock.cost.memory import (
     KV_SHARE_OF_FREE,
     LOGITS_ROWS,
@@ -61,7 +62,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         if settings.quantization != "none":
             message = "--quantization is for models that generate; this is an encoder."
             raise Problem("invalid_setting", message, param="quantization")
-        if settings.speculative != "none":
+        if settings.speculative != NO_SPECULATION:
             message = "--speculative is for models that generate; this is an encoder."
             raise Problem("invalid_setting", message, param="speculative")
         return boot_encoder(settings, Tokenizer.load(directory), progress, emit)
@@ -92,7 +93,10 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     chosen = numerics(settings, config)
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack).requires_grad_(False)
     config = decoder.config
-    needs = _kv_needs(config, settings, context)
+    draft = None
+    if settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP):
+        draft = load_draft(settings, tokenizer, context, progress)
+    needs = _kv_needs([config] if draft is None else [config, draft.config], settings, context)
     room = AdapterRules(settings.max_loras, room_bytes(config, settings.max_lora_rank) if settings.max_loras else 0)
     free_bytes = free_memory_bytes()
     check_adapters_fit(room, free_bytes)
@@ -110,6 +114,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
         dtype=config.torch_dtype,
         sampling_defaults=defaults,
         attention=chosen.attention,
+        draft=draft,
     )
     emit(WeightsLoaded(num_bytes=num_weight_bytes(decoder), quantization=chosen.quantization))
     capacity = num_blocks * settings.block_tokens
@@ -137,11 +142,15 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     )
 
 
-def _kv_needs(config: ModelConfig, settings: EngineSettings, context: int) -> KvNeeds:
-    dtype_bytes = config.torch_dtype.itemsize
+def _kv_needs(configs: list[ModelConfig], settings: EngineSettings, context: int) -> KvNeeds:
+    """Of all models that keep their keys and values under the same block ids."""
+    each = (
+        kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, config.torch_dtype.itemsize)
+        for config in configs
+    )
     return KvNeeds(
         block_tokens=settings.block_tokens,
-        bytes_per_token=kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, dtype_bytes),
+        bytes_per_token=sum(each),
         context_tokens=context,
         max_num_seqs=settings.max_num_seqs,
     )
@@ -165,6 +174,7 @@ def _loop(settings: EngineSettings, num_blocks: int, emit: Emit) -> Loop:
         max_step_tokens=settings.max_step_tokens,
         max_num_seqs=settings.max_num_seqs,
         block_tokens=settings.block_tokens,
-        num_guesses=0 if settings.speculative == "none" else settings.speculative_tokens,
+        num_guesses=0 if settings.speculative == NO_SPECULATION else settings.speculative_tokens,
+        drafts=settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP),
     )
     return Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit)

@@ -12,7 +12,7 @@ from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
     from penstock.config.settings import EngineSettings, Quantization
-    from penstock.engine.cpu.executor import MakeAttention
+    from penstock.engine.cpu.forward import MakeAttention
     from penstock.models.config import ModelConfig
     from penstock.models.ops import Ops
     from penstock.models.packed import Pack

@@ -14,7 +14,7 @@ from penstock.cli.serve_files import issuers_of, prices_of, with_file
 from penstock.cli.serve_flags import count, milliseconds, named_paths, option, seconds
 from penstock.cli.sizes import parse_size
 from penstock.config.desired import Balance
-from penstock.config.settings import DType, Quantization, ReasoningParser, Speculative, ToolParser
+from penstock.config.settings import NO_SPECULATION, DType, Quantization, ReasoningParser, ToolParser
 from penstock.wire.errors import Problem
 
 
@@ -113,13 +113,15 @@ def serve(
         bool, option("--prefix-caching/--no-prefix-caching", help="Reuse the KV cache of equal beginnings.")
     ] = True,
     speculative: Annotated[
-        Speculative,
+        str,
         option(
             "--speculative",
-            help="Guess tokens ahead and verify them in one step: prompt-lookup guesses what followed the same words "
-            "before. The answers stay the same; where it does not pay it rests.",
+            help="Guess tokens ahead and verify them in one step: none, prompt-lookup (what followed the same words "
+            "before), or a small model of the same vocabulary, named as MODEL. The answers stay the same; where it "
+            "does not pay it rests.",
+            metavar="none|prompt-lookup|MODEL",
         ),
-    ] = "none",
+    ] = NO_SPECULATION,
     speculative_tokens: Annotated[
         int, option("--speculative-tokens", help="Tokens guessed at a time, at most.", **count(1, 32))
     ] = 8,

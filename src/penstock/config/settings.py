@@ -20,8 +20,8 @@ from penstock.config.tenants import DeclaredTenant
 DType = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8", "int4"]
 """In which whole numbers weights are kept; ``none``: as the checkpoint has them."""
-Speculative = Literal["none", "prompt-lookup"]
-"""Who proposes tokens that a step then verifies: the sequence's own text."""
+NO_SPECULATION, PROMPT_LOOKUP = "none", "prompt-lookup"
+"""Who proposes tokens that a step then verifies: nobody, or the sequence's own text; anything else is a draft model."""
 ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
 """In which marks a model thinks; ``auto``: as its chat template and vocabulary show."""
 ToolParser = Literal["auto", "none", "hermes", "llama3", "mistral", "mistral-args"]
@@ -57,7 +57,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     itl_target_ms: float | None = None
     """Milliseconds between two tokens of a stream to keep; not for those of a priority above 0."""
     prefix_caching: bool = True
-    speculative: Speculative = "none"
+    speculative: str = NO_SPECULATION
+    """Or ``prompt-lookup``, or the directory of a draft model."""
     speculative_tokens: int = 8
     """The most that one proposal has."""
     threads: int | None = None
@@ -136,7 +137,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 256
     itl_target_ms: float | None = None
     prefix_caching: bool = True
-    speculative: Speculative = "none"
+    speculative: str = NO_SPECULATION
     speculative_tokens: int = 8
     threads: int | None = None
     reasoning_parser: ReasoningParser = "auto"

@@ -35,7 +35,7 @@ class Scheduler:
         self.counters = Counters()
         self.num_preempted = 0
         """Preemptions since the start."""
-        self._speculation = Speculation(rules.num_guesses) if rules.num_guesses else None
+        self._speculation = Speculation(rules.num_guesses, drafts=rules.drafts) if rules.num_guesses else None
         self._times = StepTimes(self._speculation)
         self._step = 0
         self._held = ""
@@ -108,7 +108,7 @@ class Scheduler:
                 sequence.block_ids += self.pool.lease(-(-lacking // block_tokens))
         self._step += 1
         self._held = verdict.held
-        return StepPlan(
+        plan = StepPlan(
             step=self._step,
             sequences=verdict.works,
             starts=[sequence.num_computed for sequence in verdict.works],
@@ -116,8 +116,10 @@ class Scheduler:
             epochs=[sequence.epoch for sequence in verdict.works],
             num_decodes=verdict.num_decodes,
             token_budget=verdict.token_budget,
-            proposals=self._proposals(verdict),
         )
+        if self._speculation is not None:
+            self._speculation.fill(plan, verdict.num_guessing, self._times.model)
+        return plan
 
     def computed(self, sequence: Sequence, count: int) -> None:
         """Take note that ``count`` more tokens have keys and values, and make the blocks they filled findable."""
@@ -146,15 +148,9 @@ class Scheduler:
 
     def passed(self, plan: StepPlan, result: StepResult) -> None:
         """Take note of how long a step took."""
-        self._times.took(plan, result.seconds, result.num_accepted)
+        self._times.took(plan, result)
         if self._held:
             self.waiting.held(self._held, result.seconds)
-
-    def _proposals(self, verdict: BatchVerdict[Sequence]) -> dict[int, list[int]]:
-        if self._speculation is None:
-            return {}
-        guessing = range(verdict.num_decodes, verdict.num_decodes + verdict.num_guessing)
-        return {i: self._speculation.proposal(verdict.works[i], verdict.counts[i] - 1) for i in guessing}
 
     def _decide(self) -> BatchVerdict[Sequence]:
         if self._spent:

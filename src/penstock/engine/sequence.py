@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from penstock.engine.adapters import Adapter
 from penstock.wire.engine import FinishReason, Sampling, Waits
@@ -133,12 +133,24 @@ class Sequence:
         return self.score_prompt or (self.pooling is not None and self.pooling.rows != "last")
 
 
+class Draft(NamedTuple):
+    """What the draft model computes of a sequence: its tokens from ``start`` on, ``num_rows`` of them.
+
+    With ``num_guesses`` these are all that it lacks, and behind them it guesses so many.
+    """
+
+    start: int
+    num_rows: int
+    num_guesses: int
+
+
 @dataclass(slots=True)
 class StepPlan:
     """What one step computes: for sequence ``i``, tokens ``starts[i] .. starts[i] + counts[i] - 1``.
 
     Decodes (count 1, reaching the sequence's end) come first; ``num_decodes`` says how many.
-    ``proposals[i]``: tokens that are guessed to follow sequence ``i``'s last one; they count among its tokens here.
+    ``num_guesses[i]`` tokens that are guessed to follow sequence ``i``'s last one count among its tokens here.
+    ``proposals[i]`` are these, where they are known already; else ``drafts[i]`` says how to make them.
     ``token_budget``: the most tokens that it could have been given.
     ``reaches_end(i)`` tells whether a token is sampled for sequence ``i``, or its vector due, in this step.
     """
@@ -150,7 +162,9 @@ class StepPlan:
     epochs: list[int]
     num_decodes: int
     token_budget: int = 0
+    num_guesses: Mapping[int, int] = field(default_factory=dict)
     proposals: Mapping[int, list[int]] = field(default_factory=dict)
+    drafts: Mapping[int, Draft] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -159,11 +173,11 @@ class StepPlan:
     @property
     def num_streams(self) -> int:
         """Sequences that decode, with a proposal or without."""
-        return self.num_decodes + len(self.proposals)
+        return self.num_decodes + len(self.num_guesses)
 
     @property
     def num_proposed(self) -> int:
-        return sum(map(len, self.proposals.values()))
+        return sum(self.num_guesses.values())
 
     def reaches_end(self, i: int) -> bool:
         return self.starts[i] + self.counts[i] >= self.sequences[i].num_tokens
@@ -174,7 +188,7 @@ class StepResult:
     """Aligned with the plan: the sampled token (``None`` where none was due), its score, the prompt's scores.
 
     ``further[i]``: tokens sampled behind that one, with their scores: one for each token of the proposal that was
-    what had just been sampled before it.
+    what had just been sampled before it.  ``draft_s`` of the seconds went into making proposals.
     ``prompt_scores[i]`` covers the prompt tokens predicted by this step's rows: positions
     ``starts[i] + 1 .. min(starts[i] + counts[i], num_prompt_tokens - 1)``; empty unless ``score_prompt``.
     ``pooled[i]`` is what sequence ``i``'s ``pooled`` becomes, for those that have a pooling; ``None`` at its end says
@@ -188,6 +202,7 @@ class StepResult:
     seconds: float = 0.0
     pooled: Mapping[int, bytes | None] = field(default_factory=dict)
     further: Mapping[int, list[tuple[int, TokenScore | None]]] = field(default_factory=dict)
+    draft_s: float = 0.0
 
     @property
     def num_accepted(self) -> int:

@@ -6,7 +6,7 @@ Has no clock: time is what the steps took.
 
 from __future__ import annotations
 
-from penstock.engine.sequence import StepPlan
+from penstock.engine.sequence import StepPlan, StepResult
 from penstock.engine.speculation import Speculation
 from penstock.policy.step_time import StepModel, StepShape, learn
 
@@ -24,24 +24,26 @@ class StepTimes:
         self.now_s = 0.0
         self._speculation = speculation
 
-    def took(self, plan: StepPlan, seconds: float, num_accepted: int) -> None:
-        """A step took so long and found so many proposed tokens right."""
+    def took(self, plan: StepPlan, result: StepResult) -> None:
+        """A step took so long, and found so many guesses right."""
+        seconds = result.seconds
         self.now_s += seconds
         if seconds <= 0:
             return
         has_prompts = plan.num_streams < len(plan.sequences)
-        if self._speculation is not None:
-            if plan.proposals:
+        speculation = self._speculation
+        if speculation is not None:
+            if plan.num_guesses or plan.drafts:
                 decodes, plain = _shapes(plan)
-                self._speculation.settled(self.model, decodes, plain, num_accepted, seconds)
+                speculation.settled(plan, result, self.model, decodes, plain)
             elif not has_prompts:
-                self._speculation.rested(seconds)
-        is_young = self._speculation is not None and self.model.num_steps < _AT_FIRST
+                speculation.rested(seconds)
+        is_young = speculation is not None and self.model.num_steps < _AT_FIRST
         if has_prompts or is_young or plan.step % _LEARN_FROM == 0:
             _, plain = _shapes(plan)
             # A guess has a row like a decode's, with logits, and reads the keys that its sequence's token reads.
             shape = plain._replace(num_decodes=plain.num_decodes + plan.num_proposed)
-            self.model = learn(self.model, shape, seconds)
+            self.model = learn(self.model, shape, max(seconds - result.draft_s, 0.0))
 
 
 def _shapes(plan: StepPlan) -> tuple[StepShape, StepShape]:

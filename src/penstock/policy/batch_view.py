@@ -67,7 +67,8 @@ class BatchRules:
 
     ``stateless``: the model keeps nothing from one step to the next (an encoder, where every token sees the later
     ones too), so that a prompt is computed whole and needs no blocks.
-    ``num_guesses``: the most tokens that a sequence guesses ahead; 0: none does.
+    ``num_guesses``: the most tokens that a sequence guesses ahead; 0: none does.  ``drafts``: a draft model guesses
+    them, not the sequence's own text.
     """
 
     max_step_tokens: int
@@ -75,6 +76,7 @@ class BatchRules:
     block_tokens: int
     stateless: bool = False
     num_guesses: int = 0
+    drafts: bool = False
     fair: FairRules = FairRules()
 
 

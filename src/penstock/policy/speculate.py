@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from penstock.policy.step_time import StepModel, StepShape
@@ -26,6 +26,8 @@ _SHARE = 0.015
 """Of the streams' time guessing may lose."""
 _FULL_STEPS = 4.0
 """So many steps' time may be saved up for losing, and is there at first."""
+_CATCH_UP, _FIRST_CATCH_UP = 128, 16
+"""Rows by which the draft model catches up in one step, at most; and as long as nobody knows what they take."""
 _TRIAL = 2
 """Tokens of a proposal that is made to learn."""
 
@@ -51,10 +53,16 @@ class Acceptance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Memory: ``seconds`` that guessing may still lose, ``full`` at most.  ``None``: no step was seen."""
+    """Memory: ``seconds`` that guessing may still lose, ``full`` at most.  ``None``: no step was seen.
+
+    ``guess_s``: what making a guess takes, beside verifying it; ``row_s``: what a row of the draft model takes that
+    catches up.
+    """
 
     seconds: float = 0.0
     full: float | None = None
+    guess_s: float = 0.0
+    row_s: float = 0.0
 
     @property
     def is_full(self) -> bool:
@@ -79,7 +87,7 @@ def grants(
     counts = [0] * len(offers)
     if allowance.seconds <= 0 or most_rows <= 0 or not offers:
         return counts
-    tokens, seconds, row_s = float(shape.num_decodes), model.seconds(shape), model.rates[1]
+    tokens, seconds, row_s = float(shape.num_decodes), model.seconds(shape), model.rates[1] + allowance.guess_s
     heap = [(-offer.chance, index) for index, offer in enumerate(offers)]
     heapq.heapify(heap)
     while heap and most_rows:
@@ -99,27 +107,62 @@ def grants(
     return counts
 
 
+def rows_to_catch_up(lacking: int, known: Acceptance, model: StepModel, allowance: Allowance) -> int:
+    """How many of the rows that the draft model lacks of a sequence it computes beside the next step.
+
+    Where guesses are expected to pay, as many as a step may have; else what the allowance has saved up for trying.
+    """
+    if allowance.seconds <= 0:
+        return 0
+    alone = StepShape(1, 0)
+    if chance(Acceptance(), known) * model.seconds(alone) > _MARGIN * (model.rates[1] + allowance.guess_s):
+        return min(lacking, _CATCH_UP)
+    if not allowance.is_full:
+        return 0
+    affordable = int(allowance.seconds / allowance.row_s) if allowance.row_s > 0 else _FIRST_CATCH_UP
+    return min(lacking, _CATCH_UP, affordable)
+
+
+def drafted(allowance: Allowance, num_guesses: int, num_rows: int, seconds: float) -> Allowance:
+    """After the draft model made so many guesses, or caught up by so many rows."""
+    if num_guesses:
+        return replace(allowance, guess_s=_mean(allowance.guess_s, seconds / num_guesses))
+    return replace(allowance, row_s=_mean(allowance.row_s, seconds / num_rows))
+
+
 def rested(allowance: Allowance, seconds: float) -> Allowance:
     """After a step of decodes alone that guessed nothing."""
     if allowance.full is None:
-        return Allowance(_FULL_STEPS * seconds, _FULL_STEPS * seconds)
+        return replace(allowance, seconds=_FULL_STEPS * seconds, full=_FULL_STEPS * seconds)
     full = allowance.full + 0.1 * (_FULL_STEPS * seconds - allowance.full)
-    return Allowance(min(allowance.seconds + _SHARE * seconds, full), full)
+    return replace(allowance, seconds=min(allowance.seconds + _SHARE * seconds, full), full=full)
 
 
 def settled(
-    allowance: Allowance, model: StepModel, decodes: StepShape, plain: StepShape, num_accepted: int, seconds: float
+    allowance: Allowance,
+    model: StepModel,
+    decodes: StepShape,
+    plain: StepShape,
+    num_accepted: int,
+    seconds: float,
+    draft_s: float = 0.0,
 ) -> Allowance:
     """After a step that guessed and took ``seconds``.
 
     ``decodes``: its shape without guesses and without prompts; ``plain``: without guesses.
+    ``draft_s`` of the seconds went into making them.
     What it took longer is a loss, and what its right guesses would have taken without guessing a gain.
     A stall counts for no more than two steps.
     """
     if allowance.full is None:
         return allowance
     decode_s = model.seconds(decodes)
-    loss = min(max(seconds - model.seconds(plain), 0.0), 2 * decode_s)
+    loss = draft_s + min(max(seconds - draft_s - model.seconds(plain), 0.0), 2 * decode_s)
     gain = num_accepted * decode_s / decodes.num_decodes + _SHARE * decode_s
     left = max(min(allowance.seconds + gain - loss, allowance.full), -allowance.full)
-    return Allowance(left, allowance.full)
+    return replace(allowance, seconds=left)
+
+
+def _mean(before: float, value: float) -> float:
+    """A running one; a value far below it says that what took so long has gone."""
+    return value if not before or value < before / 2 else before + 0.25 * (value - before)

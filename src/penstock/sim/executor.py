@@ -36,8 +36,16 @@ class SimulatedExecutor:
             scores=nothing,
             prompt_scores=[[] for _ in token_ids],
             seconds=seconds,
-            further={i: self._further(plan.sequences[i], proposal) for i, proposal in plan.proposals.items()},
+            further={i: self._further(plan.sequences[i], self._proposal(plan, i)) for i in plan.num_guesses},
         )
+
+    def _proposal(self, plan: StepPlan, i: int) -> list[int]:
+        if i in plan.proposals:
+            return plan.proposals[i]
+        # As a draft model that is right about the first half.
+        sequence, count = plan.sequences[i], plan.num_guesses[i]
+        right = [self._draw(sequence, sequence.num_tokens + depth) for depth in range(-(-count // 2))]
+        return right + [self._vocab_size] * (count - len(right))
 
     def _further(self, sequence: Sequence, proposal: list[int]) -> list[tuple[int, TokenScore | None]]:
         position = sequence.num_tokens

@@ -111,7 +111,6 @@ def test_every_flag_has_its_variable(settings: list[ServeSettings]) -> None:
         ("--itl-target-ms", "0", "milliseconds above 0"),
         ("--itl-target-ms", "inf", "milliseconds above 0"),
         ("--dtype", "int4", "bfloat16"),
-        ("--speculative", "eagle", "prompt-lookup"),
         ("--speculative-tokens", "33", "from 1 to 32"),
     ],
 )

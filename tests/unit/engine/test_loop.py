@@ -243,7 +243,7 @@ def guessed(guesses: list[int]) -> tuple[Loop, Sequence, Recorder, StepPlan, lis
     speculation.offers([guessing])
     plan = loop.plan()
     assert plan is not None
-    plan.proposals, plan.counts, plan.num_decodes = {0: guesses}, [1 + len(guesses)], 0
+    plan.num_guesses, plan.counts, plan.num_decodes = {0: len(guesses)}, [1 + len(guesses)], 0
     guessing.block_ids += loop.scheduler.pool.lease(
         -(-(guessing.num_tokens + len(guesses)) // 4) - len(guessing.block_ids)
     )

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from penstock.policy.speculate import Acceptance, Allowance, Offer, chance, grants, rested, settled
+from penstock.policy.speculate import (
+    Acceptance,
+    Allowance,
+    Offer,
+    chance,
+    drafted,
+    grants,
+    rested,
+    rows_to_catch_up,
+    settled,
+)
 from penstock.policy.step_time import StepModel, StepShape
 
 PLENTY = Allowance(1.0, 2.0)
@@ -123,3 +134,30 @@ def test_what_follows_a_wrong_guess_says_nothing() -> None:
     """Of eight guesses with two right, three were tried; of two with both right, two."""
     assert Acceptance().after(8, 2) == Acceptance(3.0, 2.0)
     assert Acceptance().after(2, 2) == Acceptance(2.0, 2.0)
+
+
+def test_making_a_guess_is_a_part_of_what_it_costs() -> None:
+    """A draft model that takes half a step for a guess makes few, nearly sure ones; a slow one none."""
+    assert [lone(0.95, machine(1.0, 0.01), replace(PLENTY, guess_s=guess_s)) for guess_s in (0, 0.5, 2)] == [8, 3, 0]
+
+
+def test_a_draft_model_catches_up_where_it_pays_and_else_as_far_as_there_is_time_to_lose() -> None:
+    """Many rows at once where guesses of others were right; few where not, and none while nothing may be lost."""
+    good, bad = Acceptance(100.0, 90.0), Acceptance(100.0, 5.0)
+    model, full = machine(1.0, 0.2), Allowance(2.0, 2.0, guess_s=0.1, row_s=0.05)
+    assert rows_to_catch_up(1000, good, model, full) == 128
+    assert rows_to_catch_up(20, good, model, full) == 20
+    assert rows_to_catch_up(1000, bad, model, full) == 40
+    assert rows_to_catch_up(1000, bad, model, replace(full, row_s=0.0)) == 16
+    assert rows_to_catch_up(1000, bad, model, replace(full, seconds=1.9)) == 0
+    assert rows_to_catch_up(1000, good, model, replace(full, seconds=0.0)) == 0
+
+
+def test_what_drafting_takes_is_lost_where_it_brings_nothing() -> None:
+    """Drafting counts in full, and what a guess takes is learned: a first slow one is soon forgotten."""
+    before = rested(Allowance(), 1.0)
+    after = settled(before, machine(1.0, 0.2), StepShape(1, 0), StepShape(1, 0), 0, 1.2 + 3.0, 3.0)
+    assert before.seconds - after.seconds == pytest.approx(3.0, abs=0.03)
+    learned = drafted(drafted(drafted(before, 4, 4, 40.0), 4, 4, 0.4), 4, 4, 0.8)
+    assert learned.guess_s == pytest.approx(0.125)
+    assert drafted(before, 0, 100, 5.0).row_s == 0.05

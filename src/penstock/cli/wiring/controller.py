@@ -21,7 +21,14 @@ from penstock import __version__
 from penstock.cli.wiring.admin import admin_listener
 from penstock.cli.wiring.answered import OPEN, access_of, tls_of, url_of
 from penstock.cli.wiring.clock import Monotonic
-from penstock.cli.wiring.engines import Source, first_adapters, given_source, name_of, source_of
+from penstock.cli.wiring.engines import (
+    Source,
+    first_adapters,
+    given_source,
+    name_of,
+    source_of,
+    with_draft_model,
+)
 from penstock.cli.wiring.launches import fleet_of, store_path
 from penstock.cli.wiring.lifetime import beside
 from penstock.cluster.actions import Tell
@@ -81,6 +88,7 @@ def controller_process(settings: ServeSettings, home: Path, display: Display) ->
         closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
     ):
         name, source = _named(settings, home, display)
+        settings = with_draft_model(settings)
         if name in settings.also:
             raise Problem("invalid_setting", f"{name!r} is served twice: as MODEL and by --config.", param="--config")
         sources = {name: source} | {

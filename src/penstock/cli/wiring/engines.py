@@ -17,7 +17,7 @@ from penstock.cluster.drivers.local import Launch, LocalDriver
 from penstock.cluster.rollout import Member
 from penstock.cluster.rundir import RunDir
 from penstock.config.mock import MockSettings
-from penstock.config.settings import EngineSettings, ServeSettings
+from penstock.config.settings import NO_SPECULATION, PROMPT_LOOKUP, EngineSettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
 from penstock.store.sources import BUNDLED, Resolved, resolve
 from penstock.store.upgraded import Upgraded, write_upgraded
@@ -45,6 +45,22 @@ def absolute(source: str) -> str:
     scheme = SCHEME if is_mock(source) else ""
     path = Path(source.removeprefix(scheme)).expanduser()
     return scheme + str(path.absolute()) if source != scheme and path.exists() else source
+
+
+def with_draft_model(settings: ServeSettings) -> ServeSettings:
+    """With the directory of the draft model, if one is named.  May download.  Raises ``Problem``."""
+    return msgspec.structs.replace(settings, speculative=speculative_of(settings.speculative))
+
+
+def speculative_of(named: str) -> str:
+    """What ``--speculative`` names: the directory of a draft model, or as it is."""
+    if named in (NO_SPECULATION, PROMPT_LOOKUP):
+        return named
+    try:
+        return str(resolve(named).directory)
+    except Problem as problem:
+        message = f"--speculative is none, prompt-lookup or a model: {problem.message}"
+        raise Problem(problem.code, message, param="--speculative") from problem
 
 
 def given_source(settings: ServeSettings) -> str:

@@ -6,8 +6,10 @@ Blocking; called from one thread at a time.  Reads sequences and never writes th
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,26 +17,20 @@ from torch import Tensor
 from penstock.cost.memory import LOGITS_ROWS
 from penstock.engine.cpu.batch import StepBatch, sampled_rows, scored_rows, step_batch
 from penstock.engine.cpu.defaults import SamplingDefaults
+from penstock.engine.cpu.drafter import Drafter
 from penstock.engine.cpu.fast_attention import make_attention
-from penstock.engine.cpu.pages import PageShape
-from penstock.engine.cpu.planned import planned_step
+from penstock.engine.cpu.forward import Forward, MakeAttention, StepAttention
 from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
 from penstock.engine.sequence import StepPlan, StepResult, TokenScore
-from penstock.models.attention import Attend
 from penstock.models.decoder import Decoder
 from penstock.models.fast.step import StepOutputs
-from penstock.models.low_rank import adapting
 
 Drawn = tuple[int, TokenScore | None]
 """A sampled token and its score."""
 Part = list[tuple[int, range]]
 """Sequences by index, and the rows that they sample from."""
-StepAttention = Callable[[StepBatch], Attend]
-"""Makes one step's attention; whoever made it keeps the pages."""
-MakeAttention = Callable[[PageShape, Collection[int | None]], StepAttention]
-"""Allocates pages for layers with these windows.  Raises ``insufficient_memory``."""
 
 
 class CpuExecutor:
@@ -49,33 +45,40 @@ class CpuExecutor:
         dtype: torch.dtype,
         sampling_defaults: SamplingDefaults,
         attention: MakeAttention = make_attention,
+        draft: Decoder | None = None,
     ) -> None:
         """``dtype`` is that of keys and values; ``attention`` replaces the fastest one of this machine.
 
+        ``draft`` makes the proposals of plans with drafts.
         Raises ``insufficient_memory`` when the pages cannot be had.
         """
-        config = decoder.config
         self._decoder = decoder
         self._block_tokens = block_tokens
         self._sampler = Sampler(sampling_defaults)
-        shape = PageShape(
-            num_layers=config.num_layers,
-            num_blocks=num_blocks,
-            block_tokens=block_tokens,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=dtype,
-        )
-        self.attention = attention(shape, {layer.window for layer in config.layers})
-        self._planned = planned_step(decoder, self.attention)
+        pages = partial(Forward, num_blocks=num_blocks, block_tokens=block_tokens, attention=attention)
+        self._forward = pages(decoder, dtype=dtype)
+        self._drafter: Drafter | None = None
+        if draft is not None:
+            ahead = pages(draft, dtype=draft.config.torch_dtype)
+            self._drafter = Drafter(ahead, Sampler(sampling_defaults), decoder.config.vocab_size, block_tokens)
+
+    @property
+    def attention(self) -> StepAttention:
+        """What attends in each step, and keeps the pages."""
+        return self._forward.attention
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute every planned token's keys and values; sample where a sequence's end is reached."""
         begin = time.perf_counter()
         with torch.inference_mode():
+            if plan.drafts:
+                assert self._drafter is not None
+                plan = dataclasses.replace(plan, proposals=self._drafter.propose(plan))
+            draft_s = time.perf_counter() - begin if plan.drafts else 0.0
             batch = step_batch(plan, self._block_tokens)
             parts = list(_parts(sampled_rows(plan, batch)))
-            outputs = self._compute(batch, plan, parts)
+            best = self._sampler.is_plain([plan.sequences[i] for part in parts for i, _ in part])
+            outputs = self._forward.compute(batch, _rows(parts[0]) if parts else [], best)
             hidden = outputs.hidden
             drawn = self._sample(plan, parts, outputs)
             prompt_scores = self._score_prompts(plan, batch, hidden)
@@ -88,14 +91,8 @@ class CpuExecutor:
             pooled=pooled,
             further={i: drawn[i][1:] for i in plan.proposals},
             seconds=time.perf_counter() - begin,
+            draft_s=draft_s,
         )
-
-    def _compute(self, batch: StepBatch, plan: StepPlan, parts: list[Part]) -> StepOutputs:
-        if self._planned is None or (batch.adapted and not self._planned.adapts):
-            adapt = adapting(self._decoder.ops, batch.adapted) if batch.adapted else None
-            return StepOutputs(self._decoder(batch.token_ids, batch.positions, self.attention(batch), adapt))
-        best = self._sampler.is_plain([plan.sequences[i] for part in parts for i, _ in part])
-        return self._planned.compute(batch, _rows(parts[0]) if parts else [], best)
 
     def _sample(self, plan: StepPlan, parts: list[Part], outputs: StepOutputs) -> list[list[Drawn]]:
         """What each sequence gets, in order: nothing where no token is due, more than one where guesses were right."""

@@ -87,6 +87,13 @@ class Sampler:
             first += 1 + len(proposal)
         return sampled
 
+    def ahead(self, logits: Tensor, sequences: list[Sequence], guessed: list[list[int]]) -> list[int]:
+        """A token of each row of logits [R, V], behind the sequence's own tokens and those ``guessed`` to follow."""
+        if self.is_plain(sequences):
+            return arg_max(logits)
+        rows = zip(logits, self._rules, sequences, guessed, strict=True)
+        return [_after(row, rule, sequence, own) for row, rule, sequence, own in rows]
+
     def _learn(self, sequences: list[Sequence]) -> None:
         """What holds for as long as the same sequences are sampled, step after step."""
         known = dict(zip(self._known, self._rules, strict=True))
