@@ -137,3 +137,5 @@ def test_rights_and_limits_are_of_models_not_of_names(service):
     made = json.loads(penstock(service, "tenants", "create", "two", "--limit", "tokens=1/day@lrage", "--json"))
     assert made["remarks"] == ["A limit that binds nobody now: no model 'lrage' is served here."]
     assert json.loads(penstock(service, "tenants", "create", "three", "--model", "large", "--json"))["remarks"] == []
+    [said] = json.loads(penstock(service, "tenants", "set", "three", "--limit", "usd=5/month", "--json"))["remarks"]
+    assert "no price here: 'large'; `penstock serve --prices`" in said

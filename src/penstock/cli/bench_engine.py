@@ -82,7 +82,10 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def engine(
     model: Annotated[
-        str | None, typer.Argument(help="A directory in Hugging Face layout, hf://org/name or org/name.")
+        str | None,
+        typer.Argument(
+            help="A directory in Hugging Face layout, hf://org/name or org/name; without one: pydoc, the bundled model."
+        ),
     ] = None,
     requests: Annotated[int, typer.Option(help="Requests in the batch.", min=1)] = 16,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "auto",

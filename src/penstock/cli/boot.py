@@ -89,7 +89,7 @@ def _boot_decoder(settings: EngineSettings, directory: Path, progress: Progress,
     sentence = SentenceConfig.from_directory(directory, default_rows="last")
     context = context_tokens(settings, config.max_position, config.max_position)
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
-    progress(0.0, "compiling the kernels, once per machine")
+    progress(0.0, "loading kernels, compiled at a machine's first start")
     chosen = numerics(settings, config)
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack).requires_grad_(False)
     config = decoder.config

@@ -21,9 +21,9 @@ def served_here() -> Served:
     served = Served()
     for service in running(penstock_home()):
         try:
-            desired = call_admin(service, "GET", "/admin/state", ServiceState, timeout_s=_TIMEOUT_S).desired
+            state = call_admin(service, "GET", "/admin/state", ServiceState, timeout_s=_TIMEOUT_S)
         except Problem:
             continue  # it is starting or ending; rights are given all the same
-        models = served.models.union(model.name for model in desired.models)
-        served = Served(models, served.names.union(desired.names))
+        models = served.models.union(model.name for model in state.desired.models)
+        served = Served(models, served.names.union(state.desired.names), served.unpriced.union(state.unpriced))
     return served

@@ -31,7 +31,7 @@ class MemberState(msgspec.Struct, frozen=True, kw_only=True):
 class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service.  ``ready``: a gateway and at least one engine serve, and requests are admitted.
 
-    ``access``: in words, who is answered on the data listener.
+    ``access``: in words, who is answered on the data listener.  ``unpriced``: served models without a price today.
     """
 
     stage: Stage
@@ -39,3 +39,4 @@ class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
     desired: DesiredState
     members: list[MemberState]
     access: str = ""
+    unpriced: list[str] = []

@@ -93,9 +93,9 @@ def reachable(asked: str, names: Names, may_use: Callable[[str], bool]) -> bool:
     return any(reachable(target, names, may_use) for target in (*targets, *name.fallbacks))
 
 
-def side(key: bytes, weights: Mapping[str, float]) -> tuple[str, float]:
-    """Where ``key`` falls, and the number from 0 to 1 that it drew there.  One weight at least is above 0."""
-    best, least, drawn = "", math.inf, 0.0
+def side(key: bytes, weights: Mapping[str, float]) -> str:
+    """Where ``key`` falls.  One weight at least is above 0."""
+    best, least = "", math.inf
     for target, weight in weights.items():
         if weight <= 0:
             continue
@@ -103,8 +103,8 @@ def side(key: bytes, weights: Mapping[str, float]) -> tuple[str, float]:
         number = (int.from_bytes(digest, "big") + 0.5) / _SCALE
         cost = -math.log(number) / weight
         if cost < least or (cost == least and target < best):
-            best, least, drawn = target, cost, number
-    return best, drawn
+            best, least = target, cost
+    return best
 
 
 def _chain(
@@ -129,9 +129,9 @@ def _choose(weights: dict[str, float], caller: Caller, sticky: Sticky) -> tuple[
         return next(iter(weights)), ""
     kind, value = _sticks_to(caller, sticky)
     key = b"\0".join((caller.tenant.encode(), kind.encode(), value))
-    chosen, drawn = side(key, weights)
+    chosen = side(key, weights)
     total = sum(weights.values())
-    return chosen, f", which has {weights[chosen]:g} of {total:g}, by its {kind} ({drawn:.4f} drawn)"
+    return chosen, f", which has {weights[chosen]:g} of {total:g}, by its {kind}, which falls there at these weights"
 
 
 def _sticks_to(caller: Caller, sticky: Sticky) -> tuple[str, bytes]:

@@ -165,7 +165,8 @@ class Administration:
             tenants = tenants_of(edit)
             check_reach(actor, asked.tenant, tenants)
             check_rights(actor, rights, asked.tenant, tenants)
-            said = remarks(rights, actor, served)
+            may_use = policy.meet(rights, policy.effective(asked.tenant, tenants)).models
+            said = remarks(rights, actor, served, may_use)
             if not edit.access.asks_for_keys:
                 said = (FIRST_KEY, *said)
             key = ApiKey(
@@ -226,7 +227,8 @@ class Administration:
             if asked.name in tenants:
                 raise Problem("conflict", f"There already is a tenant {asked.name!r}.", param="name")
             check_rights(actor, rights, asked.parent, tenants)
-            said = remarks(rights, actor, served)
+            may_use = policy.meet(rights, policy.effective(asked.parent, tenants)).models
+            said = remarks(rights, actor, served, may_use)
             if len(policy.line(asked.parent, tenants)) >= policy.MOST_LEVELS:
                 message = f"{asked.parent!r} has {policy.MOST_LEVELS - 1} tenants above it, and none can be below it."
                 raise Problem("invalid_value", message, param="parent")
@@ -245,7 +247,8 @@ class Administration:
             tenant = _changed(tenants[name], asked)
             if tenant.parent is not None:
                 check_rights(actor, tenant.rights, tenant.parent, tenants)
-            said = remarks(_changed(Tenant(name=name), asked).rights, actor, served)
+            may_use = policy.effective(name, tenants | {name: tenant}).models
+            said = remarks(_changed(Tenant(name=name), asked).rights, actor, served, may_use)
             edit.put_tenant(tenant)
         return msgspec.structs.replace(_tenant_view(tenant), remarks=said)
 

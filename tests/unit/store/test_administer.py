@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from penstock.config.tenants import TOP, Limit
@@ -143,6 +144,7 @@ def of(model: str) -> Limit:
     return Limit(unit="tokens", amount=1.0, window="day", model=model)
 
 
+BUDGET = Limit(unit="usd", amount=500.0, window="month")
 SERVED = Served(models=frozenset({"a", "b", "large"}), names=frozenset({"assistant", "large"}))
 
 
@@ -175,6 +177,23 @@ def test_a_model_that_nobody_serves_is_remarked_on(office):
     # What was given before is not remarked on again.
     office.acts.create_tenant(None, NewTenant(name="team", limits=(of("lrage"),)))
     assert office.acts.set_tenant(None, "team", TenantChange(weight=2.0)).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("rights", "named"),
+    [
+        ({"limits": (BUDGET,)}, "'a', 'large'"),
+        ({"limits": (BUDGET,), "models": frozenset({"a", "b"})}, "'a'"),
+        ({"limits": (msgspec.structs.replace(BUDGET, model="large"),)}, "'large'"),
+        ({"limits": (msgspec.structs.replace(BUDGET, model="b"), of("a"))}, ""),
+        ({"limits": (BUDGET,), "models": frozenset({"b"})}, ""),
+    ],
+)
+def test_a_budget_of_what_has_no_price_is_remarked_on(office, rights, named):
+    """Every request for it would be 503 price_missing; what the budget does not bind is not named."""
+    office.served = SERVED._replace(unpriced=frozenset({"a", "large"}))
+    [*said] = office.acts.create_tenant(None, NewTenant(name="team", **rights)).remarks
+    assert [f"no price here: {named};" in remark for remark in said] == [True] * bool(named)
 
 
 def test_the_first_key_is_said_to_close_what_was_open(office):

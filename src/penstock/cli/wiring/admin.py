@@ -24,7 +24,9 @@ from penstock.cluster.admin.gather import Gather
 from penstock.cluster.admin.guard import Guard
 from penstock.cluster.listen import is_loopback
 from penstock.cluster.state import ServiceState
+from penstock.config.desired import DesiredState
 from penstock.config.settings import ServeSettings
+from penstock.cost.money import Tariff
 from penstock.store.denials import Denials
 from penstock.store.places import Opened
 from penstock.store.served import Served
@@ -51,15 +53,24 @@ async def admin_listener(
         tokens=tokens,
     )
 
+    tariff = Tariff(settings.prices)
+
+    def unpriced(desired: DesiredState) -> list[str]:
+        now = time.time()
+        return [model.name for model in desired.models if tariff.rate(model.name, now) is None]
+
     def served() -> Served:
         desired = state().desired
-        return Served(frozenset(model.name for model in desired.models), frozenset(desired.names))
+        models = frozenset(model.name for model in desired.models)
+        return Served(models, frozenset(desired.names), frozenset(unpriced(desired)))
 
     administration = access.administration(time.time, secrets.token_bytes, served)
     denials = Denials(access.store.audit, time.time)
 
     def picture() -> ServiceState:
-        return msgspec.structs.replace(state(), access=access_of(settings, guard.has_keys))
+        now = state()
+        words = access_of(settings, guard.has_keys)
+        return msgspec.structs.replace(now, access=words, unpriced=unpriced(now.desired))
 
     proxies = TrustedProxies(settings.trusted_proxies)
     app = AdminApp(__version__, picture, page, guard, administration, denials, proxies, more)
