@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penstock.models.decoder import Decoder
 from penstock.models.fast import attention_jobs
-from penstock.models.fast.binding import bind
+from penstock.models.fast.binding import Bound, bind
 from penstock.models.fast.jobs import product_items
 from penstock.models.fast.low_rank_jobs import CHANGES, ROWS, WHOSE, Changes
 from penstock.models.fast.plan import Plan
@@ -88,6 +88,7 @@ class FastStep:
         for row, own in zip(arguments, self._bound.arguments, strict=True):
             row[FIRST : FIRST + len(own)] = own
         self._program = Program(self._bound.jobs, arguments)
+        self._cells = _Cells(self._bound)
         self._changes = Changes(list(self._bound.adapted.values()))
         self._adapted: tuple[Ints, ...] = ()
 
@@ -97,20 +98,16 @@ class FastStep:
         return bool(self._bound.adapted)
 
     def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
-        bound, num_rows, arguments = self._bound, len(inputs), self._program.arguments
-        arguments[bound.by_row, NUM_ITEMS] = num_rows
-        for (num_blocks, item_blocks), places in bound.products.items():
-            num_items, item_rows = product_items(num_rows, num_blocks, item_blocks)
-            arguments[places, NUM_ITEMS], arguments[places, ITEM_ROWS] = num_items, item_rows
-            arguments[places, NUM_ROWS] = num_rows
+        cells, num_rows, arguments = self._cells, len(inputs), self._program.arguments
+        arguments[cells.by_row] = num_rows
+        for (num_blocks, item_blocks), places in cells.products.items():
+            arguments[places] = *product_items(num_rows, num_blocks, item_blocks), num_rows
         item_rows = _PAGE_ROWS if num_rows >= num_threads * _PAGE_ROWS else 1
-        arguments[bound.prepares, NUM_ITEMS] = -(-num_rows // item_rows)
-        arguments[bound.prepares, PREPARED_ROWS] = num_rows
-        arguments[bound.prepares, PREPARED_ITEM_ROWS] = item_rows
-        for (name, column), places in bound.inputs.items():
-            arguments[places, column] = getattr(inputs, name).ctypes.data
-        for window, places in bound.attends.items():
-            self._attend_to(inputs, window, places)
+        arguments[cells.prepares] = -(-num_rows // item_rows), num_rows, item_rows
+        for name, places in cells.inputs:
+            arguments[places] = getattr(inputs, name).ctypes.data
+        for window in cells.attends:
+            self._attend_to(inputs, window)
         self._adapt(inputs.adapted)
         outputs = self._head(inputs)
         self._program.run(num_threads)
@@ -146,25 +143,50 @@ class FastStep:
         best = head.best_tokens[:num] if finds_best else None
         return StepOutputs(hidden, head.logits[:num, : weight.num_rows], best)
 
-    def _attend_to(self, inputs: StepInputs, window: int | None, places: list[int]) -> None:
+    def _attend_to(self, inputs: StepInputs, window: int | None) -> None:
         works, arguments, config = inputs.works[window], self._program.arguments, self._bound.decoder.config
         size = config.num_heads * (config.head_dim + 2)
         parts = self._parts.get(window)
         if parts is None or parts.size < works.num_parts * size:
             parts = self._parts[window] = np.empty(max(1, works.num_parts) * size, np.float32)
-        for column, value in (
-            (attention_jobs.WORKS, works.works.ctypes.data),
-            (attention_jobs.NUM_WORKS, len(works.works)),
-            (attention_jobs.MEMBERS, works.members.ctypes.data),
-            (attention_jobs.TABLE, inputs.table.ctypes.data),
-            (attention_jobs.PARTS, parts.ctypes.data),
-            (attention_jobs.NUM_ROWS, len(inputs)),
-        ):
-            arguments[places, column] = value
-        for column, value in (
-            (NUM_ITEMS, len(works.splits)),
-            (attention_jobs.SPLITS, works.splits.ctypes.data),
-            (attention_jobs.LISTED, works.listed.ctypes.data),
-            (attention_jobs.SPLIT_PARTS, parts.ctypes.data),
-        ):
-            arguments[self._bound.combines[window], column] = value
+        arguments[self._cells.attends[window]] = (
+            works.works.ctypes.data,
+            len(works.works),
+            works.members.ctypes.data,
+            inputs.table.ctypes.data,
+            parts.ctypes.data,
+            len(inputs),
+        )
+        arguments[self._cells.combines[window]] = (
+            len(works.splits),
+            works.splits.ctypes.data,
+            works.listed.ctypes.data,
+            parts.ctypes.data,
+        )
+
+
+class _Cells:
+    """Which arguments of which jobs change from step to step: indices into [J, NUM_ARGUMENTS], made once.
+
+    In rows of jobs and columns of what they are told, in the order in which a step writes it.
+    """
+
+    _PRODUCT = NUM_ITEMS, ITEM_ROWS, NUM_ROWS
+    _PREPARE = NUM_ITEMS, PREPARED_ROWS, PREPARED_ITEM_ROWS
+    _ATTEND = (
+        attention_jobs.WORKS,
+        attention_jobs.NUM_WORKS,
+        attention_jobs.MEMBERS,
+        attention_jobs.TABLE,
+        attention_jobs.PARTS,
+        attention_jobs.NUM_ROWS,
+    )
+    _COMBINE = NUM_ITEMS, attention_jobs.SPLITS, attention_jobs.LISTED, attention_jobs.SPLIT_PARTS
+
+    def __init__(self, bound: Bound) -> None:
+        self.by_row = np.ix_(bound.by_row, [NUM_ITEMS])
+        self.products = {size: np.ix_(places, self._PRODUCT) for size, places in bound.products.items()}
+        self.prepares = np.ix_(bound.prepares, self._PREPARE)
+        self.attends = {window: np.ix_(places, self._ATTEND) for window, places in bound.attends.items()}
+        self.combines = {window: np.ix_(places, self._COMBINE) for window, places in bound.combines.items()}
+        self.inputs = [(name, np.ix_(places, [column])) for (name, column), places in bound.inputs.items()]
