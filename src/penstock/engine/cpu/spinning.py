@@ -2,7 +2,7 @@
 
 In: the environment, which a user's own words in it outrank; out: one variable, read when torch brings its OpenMP in.
 By itself GCC's library spins 300,000 pauses, 17 ms on a CPU whose pause takes 140 cycles, on a core that a neighbour
-may be waiting for: three engines on two cores then took 50 ms for a product of 25 us, and take 0.3 with this.
+may be waiting for: three engines on two cores then took 8 to 50 ms for a product of 25 us.
 """
 
 from __future__ import annotations
