@@ -104,7 +104,8 @@ def banner(model: str, url: str, admin_url: str, *, generates: bool = True, is_o
     ]
     if generates:
         other = "" if url == DEFAULT_URL else f" --url {url}"
-        lines += ["", f"or talk to it from another terminal: {program()} chat{other}"]
+        key = "" if is_open else f"{API_KEY}=... "
+        lines += ["", f"or talk to it from another terminal: {key}{program()} chat{other}"]
     return "\n".join(lines)
 
 

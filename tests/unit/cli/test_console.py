@@ -43,4 +43,5 @@ def test_the_request_to_paste_shows_a_key_where_one_is_asked_for() -> None:
     """From the variable that `penstock chat` reads, too, and nothing of it where everybody is answered."""
     words = banner("m", "http://u", "http://a", is_open=False)
     assert '-H "authorization: Bearer $PENSTOCK_API_KEY"' in words and "export PENSTOCK_API_KEY=" in words
+    assert "terminal: PENSTOCK_API_KEY=... " in words
     assert "PENSTOCK_API_KEY" not in banner("m", "http://u", "http://a")
