@@ -3,7 +3,7 @@
 In: requests of the admin API, from its threads, and the adapters to begin with; out: calls on engines and on the
 controller, whose desired state lists an adapter as a model; rows of the audit log.
 A load is for all engines that are ready, or for none.  What an engine lacks later it is given again and again.
-Argued in docs/decisions/024-adapters.md.
+Argued in docs/decisions/022-adapters.md.
 """
 
 from __future__ import annotations

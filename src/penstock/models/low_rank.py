@@ -2,7 +2,7 @@
 
 In: a linear's inputs and outputs; out: the outputs of each adapter's rows, changed in place.  Two products of the table
 of ops for each matrix, over the rows of one adapter: in exact mode a row's bits do not depend on whose rows are beside.
-Argued in docs/decisions/024-adapters.md.
+Argued in docs/decisions/022-adapters.md.
 """
 
 from __future__ import annotations

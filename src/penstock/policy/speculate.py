@@ -2,7 +2,7 @@
 
 In: what sequences offer, the step's shape, what steps take, what guessing may still lose; out: counts, and that memory.
 Pure.  A guess is verified in a row of its own: it costs a row's time and brings a token where it is right.
-Argued in docs/decisions/025-speculation.md.
+Argued in docs/decisions/023-speculation.md.
 """
 
 from __future__ import annotations
