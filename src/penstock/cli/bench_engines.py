@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from penstock.cli.bench_turns import Turns
 from penstock.config.settings import Quantization
-from penstock.loadgen.turns import Figure
+from penstock.loadgen.turns import VOCABULARY, Figure
 
 if TYPE_CHECKING:
+    from penstock.cli.bench_turns import Turns
     from penstock.loadgen.turns import Part
 
 Workload = Literal["batch", "shared-prefix", "curves"]
-VOCABULARY = 15000
 _OURS = "penstock"
 
 
@@ -72,10 +71,12 @@ def engines(
     from penstock.cli.diagnosis.probe import read_cpu
     from penstock.loadgen.turns import figures
 
-    ours = Launch(_OURS, sys.executable, model, (quantization, "exact" if exact else "fast"))
+    launches = [Launch(_OURS, sys.executable, model, (quantization, "exact" if exact else "fast"))]
+    for text in beside or []:
+        launches.append(Launch.parse(text, [launch.name for launch in launches]))
     parts = _parts(workload, requests, longest, min(VOCABULARY, _vocabulary(Path(model))))
     turns = in_turns(
-        [ours, *map(Launch.parse, beside or [])],
+        launches,
         parts,
         # The smallest point of the curves warms up for all: the largest takes minutes.
         warm_up=parts[:3] if workload == "curves" else parts,

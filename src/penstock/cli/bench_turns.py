@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, Any
 
@@ -28,8 +28,8 @@ class Launch(msgspec.Struct, frozen=True):
     settings: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Launch:
-        """``NAME=PYTHON,MODEL[,SETTING...]``.  Raises ``invalid_setting`` naming ``--beside``."""
+    def parse(cls, text: str, taken: Collection[str]) -> Launch:
+        """``NAME=PYTHON,MODEL[,SETTING...]``, with a name that is not ``taken``.  Raises ``invalid_setting``."""
         name, _, rest = text.partition("=")
         python, _, files = rest.partition(",")
         model, *settings = files.split(",")
@@ -37,6 +37,8 @@ class Launch(msgspec.Struct, frozen=True):
             known = ", ".join(engine_peer.ENGINES)
             message = f"--beside: {text!r} is not NAME=PYTHON,MODEL[,SETTING...] with one of {known}."
             raise Problem("invalid_setting", message, param="--beside")
+        if name in taken:
+            raise Problem("invalid_setting", f"--beside: {name} runs already.", param="--beside")
         return cls(name, python, model, tuple(settings))
 
 

@@ -18,6 +18,9 @@ from penstock.loadgen.workloads import FIRST_TOKEN_ID, offline_batch
 Batch = tuple[list[list[int]], list[int]]
 """(prompts as token ids, output lengths)."""
 
+VOCABULARY = 15000
+"""Token ids of prompts are below, or below the model's own vocabulary where that is smaller."""
+
 LONE_PROMPT_TOKENS, LONE_OUTPUT_TOKENS = 32, 64
 SHARED_REQUESTS, SHARED_TOKENS, OWN_TOKENS, SHARED_OUTPUT_TOKENS = 32, 1024, 64, 32
 _SHORTEST = 256

@@ -231,7 +231,8 @@ def _allocate_packed(blueprint: Blueprint[M], kept: Mapping[str, Kept], pack: Pa
         packed = pack(module, leaf, parameter, kept.get(name))
         if packed is None:
             assert name not in kept
-            setattr(module, leaf, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+            # Not empty_like: of a tensor on "meta" it imports a third of a second of torch.
+            setattr(module, leaf, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
         else:
             module.take_packed(packed)  # type: ignore[operator]  # what a Pack promises of such a module
     return model

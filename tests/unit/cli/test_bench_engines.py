@@ -51,6 +51,7 @@ def test_curves_are_a_table_and_lines(checkpoint: Path) -> None:
     assert "time of a token, ms, over the batch: penstock" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_engine_that_ends_says_its_last_words(checkpoint: Path) -> None:
     """A model that it cannot read is its own error, shown."""
     done = bench(str(checkpoint), "--beside", f"transformers={sys.executable},/no/such/model", "--runs", "1")
@@ -62,8 +63,15 @@ def test_an_engine_that_ends_says_its_last_words(checkpoint: Path) -> None:
 def test_what_does_not_say_how_an_engine_is_started_is_refused(text: str) -> None:
     """With the form and the engines that are known."""
     with pytest.raises(Problem, match="NAME=PYTHON,MODEL") as caught:
-        Launch.parse(text)
+        Launch.parse(text, ["penstock"])
     assert "openvino" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["penstock", "openvino"])
+def test_an_engine_has_one_place_in_the_table(name: str) -> None:
+    """Ours is there already, and nobody is twice."""
+    with pytest.raises(Problem, match=f"{name} runs already"):
+        Launch.parse(f"{name}=/bin/python,model", ["penstock", "openvino"])
 
 
 def test_a_python_that_is_not_there_is_refused(checkpoint: Path) -> None:

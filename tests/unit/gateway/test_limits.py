@@ -246,7 +246,7 @@ async def test_no_company_exceeds_a_limit_and_none_leaks() -> None:
     """Calls beside one another, with lost engines, clients that leave and several choices: at every batch the limit
     holds, and in the end each account has exactly what the calls have used.
     """
-    # One company alone may have no client that leaves before its call ends: ids, and so the order, are not of the seed.
+    # One company alone may have no client that leaves before its call ends.
     outcomes = set().union(*[await _outcomes_of_a_company(seed) for seed in range(12)])
     assert outcomes >= {"finished", "cancelled", "rejected"}
 
