@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import msgspec
 import typer
@@ -21,6 +21,7 @@ from penstock.cli.progress_line import progress_line
 from penstock.cli.sizes import parse_size
 from penstock.config.settings import NO_SPECULATION, DType, EngineSettings, Quantization
 from penstock.events.list import Event, StepDone
+from penstock.loadgen.turns import LONE_OUTPUT_TOKENS, LONE_PROMPT_TOKENS, VOCABULARY
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from penstock.engine.offline import OfflineRun
     from penstock.engine.sequence import Executor
 
-VOCABULARY = 15000
-LONE_PROMPT_TOKENS, LONE_OUTPUT_TOKENS = 32, 64
 _DTYPES: dict[str, DType] = {
     "auto": "auto",
     "bf16": "bfloat16",
@@ -45,6 +44,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     ``adapted``: the batches with adapters, of which the first warms up, too; ``adapted_cost``: how many times the time
     of the batch before it each of them takes, the median.
+    ``batch_shares``, ``lone_shares``: of the time in compiled steps by kind of job; empty if nobody asked.
     """
 
     requests: int
@@ -57,6 +57,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     lone: list[OfflineRun]
     adapted: list[OfflineRun] = []
     adapted_cost: float | None = None
+    batch_shares: dict[str, float] = {}
+    lone_shares: dict[str, float] = {}
 
 
 class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +107,9 @@ def engine(
         typer.Option(help="Folder of a LoRA adapter for a batch with adapters; again for more.", metavar="PATH"),
     ] = None,
     max_lora_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=1, max=4096)] = 16,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say also where the time of compiled steps goes, by kind of job.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the engine without a server: a batch of requests, then a lone one."""
@@ -141,8 +146,17 @@ def engine(
     cpu = read_cpu()
     vocabulary = min(VOCABULARY, booted.vocab_size)
     adapters = [booted.adapters.read(path) for path in lora_modules or () if booted.adapters is not None]
+    watched = _watched(booted.executor) if profile else None
     measured = measure(
-        booted.loop, booted.executor, requests, runs, vocabulary, booted.context_tokens, say, adapters=adapters
+        booted.loop,
+        booted.executor,
+        requests,
+        runs,
+        vocabulary,
+        booted.context_tokens,
+        say,
+        adapters=adapters,
+        watched=watched,
     )
     say("")
     report = EngineReport(
@@ -164,6 +178,23 @@ def engine(
         versions=_versions(),
     )
     print(_json(report) if as_json else "\n".join(_lines(report)))
+
+
+class Watched(Protocol):
+    """What sums how long each kind of job takes."""
+
+    def watch(self) -> None: ...
+
+    def shares(self) -> dict[str, float]: ...
+
+
+def _watched(executor: object) -> Watched:
+    """Raises ``invalid_setting`` where steps are computed op by op."""
+    planned: Watched | None = getattr(executor, "planned", None)
+    if planned is None:
+        message = "--profile tells of compiled steps; this engine computes op by op (--exact, float32 or its model)."
+        raise Problem("invalid_setting", message, param="--profile")
+    return planned
 
 
 class _Guessed:
@@ -188,8 +219,12 @@ def measure(
     say: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
     adapters: Sequence[Adapter] = (),
+    watched: Watched | None = None,
 ) -> Measured:
-    """The batch ``runs`` times and the lone request ``runs - 1`` times.  Raises ``context_length_exceeded``."""
+    """The batch ``runs`` times and the lone request ``runs - 1`` times.  Raises ``context_length_exceeded``.
+
+    ``watched`` is asked for shares of all batches but the first, and of the lone requests.
+    """
     import statistics
 
     from penstock.engine.offline import run_offline
@@ -220,9 +255,14 @@ def measure(
 
     batches, adapted = [], []
     for run in range(runs):
+        if run == 1 and watched is not None:
+            watched.watch()
         batches.append(batch(run))
         if adapters:
             adapted.append(batch(run, adapters))
+    batch_shares = watched.shares() if watched is not None else {}
+    if watched is not None:
+        watched.watch()
     costs = [one.seconds / plain.seconds for one, plain in zip(adapted[1:], batches[1:], strict=bool(adapted))]
     lones = [lone() for _ in range(runs - 1)]
     return Measured(
@@ -236,6 +276,8 @@ def measure(
         lone=lones,
         adapted=adapted,
         adapted_cost=statistics.median(costs) if costs else None,
+        batch_shares=batch_shares,
+        lone_shares=watched.shares() if watched is not None else {},
     )
 
 
@@ -268,6 +310,9 @@ def _lines(report: EngineReport) -> list[str]:
     ]
     if measured.adapted_cost is not None:
         lines.append(f"adapters    {measured.adapted_cost:.3f} times as long as the batch without")
+    for name, shares in (("batch", measured.batch_shares), ("lone", measured.lone_shares)):
+        if shares:
+            lines.append(f"of {name:<8} {', '.join(f'{job} {share:.1%}' for job, share in shares.items())}")
     lines += [f"scheduling  {1 - last.executor_s / last.seconds:.1%} of the time"]
     lines += [f"memory      {report.peak_memory_bytes / 2**20:.0f} MiB at most"]
     if report.speculative != NO_SPECULATION:

@@ -73,3 +73,23 @@ def test_numbers_that_nobody_computes_in_are_refused_by_name(flags: tuple[str, .
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert flags[1] in done.stderr
+
+
+def test_a_profile_is_of_batches_that_count_and_of_lone_requests() -> None:
+    """Watching begins anew for each, after the warm-up."""
+
+    class Watched:
+        said: list[str] = []
+
+        def watch(self) -> None:
+            self.said.append("watch")
+
+        def shares(self) -> dict[str, float]:
+            self.said.append("shares")
+            return {"multiply": 1.0 / len(self.said)}
+
+    loop, executor, clock = _engine()
+    watched = Watched()
+    measured = measure(loop, executor, 2, 3, 15000, 4096, lambda text: None, clock.now, watched=watched)
+    assert watched.said == ["watch", "shares", "watch", "shares"]
+    assert (measured.batch_shares, measured.lone_shares) == ({"multiply": 0.5}, {"multiply": 0.25})

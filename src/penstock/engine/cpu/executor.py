@@ -20,6 +20,7 @@ from penstock.engine.cpu.defaults import SamplingDefaults
 from penstock.engine.cpu.drafter import Drafter
 from penstock.engine.cpu.fast_attention import make_attention
 from penstock.engine.cpu.forward import Forward, MakeAttention, StepAttention
+from penstock.engine.cpu.planned import PlannedStep
 from penstock.engine.cpu.pooling import pool
 from penstock.engine.cpu.sampler import Sampler
 from penstock.engine.cpu.scores import score
@@ -66,6 +67,11 @@ class CpuExecutor:
     def attention(self) -> StepAttention:
         """What attends in each step, and keeps the pages."""
         return self._forward.attention
+
+    @property
+    def planned(self) -> PlannedStep | None:
+        """What computes steps in one compiled call, where the decoder is plain enough for that."""
+        return self._forward.planned
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute every planned token's keys and values; sample where a sequence's end is reached."""

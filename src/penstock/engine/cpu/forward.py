@@ -26,7 +26,7 @@ MakeAttention = Callable[[PageShape, Collection[int | None]], StepAttention]
 
 
 class Forward:
-    """One decoder and its pages."""
+    """One decoder and its pages.  ``planned``: what computes its steps in one call; ``None``: op by op."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Forward:
         )
         self.decoder = decoder
         self.attention = attention(shape, {layer.window for layer in config.layers})
-        self._planned = planned_step(decoder, self.attention)
+        self.planned = planned_step(decoder, self.attention)
 
     def compute(self, batch: StepBatch, rows: list[int], best: bool) -> StepOutputs:
         """Hidden states of the batch; where the plan does it, logits of the first LOGITS_ROWS of ``rows``, and their
         ``best`` tokens if wanted.
         """
-        if self._planned is not None and (self._planned.adapts or not batch.adapted):
-            return self._planned.compute(batch, rows, best)
+        if self.planned is not None and (self.planned.adapts or not batch.adapted):
+            return self.planned.compute(batch, rows, best)
         adapt = adapting(self.decoder.ops, batch.adapted) if batch.adapted else None
         return StepOutputs(self.decoder(batch.token_ids, batch.positions, self.attention(batch), adapt))

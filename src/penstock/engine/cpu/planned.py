@@ -39,7 +39,17 @@ class PlannedStep:
         self._plan = plan_of(decoder.config)
         self._threads = ThreadChoice(torch.get_num_threads())
         self._works = _StepWorks(decoder, attention.block_tokens)
+        self._is_watched = False
         self._step = self._made_for(_LEAST_ROWS)
+
+    def watch(self) -> None:
+        """Sums from now on how long each kind of job takes."""
+        self._is_watched = True
+        self._step.program.watch()
+
+    def shares(self) -> dict[str, float]:
+        """Of the time in compiled calls since :meth:`watch`, or since a step had more rows than all before."""
+        return self._step.program.shares()
 
     @property
     def adapts(self) -> bool:
@@ -64,7 +74,10 @@ class PlannedStep:
 
     def _made_for(self, num_rows: int) -> FastStep:
         pages = self._attention.pages
-        return FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows, LOGITS_ROWS)
+        step = FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows, LOGITS_ROWS)
+        if self._is_watched:
+            step.program.watch()
+        return step
 
     def _inputs(self, batch: StepBatch, sampled: Ints, best: bool, threads: int) -> StepInputs:
         return StepInputs(

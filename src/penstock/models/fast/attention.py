@@ -68,7 +68,7 @@ def attend(
     parts = np.empty((works.num_parts, num_heads, head_dim + 2), np.float32)
     in_bf16 = q.dtype == torch.bfloat16
     num_units = len(works.works) * keys.shape[1] * (1 if in_bf16 else num_heads // keys.shape[1])
-    job = jobs.in_bf16 if in_bf16 else jobs.in_float32
+    job = jobs.attention_bf16 if in_bf16 else jobs.attention_float32
     job.run(
         num_units,
         works.works.ctypes.data,

@@ -24,8 +24,8 @@ WORKS, NUM_WORKS, MEMBERS, POSITIONS, TABLE, QUERIES, KEYS, VALUES, SCALE, WINDO
     2, 16
 )
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_TOKENS, NUM_PAGES = range(16, 21)
-"""Arguments of ``in_bf16`` and ``in_float32``, as attention_kernels names them; floats by their bits.  Items are
-units: works times KV heads, times queries of a KV head in float32."""
+"""Arguments of ``attention_bf16`` and ``attention_float32``, as attention_kernels names them; floats by their bits.
+Items are units: works times KV heads, times queries of a KV head in float32."""
 
 SPLITS, LISTED, SPLIT_PARTS, COMBINED, COMBINED_HEADS, COMBINED_DIM = range(2, 8)
 """Arguments of ``combine`` and ``combine_float32``: splits [N, 3] (batch row, where its parts are listed, how many),
@@ -33,7 +33,7 @@ listed (indices into parts [., Hq, D + 2]), out [T, Hq, D], Hq, D.  Items are sp
 
 
 @Job
-def in_bf16(job: Any) -> None:
+def attention_bf16(job: Any) -> None:
     """attention_kernels.attend_bf16."""
     num_kv_heads, size = job[NUM_KV_HEADS], job[HEAD_DIM]
     tiles, pages = job[PAGE_TOKENS] // TILE, job[NUM_PAGES]
@@ -55,7 +55,7 @@ def in_bf16(job: Any) -> None:
 
 
 @Job
-def in_float32(job: Any) -> None:
+def attention_float32(job: Any) -> None:
     """attention_kernels.attend_float32."""
     page = job[NUM_PAGES], job[NUM_KV_HEADS], job[PAGE_TOKENS], job[HEAD_DIM]
     attend_float32(
@@ -126,5 +126,5 @@ def _put_together(job: npt.NDArray[np.int64], item: int, head: int, mixed: npt.N
     return total
 
 
-BF16_JOBS = (in_bf16, combine)
-FLOAT32_JOBS = (in_float32, combine_float32)
+BF16_JOBS = (attention_bf16, combine)
+FLOAT32_JOBS = (attention_float32, combine_float32)

@@ -225,7 +225,7 @@ class _Binder:
         window, cap = action.spec.window, action.spec.softcap or 0.0
         out = self._at(action.out)
         place = bound.add(
-            attention_jobs.in_bf16, 0, 0, 0, 0, 0, q, keys.data_ptr(), values.data_ptr(),
+            attention_jobs.attention_bf16, 0, 0, 0, 0, 0, q, keys.data_ptr(), values.data_ptr(),
             float_bits(action.spec.scale), window or 0, float_bits(cap), out, 0, 0, *heads, page_tokens, len(keys),
             by_row=False,
         )  # fmt: skip

@@ -8,6 +8,7 @@ briefly and then gives way, since on a busy machine the other thread may not be 
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -39,15 +40,26 @@ _SPINS = 4000
 
 
 class Program:
-    """A list of jobs, whose ``arguments`` [J, NUM_ARGUMENTS] may be changed between runs.
-
-    ``ticks`` [J + 1] int64, where somebody has put it there, sums the processor's ticks per job, waiting included.
-    """
+    """A list of jobs, whose ``arguments`` [J, NUM_ARGUMENTS] may be changed between runs."""
 
     def __init__(self, jobs: Sequence[Job], arguments: Ints) -> None:
         self.arguments = arguments
-        self.ticks: Ints | None = None
+        self._names = [job.name for job in jobs]
         self._addresses = np.array([job.address for job in jobs], np.int64)
+        self._ticks: Ints | None = None
+
+    def watch(self) -> None:
+        """From now on the processor's ticks are summed per job, waiting for other threads included."""
+        self._ticks = np.zeros(len(self._names) + 1, np.int64)
+
+    def shares(self) -> dict[str, float]:
+        """Of the time in runs since :meth:`watch`, by jobs of one name, the largest first."""
+        assert self._ticks is not None, "nobody watched"
+        sums: Counter[str] = Counter()
+        for name, ticks in zip(self._names, self._ticks[:-1].tolist(), strict=True):
+            sums[name] += ticks
+        total = max(1, sums.total())
+        return {name: ticks / total for name, ticks in sums.most_common()}
 
     def run(self, num_threads: int) -> None:
         """All jobs, by ``num_threads`` threads, or one where there are fewer to be had."""
@@ -55,8 +67,8 @@ class Program:
         addresses, arguments = self._addresses.ctypes.data, self.arguments.ctypes.data
         wanted = min(num_threads, torch.get_num_threads())
         ticks = 0
-        if self.ticks is not None:
-            self.ticks[-1], ticks = 0, self.ticks.ctypes.data
+        if self._ticks is not None:
+            self._ticks[-1], ticks = 0, self._ticks.ctypes.data
         _RUN.run(wanted if _is_whole(wanted) else 1, len(self._addresses), addresses, arguments, _give_way_at(), ticks)
 
 

@@ -87,7 +87,7 @@ class FastStep:
         arguments = np.zeros((len(self._bound.jobs), NUM_ARGUMENTS), np.int64)
         for row, own in zip(arguments, self._bound.arguments, strict=True):
             row[FIRST : FIRST + len(own)] = own
-        self._program = Program(self._bound.jobs, arguments)
+        self.program = Program(self._bound.jobs, arguments)
         self._cells = _Cells(self._bound)
         self._changes = Changes(list(self._bound.adapted.values()))
         self._adapted: tuple[Ints, ...] = ()
@@ -98,7 +98,7 @@ class FastStep:
         return bool(self._bound.adapted)
 
     def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
-        cells, num_rows, arguments = self._cells, len(inputs), self._program.arguments
+        cells, num_rows, arguments = self._cells, len(inputs), self.program.arguments
         arguments[cells.by_row] = num_rows
         for (num_blocks, item_blocks), places in cells.products.items():
             arguments[places] = *product_items(num_rows, num_blocks, item_blocks), num_rows
@@ -110,12 +110,12 @@ class FastStep:
             self._attend_to(inputs, window)
         self._adapt(inputs.adapted)
         outputs = self._head(inputs)
-        self._program.run(num_threads)
+        self.program.run(num_threads)
         return outputs
 
     def _adapt(self, adapted: Sequence[tuple[Adapter, Ints]]) -> None:
         """Ready the jobs of those linears that one of the adapters changes."""
-        arguments, places = self._program.arguments, list(self._bound.adapted)
+        arguments, places = self.program.arguments, list(self._bound.adapted)
         arguments[places, NUM_ITEMS] = NOT_WANTED
         if not adapted:
             return
@@ -129,7 +129,7 @@ class FastStep:
 
     def _head(self, inputs: StepInputs) -> StepOutputs:
         """Ready the jobs of the head; where their results will be."""
-        head, num, arguments = self._bound.head, len(inputs.sampled), self._program.arguments
+        head, num, arguments = self._bound.head, len(inputs.sampled), self.program.arguments
         hidden = self._bound.hidden[: len(inputs)]
         if head is None:
             return StepOutputs(hidden)
@@ -144,7 +144,7 @@ class FastStep:
         return StepOutputs(hidden, head.logits[:num, : weight.num_rows], best)
 
     def _attend_to(self, inputs: StepInputs, window: int | None) -> None:
-        works, arguments, config = inputs.works[window], self._program.arguments, self._bound.decoder.config
+        works, arguments, config = inputs.works[window], self.program.arguments, self._bound.decoder.config
         size = config.num_heads * (config.head_dim + 2)
         parts = self._parts.get(window)
         if parts is None or parts.size < works.num_parts * size:

@@ -37,6 +37,11 @@ class Job:
         """``function`` takes an int64 pointer; it is compiled when it is first needed, and kept on disk."""
         self._function = function
 
+    @property
+    def name(self) -> str:
+        """What it computes, in a word or two."""
+        return self._function.__name__.strip("_").replace("_", " ")
+
     @cached_property
     def address(self) -> int:
         """Of the compiled function, as C calls it."""

@@ -110,6 +110,8 @@ class Sequences:
         )
         self._step = FastStep(plan_of(config), self.packed, keys, values, num_rows=sum(lengths), logits_rows=4)
 
+        self.watch, self.shares = self._step.program.watch, self._step.program.shares
+
     def step(self, counts: list[int]) -> list[Tensor]:
         """So many further tokens of each: their hidden states."""
         spans, row = [], 0
@@ -324,3 +326,17 @@ def test_a_weight_that_is_not_packed_has_no_step() -> None:
     """Plain weights are multiplied op by op."""
     with pytest.raises(NotPlain, match="not packed"):
         FastStep(plan_of(config()), decoder_of(config()), [torch.empty(1, 2, 1, 16, 16, 2)] * 2, [], 16, 16)
+
+
+@needs_int8
+def test_a_watched_step_says_where_its_time_goes() -> None:
+    """Shares of all jobs by what they compute; watching again forgets what was before."""
+    sequences = Sequences(config(), [9], num_threads=2, quantization="int8")
+    sequences.watch()
+    sequences.step([8])
+    shares = sequences.shares()
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert shares["multiply int8"] > 0 and shares["attention bf16"] > 0
+    sequences.watch()
+    assert sum(sequences.shares().values()) == 0
