@@ -36,7 +36,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class Head:
     """Places of the jobs that look up rows, multiply, and find the best token, and in which buffers these leave it.
 
-    ``logits``: [rows, vocabulary, filled up to whole blocks] float32; ``best``: [rows].
+    ``logits``: [rows, vocabulary, filled up to whole blocks] float32; ``best_tokens``: [rows].
     """
 
     pick: int

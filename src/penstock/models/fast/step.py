@@ -37,7 +37,7 @@ _PAGE_ROWS = 16
 class StepInputs:
     """T rows: token_ids, positions, pages and slots [T] int64; ``table`` int64; what is attended to, by window.
 
-    ``sampled``: which rows' logits are wanted, as many as there is room for; ``best``: or only their best tokens.
+    ``sampled``: which rows' logits are wanted, as many as there is room for; ``best``: their best tokens, too.
     ``adapted``: the rows of each adapter, int64; none where the step does not adapt.
     """
 
@@ -81,7 +81,7 @@ class FastStep:
         logits_rows: int,
     ) -> None:
         """``keys``, ``values``: packed pages of each layer.  Raises ``NotPlain`` for weights without a job."""
-        self.num_rows, self.logits_rows = num_rows, logits_rows
+        self.num_rows = num_rows
         self._bound = bind(plan, decoder, keys, values, num_rows, logits_rows)
         self._parts: dict[int | None, npt.NDArray[np.float32]] = {}
         arguments = np.zeros((len(self._bound.jobs), NUM_ARGUMENTS), np.int64)
