@@ -62,9 +62,10 @@ class Running:
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.admin_port}"
 
-    def get(self, url: str) -> tuple[int, bytes]:
+    def get(self, url: str, key: str = "") -> tuple[int, bytes]:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -100,6 +101,15 @@ class Running:
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         wait_until(condition, timeout_s=60, what=what)
+
+    def wait_known(self, *secrets: str) -> None:
+        """Until the gateway asks for keys and takes these: it learns of each within a moment, not at once."""
+        models = f"{self.url}/v1/models"
+
+        def known() -> bool:
+            return self.get(models)[0] == 401 and all(self.get(models, secret)[0] == 200 for secret in secrets)
+
+        wait_until(known, timeout_s=60, what="the keys are known")
 
     def wait_ready(self, timeout_s: float = 90) -> None:
         def ready() -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 
 import pytest
 from commands import penstock
@@ -92,18 +90,8 @@ def test_a_service_with_keys_keeps_the_contract_of_errors(limited) -> None:
 
 def known_key(service, *words: str) -> str:
     secret: str = json.loads(penstock(service.home, "keys", "create", *words, "--json"))["secret"]
-    service.until(lambda: service.get(f"{service.url}/v1/models")[0] == 401, "there are keys")
-    service.until(lambda: models_shown_to(service, secret) == 200, "the key is known")
+    service.wait_known(secret)
     return secret
-
-
-def models_shown_to(service, secret: str) -> int:
-    request = urllib.request.Request(f"{service.url}/v1/models", headers={"authorization": f"Bearer {secret}"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 @pytest.fixture(scope="module")

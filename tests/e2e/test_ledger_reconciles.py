@@ -115,7 +115,7 @@ def service(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     prices = ("--prices", str(directory / "prices.yaml"))
     running = serve(*prices, "--replicas", "2", "--served-name", "mock", model=f"mock://{directory / 'script.yaml'}")
     key = json.loads(penstock(running.home, "keys", "create", "--json"))["secret"]
-    running.until(lambda: running.get(f"{running.url}/v1/models")[0] == 401, "the key is known")
+    running.wait_known(key)
     yield running, key
 
 

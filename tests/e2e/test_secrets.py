@@ -48,9 +48,9 @@ def guarded(serve: Any) -> tuple[Any, dict[str, str]]:
     service = serve(model="mock://")
     admin = json.loads(penstock(service.home, "keys", "create", "--admin", "--json"))
     user = json.loads(penstock(service.home, "keys", "create", "--json"))
-    shown = {"authorization": f"Bearer {user['secret']}"}
-    service.until(lambda: ask(f"{service.url}/v1/models", "GET", shown, None)[0][:3] == "200", "the keys are known")
-    return service, {"admin": admin["secret"], "user": user["secret"]}
+    secrets = {"admin": admin["secret"], "user": user["secret"]}
+    service.wait_known(*secrets.values())
+    return service, secrets
 
 
 def hidden(service: Any, secrets: dict[str, str]) -> list[str]:

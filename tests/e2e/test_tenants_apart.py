@@ -31,7 +31,7 @@ class Tenants:
             name: json.loads(penstock(service.home, "keys", "create", "--tenant", name[0], "--json"))["secret"]
             for name in ("a", "a2", "b")
         }
-        service.until(lambda: service.get(f"{service.url}/v1/models")[0] == 401, "the keys are known")
+        service.wait_known(*self.keys.values())
 
     def ask(self, who: str, prompt: str, **fields: Any) -> int:
         """How many of its tokens were found cached."""
