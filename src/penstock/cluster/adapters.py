@@ -18,8 +18,9 @@ import msgspec
 from msgspec import Meta
 
 from penstock.cluster.controller import Controller, Engine, ServedAdapter
-from penstock.config.tenants import TOP, Principal
-from penstock.store.audit import OPERATOR, Act
+from penstock.cluster.permit import permit
+from penstock.config.tenants import Principal
+from penstock.store.audit import Act
 from penstock.wire.engine import LoadAdapter, LoadedAdapter, UnloadAdapter
 from penstock.wire.errors import Fault, Problem
 
@@ -100,7 +101,7 @@ class Adapters:
 
     def load(self, actor: Principal | None, asked: NewAdapter) -> AdapterView:
         """Of a thread.  Raises ``Problem``: ``permission_denied``, ``invalid_value``, ``conflict``, or the engines'."""
-        who = self._admit(actor, "adapter.load", asked.lora_name)
+        who = permit(actor, "Adapters", self._audit, "adapter.load", asked.lora_name)
         path = permitted(self._root, asked.lora_path)
         view = self._done(self._load(asked.lora_name, self._parent(asked.model), path))
         self._audit(Act(actor=who, action="adapter.load", subject=_subject(view)))
@@ -108,7 +109,7 @@ class Adapters:
 
     def unload(self, actor: Principal | None, asked: OldAdapter) -> AdapterView:
         """Of a thread.  What runs with it ends as it would.  Raises ``Problem``: also ``not_found``, ``conflict``."""
-        who = self._admit(actor, "adapter.unload", asked.lora_name)
+        who = permit(actor, "Adapters", self._audit, "adapter.unload", asked.lora_name)
         view = self._done(self._unload(asked.lora_name))
         self._audit(Act(actor=who, action="adapter.unload", subject=_subject(view)))
         return view
@@ -246,15 +247,6 @@ class Adapters:
         if model not in models:
             raise Problem("model_not_found", f"The model {model!r} is not served here.", param="model")
         return model
-
-    def _admit(self, actor: Principal | None, action: str, subject: str) -> str:
-        """Who asks.  Adapters take memory of engines that are everybody's; the denial is written down."""
-        who = OPERATOR if actor is None else actor.key_id or "anonymous"
-        if actor is None or (actor.role == "admin" and actor.tenant == TOP and actor.models is None):
-            return who
-        self._audit(Act(actor=who, action=action, subject=subject, verdict="denied", why="permission_denied"))
-        message = f"Adapters are for administrators of {TOP!r} with a right to all models."
-        raise Problem("permission_denied", message)
 
 
 def permitted(root: Path, asked: str) -> Path:

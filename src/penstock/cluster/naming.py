@@ -12,8 +12,9 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.cluster.controller import Controller
+from penstock.cluster.permit import permit
 from penstock.config.names import Name
-from penstock.config.tenants import TOP, Principal
+from penstock.config.tenants import Principal
 from penstock.store.audit import Act
 from penstock.wire.errors import Problem
 
@@ -41,13 +42,13 @@ class Naming:
         self._one_at_a_time = threading.Lock()
 
     def show(self, actor: Principal | None) -> NamesView:
-        self._check(actor, "names.list")
+        permit(actor, "Names", self._audit, "names.list")
         return self._view()
 
     def change(self, actor: Principal | None, asked: NamesChange) -> NamesView:
         """All of it, or nothing.  Raises ``invalid_value`` where the names would not hold together."""
         subject = ", ".join(asked.names)[:200]
-        self._check(actor, "names.set", subject)
+        who = permit(actor, "Names", self._audit, "names.set", subject)
         with self._one_at_a_time:
             names = {} if asked.only else dict(self._controller.names)
             for own, name in asked.names.items():
@@ -56,19 +57,8 @@ class Naming:
                 elif names.pop(own, None) is None and not asked.only:
                     raise Problem("not_found", f"There is no name {own[:200]!r}.")
             self._controller.rename(names)
-        self._audit(Act(actor=_who(actor), action="names.set", subject=subject))
+        self._audit(Act(actor=who, action="names.set", subject=subject))
         return self._view()
 
     def _view(self) -> NamesView:
         return NamesView(names=dict(self._controller.names), models=self._controller.served)
-
-    def _check(self, actor: Principal | None, action: str, subject: str = "") -> None:
-        """Names are everybody's: whoever administers a part of the tenants may not turn them."""
-        if actor is None or (actor.role == "admin" and actor.tenant == TOP and actor.models is None):
-            return
-        self._audit(Act(actor=_who(actor), action=action, subject=subject, verdict="denied", why="permission_denied"))
-        raise Problem("permission_denied", f"Names are for administrators of {TOP!r} with a right to all models.")
-
-
-def _who(actor: Principal | None) -> str:
-    return "operator" if actor is None else actor.key_id or "anonymous"

@@ -17,11 +17,12 @@ from msgspec import Meta
 
 from penstock.cluster.apart import apart
 from penstock.cluster.controller import Controller
+from penstock.cluster.permit import permit
 from penstock.cluster.rollout import Member
-from penstock.config.tenants import TOP, Principal
+from penstock.config.tenants import Principal
 from penstock.policy.rollout import RolloutRules
 from penstock.ports import Clock
-from penstock.store.audit import OPERATOR, Act
+from penstock.store.audit import Act
 from penstock.wire.errors import Problem
 
 State = Literal["fetching", "rolling", "rolling_back", "done", "rolled_back", "stuck", "failed"]
@@ -100,7 +101,7 @@ class Upgrades:
 
     def start(self, actor: Principal | None, asked: NewUpgrade) -> UpgradeView:
         """Begin one.  Raises ``Problem``: ``permission_denied``, ``model_not_found``, ``conflict``."""
-        who = self._admit(actor, "upgrade.start", asked.source)
+        who = permit(actor, "Upgrades", self._audit, "upgrade.start", asked.source)
         if asked.model not in self._controller.models:
             raise Problem("model_not_found", f"The model {asked.model!r} is not served here.", param="model")
         with self._lock:
@@ -123,14 +124,14 @@ class Upgrades:
 
     def show(self, actor: Principal | None) -> UpgradeView:
         """The present upgrade, or the last one.  Raises ``Problem`` ``not_found``."""
-        self._admit(actor)
+        permit(actor, "Upgrades", self._audit)
         if self._view is None:
             raise Problem("not_found", "Nothing was upgraded since this service started.")
         return self._view
 
     def stop(self, actor: Principal | None) -> UpgradeView:
         """Go back.  Raises ``Problem``: ``permission_denied``, ``conflict`` where nothing is under way."""
-        who = self._admit(actor, "upgrade.stop")
+        who = permit(actor, "Upgrades", self._audit, "upgrade.stop")
         view = self._view
         if view is None or view.is_over:
             raise Problem("conflict", "No upgrade is under way.")
@@ -207,20 +208,6 @@ class Upgrades:
     def _say(self, state: State, why: str, replaced: int = 0) -> None:
         assert self._view is not None
         self._view = msgspec.structs.replace(self._view, state=state, why=why, replaced=replaced)
-
-    def _admit(self, actor: Principal | None, action: str = "", subject: str = "") -> str:
-        """Who asks.  An upgrade touches every tenant and any model, so it is for who administers all of them.
-
-        The denial of an ``action`` is written down.
-        """
-        who = OPERATOR if actor is None else actor.key_id or "anonymous"
-        if actor is not None and (actor.role != "admin" or actor.tenant != TOP or actor.models is not None):
-            if action:
-                denied = Act(actor=who, action=action, subject=subject[:200], verdict="denied", why="permission_denied")
-                self._audit(denied)
-            message = f"Upgrades are for administrators of {TOP!r} with a right to all models."
-            raise Problem("permission_denied", message)
-        return who
 
 
 def _subject(view: UpgradeView) -> str:

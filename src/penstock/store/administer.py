@@ -16,7 +16,7 @@ from msgspec import Meta
 from penstock.config.tenants import LEAST_URGENT, MOST_URGENT, TOP, ApiKey, Limit, Principal, Rights, Role, Tenant
 from penstock.policy import rights as policy
 from penstock.store.access import AccessStore, Edit
-from penstock.store.audit import OPERATOR, Act, Entry
+from penstock.store.audit import Act, Entry, actor_name
 from penstock.store.reach import (
     administers,
     check_actor,
@@ -274,7 +274,7 @@ class Administration:
 
     @contextmanager
     def _change(self, actor: Principal | None, action: str, subject: str, now: float) -> Iterator[Edit]:
-        who = OPERATOR if actor is None else actor.key_id or "anonymous"
+        who = actor_name(actor)
         act = Act(actor=who, action=action, subject=subject[:200])
         try:
             with self._store.change(now) as edit:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from penstock.config.tenants import Principal
 from penstock.store.sql.database import Database
 from penstock.store.sql.tables import AUDIT, FACTS
 from penstock.wire.errors import Problem
@@ -25,6 +26,11 @@ OPERATOR = "operator"
 
 _HEAD = "audit"
 _START = (0, "")
+
+
+def actor_name(actor: Principal | None) -> str:
+    """How the records name who acts; ``None`` is whoever is at the command line."""
+    return OPERATOR if actor is None else actor.key_id or "anonymous"
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
