@@ -48,8 +48,8 @@ def engines(
     beside: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another engine, openvino, vllm or transformers: its Python, its model, and settings that it is "
-            "started with (precisions). Repeat for more.",
+            help="Another engine, openvino, vllm, transformers or llama.cpp: its Python, its model, and settings that "
+            "it is started with (precisions). Repeat for more.",
             metavar="NAME=PYTHON,MODEL[,SETTING...]",
         ),
     ] = None,

