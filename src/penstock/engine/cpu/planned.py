@@ -18,10 +18,9 @@ from penstock.engine.cpu.batch import Ints, StepBatch
 from penstock.engine.cpu.fast_attention import FastAttention
 from penstock.engine.cpu.thread_choice import ThreadChoice
 from penstock.models.decoder import Decoder
-from penstock.models.fast.attention_kernels import END_KEY, MEMBERS
 from penstock.models.fast.plan import NotPlain, plan_of
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
-from penstock.models.fast.works import Heads, Works, attention_works
+from penstock.models.fast.works import END_KEY, MEMBERS, Heads, Works, attention_works
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from penstock.models.attention import AttentionSpec
 from penstock.models.fast import attention_jobs as jobs
-from penstock.models.fast import attention_kernels as kernels
 from penstock.models.fast import bf16
-from penstock.models.fast.attention_kernels import TILE
+from penstock.models.fast.attention_float32 import store_float32
+from penstock.models.fast.attention_kernels import TILE, store_bf16
 from penstock.models.fast.team import float_bits
 from penstock.models.fast.works import Heads, Works
 from penstock.models.threads import over_rows
@@ -54,7 +54,7 @@ def heads(q: Tensor, num_kv_heads: int) -> Heads:
 
 def write(pages: Ints, slots: Ints, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
     """Keep k, v [T, Hkv, D] at pages[T], slots[T] of ``keys`` and ``values``."""
-    run = partial(kernels.store_bf16 if k.dtype == torch.bfloat16 else kernels.store_float32, pages, slots)
+    run = partial(store_bf16 if k.dtype == torch.bfloat16 else store_float32, pages, slots)
     arrays = bits(k), bits(v), bits(keys), bits(values)
     over_rows(len(k), 16 * k[0].numel(), lambda first, end: run(*arrays, first, end))
 

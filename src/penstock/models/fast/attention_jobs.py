@@ -1,4 +1,4 @@
-"""Attention over pages as jobs: the loops of attention_kernels over addresses, and parts put together.
+"""Attention over pages as jobs: the kernels' loops over addresses, and parts put together.
 
 In: addresses and sizes in a job's arguments; out: the mixed values of every batch row.
 """
@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray
 
-from penstock.models.fast.attention_kernels import HIDDEN32, TILE, attend_bf16, attend_float32, compiled
+from penstock.models.fast.attention_float32 import attend_float32
+from penstock.models.fast.attention_kernels import HIDDEN32, TILE, attend_bf16
 from penstock.models.fast.attention_parts import narrow
+from penstock.models.fast.compiled import compiled
 from penstock.models.fast.row_parts import as_float, bits_at, floats_at, ints_at
 from penstock.models.fast.team import NUM_ITEMS, Job, take
 
@@ -56,7 +58,7 @@ def attention_bf16(job: Any) -> None:
 
 @Job
 def attention_float32(job: Any) -> None:
-    """attention_kernels.attend_float32."""
+    """attention_float32.attend_float32."""
     page = job[NUM_PAGES], job[NUM_KV_HEADS], job[PAGE_TOKENS], job[HEAD_DIM]
     attend_float32(
         carray(job, (1,)),

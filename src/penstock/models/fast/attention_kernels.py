@@ -1,20 +1,14 @@
-"""Attention over KV pages: the loops over works, pages and queries; one function per number format.
+"""Attention over KV pages of bfloat16: the loops over works, pages and queries.
 
 In: numpy arrays; out: the mixed values of every batch row, or parts that attention_jobs puts together.
-A *work* is some batch rows that read the same keys of the same pages: one sequence's chunk, one decode, or several
-decodes whose sequences begin alike, so that what they share is read once.  Works times KV heads are the units that
-threads take in turn; the next page is fetched while one is computed.
+Works (see works.py) times KV heads are the units that threads take in turn; the next page is fetched while one is
+computed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
-
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from penstock.models.fast.attention_parts import (
     HIDDEN,
@@ -35,10 +29,9 @@ from penstock.models.fast.attention_parts import (
     score_8,
     take_next,
 )
-from penstock.models.kept import kept
+from penstock.models.fast.compiled import compiled
+from penstock.models.fast.works import END_KEY, FIRST_KEY, MEMBERS, NUM_MEMBERS, PAGES, PART
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint16]
@@ -47,19 +40,7 @@ Words = npt.NDArray[np.uint32]
 TILE = 16
 """Keys of one register; a page's tokens are a multiple of it, and so is a head's size."""
 
-MEMBERS, NUM_MEMBERS, PAGES, FIRST_KEY, END_KEY, PART = range(6)
-"""A work's fields: where its rows are listed, how many, where its pages are listed, its keys, and where its part of
-the result goes (-1: it is the whole result)."""
-
 HIDDEN32 = np.float32(HIDDEN)
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Machine code that holds no interpreter's lock and is kept on disk."""
-    return cast(
-        Callable[P, R],
-        kept(njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}))(function),
-    )
 
 
 @compiled
@@ -246,80 +227,3 @@ def store_pairs(pairs: Words, tile: Words, lane: int) -> None:
     """One key [D/2] of pairs of bfloat16 into its lane of a tile [D/2, 16]."""
     for i in range(len(pairs)):
         tile[i, lane] = pairs[i]
-
-
-@compiled
-def store_float32(
-    pages: Ints, slots: Ints, k: Floats, v: Floats, keys: Floats, values: Floats, first: int, end: int
-) -> None:
-    """As store_bf16, for pages of float32."""
-    for row in range(first, end):
-        for head in range(k.shape[1]):
-            for i in range(k.shape[2]):
-                keys[pages[row], head, slots[row], i] = k[row, head, i]
-                values[pages[row], head, slots[row], i] = v[row, head, i]
-
-
-@compiled
-def attend_float32(
-    counter: Ints,
-    works: Ints,
-    members: Ints,
-    positions: Ints,
-    table: Ints,
-    q: Floats,
-    keys: Floats,
-    values: Floats,
-    scale: np.float32,
-    window: int,
-    cap: np.float32,
-    out: Floats,
-    parts: Floats,
-) -> None:
-    """As attend_bf16, for keys and values [P, Hkv, S, D] float32; no instruction of one kind of CPU is asked for."""
-    num_kv_heads, page_tokens, head_dim = keys.shape[1], keys.shape[2], keys.shape[3]
-    group = q.shape[1] // num_kv_heads
-    scores, mixed = np.empty(page_tokens, np.float32), np.empty(head_dim, np.float32)
-    while True:
-        unit = take_next(counter.ctypes.data)
-        if unit >= len(works) * num_kv_heads * group:
-            return
-        work, query = works[unit // (num_kv_heads * group)], unit % (num_kv_heads * group)
-        head = query // group
-        pages = table[work[PAGES] :]
-        for member in range(work[NUM_MEMBERS]):
-            row = members[work[MEMBERS] + member]
-            position = positions[row]
-            lowest = max(work[FIRST_KEY], position - window + 1) if window else work[FIRST_KEY]
-            end_key = min(position + 1, work[END_KEY])
-            peak, total = HIDDEN32, np.float32(0.0)
-            mixed[:] = np.float32(0.0)
-            for index in range(lowest // page_tokens, (end_key - 1) // page_tokens + 1):
-                base = index * page_tokens
-                first, end = max(lowest - base, 0), min(end_key - base, page_tokens)
-                key, value = keys[pages[index], head], values[pages[index], head]
-                highest = peak
-                for j in range(first, end):
-                    score = np.float32(0.0)
-                    for i in range(head_dim):
-                        score += q[row, query, i] * key[j, i]
-                    score *= scale
-                    if cap != np.float32(0.0):
-                        score = cap * np.float32(math.tanh(score / cap))
-                    scores[j] = score
-                    highest = max(highest, score)
-                shrink = np.float32(math.exp(peak - highest))
-                total *= shrink
-                mixed *= shrink
-                peak = highest
-                for j in range(first, end):
-                    share = np.float32(math.exp(scores[j] - peak))
-                    total += share
-                    for i in range(head_dim):
-                        mixed[i] += share * value[j, i]
-            if work[PART] < 0:
-                out[row, query] = mixed / total
-            else:
-                part = parts[work[PART] + member, query]
-                part[:head_dim] = mixed
-                part[head_dim], part[head_dim + 1] = peak, total

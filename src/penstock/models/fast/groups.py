@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.attention_kernels import compiled
+from penstock.models.fast.compiled import compiled
 from penstock.models.fast.simd import F32, FLOATS, I64, INTS, LANES
 
 Floats = npt.NDArray[np.float32]

@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.attention_kernels import compiled
+from penstock.models.fast.compiled import compiled
 from penstock.models.fast.cpu import has
 from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.simd import FLOATS, I64, INTS

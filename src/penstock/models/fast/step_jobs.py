@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from penstock.models.fast.attention_kernels import compiled, store_pairs
+from penstock.models.fast.attention_kernels import store_pairs
 from penstock.models.fast.attention_parts import narrow
 from penstock.models.fast.byte_parts import quantise_bf16, quantise_float32, widen_bytes
+from penstock.models.fast.compiled import compiled
 from penstock.models.fast.row_parts import (
     add_squares,
     as_float,

@@ -1,6 +1,8 @@
 """What one step's attention has to read, cut so that threads share it evenly and nothing is read twice.
 
-In: which rows belong to which sequences, and the sequences' pages; out: works as attention_kernels describes them.
+In: which rows belong to which sequences, and the sequences' pages; out: works, and which rows have several.
+A *work* is some batch rows that read the same keys of the same pages: one sequence's chunk, one decode, or several
+decodes whose sequences begin alike, so that what they share is read once.
 Integers only.  Keys are cut where a lone long sequence would leave threads idle (the split of Flash-Decoding), and
 where several decodes begin with the same pages: these are read once for all of them (Hydragen, arXiv 2402.05099).
 """
@@ -12,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from penstock.models.fast.attention_kernels import END_KEY, FIRST_KEY, MEMBERS, NUM_MEMBERS, PAGES, PART
-
 Ints = npt.NDArray[np.int64]
+
+MEMBERS, NUM_MEMBERS, PAGES, FIRST_KEY, END_KEY, PART = range(6)
+"""A work's fields: where its rows are listed, how many, where its pages are listed, its keys, and where its part of
+the result goes (-1: it is the whole result)."""
 
 _MAX_QUERIES = 64
 """Queries that share one reading of a page; bounds a thread's scratch memory."""
@@ -26,7 +30,7 @@ _UNITS_PER_THREAD = 4
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """``works`` [W, 6], costliest first, and ``members``: see attention_kernels.
+    """``works`` [W, 6], costliest first; ``members``: batch rows, listed for the works.
 
     ``splits`` [N, 3] and ``listed``: see attention_jobs; rows that are not there are whole.
     ``num_parts``: rows of parts.

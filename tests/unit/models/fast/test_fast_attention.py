@@ -11,9 +11,8 @@ from torch import Tensor
 
 from penstock.models.attention import AttentionSpec, visible
 from penstock.models.fast import attention
-from penstock.models.fast.attention_kernels import END_KEY, FIRST_KEY, NUM_MEMBERS, PART
 from penstock.models.fast.cpu import has
-from penstock.models.fast.works import Heads, attention_works
+from penstock.models.fast.works import END_KEY, FIRST_KEY, NUM_MEMBERS, PART, Heads, attention_works
 
 needs_bf16 = pytest.mark.skipif(not has("avx2"), reason="the CPU has no AVX2")
 DTYPES = [pytest.param(torch.bfloat16, marks=needs_bf16), torch.float32]
