@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Workload = Literal["batch", "shared-prefix", "curves"]
 _OURS = "penstock"
+_WARM_REQUESTS = 16
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,12 +75,14 @@ def engines(
     launches = [Launch(_OURS, sys.executable, model, (quantization, "exact" if exact else "fast"))]
     for text in beside or []:
         launches.append(Launch.parse(text, [launch.name for launch in launches]))
-    parts = _parts(workload, requests, longest, min(VOCABULARY, _vocabulary(Path(model))))
+    vocabulary = min(VOCABULARY, _vocabulary(Path(model)))
+    parts = _parts(workload, requests, longest, vocabulary)
+    # What is small warms up for what is large: 128 requests, or the last points of curves, take minutes.
+    few = _parts(workload, min(requests, _WARM_REQUESTS), longest, vocabulary)
     turns = in_turns(
         launches,
         parts,
-        # The smallest point of the curves warms up for all: the largest takes minutes.
-        warm_up=parts[:3] if workload == "curves" else parts,
+        warm_up=few[:3] if workload == "curves" else few,
         runs=runs,
         prefix_caching=workload != "batch",
         say=say,
