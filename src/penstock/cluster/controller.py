@@ -16,11 +16,11 @@ from penstock.cluster.actions import Action, Finish, Publish, Tell
 from penstock.cluster.life import Life
 from penstock.cluster.reconcile import Observed, Rules
 from penstock.cluster.rollout import Member, Rollout, RolloutStatus
+from penstock.cluster.served import Served
 from penstock.cluster.state import ServiceState, Stage
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.names import Name
 from penstock.events.list import ReplicaChanged
-from penstock.policy.names import check, is_name
 from penstock.policy.rollout import ReplicaView, RolloutRules
 from penstock.ports import Emit
 from penstock.wire.errors import Problem
@@ -32,16 +32,6 @@ class EndRules(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 10.0
     hurried_stop_s: float = 2.0
-
-
-class ServedAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A LoRA adapter of ``model``, in the folder ``path``, whose content has this ``digest``."""
-
-    name: str
-    model: str
-    path: str
-    digest: str
-    created: int
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,13 +60,13 @@ class Controller:
         also: Sequence[Model] = (),
         names: Mapping[str, Name] | None = None,
     ) -> None:
-        """``also``: further models, without their replicas.  Raises ``Problem`` where the names do not fit them."""
-        self._also = list(also)
-        self._names: dict[str, Name] = {}
+        """``also``: further models, without their replicas.  Raises ``Problem`` where the names do not fit them.
+
+        What changes in ``served`` holds from the next step on.
+        """
+        first = Model(name=model, replicas=[], created=created, balance=balance, max_concurrent=max_concurrent)
+        self.served = Served([first, *also], names or {})
         self._model = model
-        self._created = created
-        self._balance = balance
-        self._max_concurrent = max_concurrent
         self._lives = [Life(member) for member in members]
         self._rules = rules
         self._end = end
@@ -88,55 +78,9 @@ class Controller:
         self._desired = DesiredState()
         self._rollout: Rollout | None = None
         self._left: dict[str, Life] = {}
-        self._adapters: list[ServedAdapter] = []
         self.awaits_adapters = False
         """Some that the service begins with are still to be loaded: it is not ready before."""
-        self.is_followed = False
-        """At the last step every gateway routed by what was wanted."""
-        self.rename(names or {})
-
-    @property
-    def models(self) -> list[str]:
-        """Served names, the first one first."""
-        return [self._model, *(model.name for model in self._also)]
-
-    @property
-    def names(self) -> Mapping[str, Name]:
-        return self._names
-
-    @property
-    def adapters(self) -> list[ServedAdapter]:
-        return list(self._adapters)
-
-    @property
-    def served(self) -> list[str]:
-        """All that a request or a name may mean: the models, and the adapters of them."""
-        return [*self.models, *(adapter.name for adapter in self._adapters)]
-
-    def rename(self, names: Mapping[str, Name]) -> None:
-        """These are the names from the next step on.  Raises ``Problem`` ``invalid_value``, and changes none then."""
-        self._check_names(names, self.served)
-        self._names = dict(names)
-
-    def check_adapters(self, adapters: Sequence[ServedAdapter]) -> None:
-        """Whether these may be served.  Raises ``Problem`` ``conflict`` or ``invalid_value``."""
-        loaded: set[str] = set()
-        for adapter in adapters:
-            if adapter.name in self.models or adapter.name in self._names:
-                raise Problem("conflict", f"{adapter.name!r} is the name of something else here.", param="lora_name")
-            if adapter.name in loaded:
-                raise Problem("conflict", f"{adapter.name!r} is loaded; unload it first.", param="lora_name")
-            loaded.add(adapter.name)
-            if not is_name(adapter.name):
-                message = f"{adapter.name[:200]!r} is no name: letters, digits and . _ : / @ -, at most 200."
-                raise Problem("invalid_value", message, param="lora_name")
-        self._check_names(self._names, [*self.models, *(adapter.name for adapter in adapters)])
-
-    def adapt(self, adapters: Sequence[ServedAdapter]) -> None:
-        """These are the adapters from the next step on.  Raises as :meth:`check_adapters`, and changes none then."""
-        self.check_adapters(adapters)
-        self._adapters = list(adapters)
-        self.is_followed = False
+        self._is_followed = False
 
     def give_up(self, problem: Problem) -> None:
         """End the service by this problem, with the next step."""
@@ -168,13 +112,6 @@ class Controller:
             raise Problem("conflict", "No upgrade is under way.")
         self._rollout.stop(why)
 
-    @staticmethod
-    def _check_names(names: Mapping[str, Name], served: Sequence[str]) -> None:
-        try:
-            check(names, served)
-        except ValueError as error:
-            raise Problem("invalid_value", f"{str(error)[:1].upper()}{str(error)[1:]}.", param="names") from None
-
     def engines(self, model: str) -> list[Member]:
         """The engines that are to serve this model."""
         return [life.member for life in self._lives if self._is_of(life.member, model) and life.duty == "serve"]
@@ -186,6 +123,11 @@ class Controller:
     def rollout(self) -> RolloutStatus | None:
         """The present upgrade, or the last one."""
         return None if self._rollout is None else self._rollout.status
+
+    @property
+    def is_followed(self) -> bool:
+        """At the last step every gateway routed by what is wanted now."""
+        return self._is_followed and self._models() == self._desired.models
 
     def published(self, state: DesiredState) -> None:
         """The last :class:`Publish` has become ``state``."""
@@ -211,7 +153,7 @@ class Controller:
             actions += self._roll(acknowledgements, now)
             for life in list(self._lives):
                 actions += self._reconcile(life, now) if life.is_wanted else self._let_go(life, now)
-            self.is_followed = self._settled(acknowledgements)
+            self._is_followed = self._settled(acknowledgements)
             actions += self._publish()
             self._advance(acknowledgements, now)
         self._note_phases()
@@ -271,32 +213,14 @@ class Controller:
         )
 
     def _models(self) -> list[Model]:
-        first = Model(
-            name=self._model,
-            replicas=[],
-            created=self._created,
-            balance=self._balance,
-            max_concurrent=self._max_concurrent,
-        )
-        models = [msgspec.structs.replace(model, replicas=self._living(model.name)) for model in (first, *self._also)]
-        by_name = {model.name: model for model in models}
-        return models + [
-            msgspec.structs.replace(
-                by_name[adapter.model],
-                name=adapter.name,
-                created=adapter.created,
-                parent=adapter.model,
-                adapter=adapter.digest,
-            )
-            for adapter in self._adapters
-        ]
+        return self.served.told(self._living)
 
     def _publish(self) -> list[Action]:
         models, admitting = self._models(), self._stage == "serving" and self._stop_requests == 0
-        wanted = (models, self._names, admitting)
+        wanted = (models, self.served.names, admitting)
         if wanted == (self._desired.models, self._desired.names, self._desired.admitting):
             return []
-        return [Publish(models, admitting, self._names)]
+        return [Publish(models, admitting, dict(self.served.names))]
 
     def _living(self, model: str) -> list[Replica]:
         return [

@@ -180,7 +180,9 @@ async def _control(
             first_adapters(settings, name),
             time.time,
         )
-        routes = names_routes(Naming(controller, write_down)) | upgrade_routes(upgrades) | adapter_routes(adapters)
+        routes = (
+            names_routes(Naming(controller.served, write_down)) | upgrade_routes(upgrades) | adapter_routes(adapters)
+        )
         async with (
             admin_listener(settings, admin, access, controller.state, page, routes) as guard,
             beside(upgrades.run(), adapters.run()),
