@@ -17,9 +17,9 @@ from typing import Annotated, Any, Protocol, TypeVar
 import msgspec
 from msgspec import Meta
 
+from penstock.cluster.catalogue import ServedAdapter
 from penstock.cluster.controller import Controller, Engine
 from penstock.cluster.permit import permit
-from penstock.cluster.served import ServedAdapter
 from penstock.config.tenants import Principal
 from penstock.store.audit import Act
 from penstock.wire.engine import LoadAdapter, LoadedAdapter, UnloadAdapter
@@ -88,7 +88,7 @@ class Adapters:
         now: Callable[[], float],
     ) -> None:
         self._controller = controller
-        self._served = controller.served
+        self._catalogue = controller.catalogue
         self._calls = calls
         self._root = root
         self._audit = audit
@@ -150,9 +150,9 @@ class Adapters:
     async def _load(self, name: str, model: str, path: Path) -> AdapterView:
         async with self._turn:
             served = ServedAdapter(name=name, model=model, path=str(path), digest="", created=int(self._now()))
-            self._served.check_adapters([*self._served.adapters, served])
+            self._catalogue.check_adapters([*self._catalogue.adapters, served])
             digest = await self._load_everywhere(model, str(path))
-            self._served.adapt([*self._served.adapters, msgspec.structs.replace(served, digest=digest)])
+            self._catalogue.adapt([*self._catalogue.adapters, msgspec.structs.replace(served, digest=digest)])
             await self._followed()
         return AdapterView(lora_name=name, model=model, digest=digest)
 
@@ -175,11 +175,11 @@ class Adapters:
 
     async def _unload(self, name: str) -> AdapterView:
         async with self._turn:
-            left = [served for served in self._served.adapters if served.name != name]
-            gone = next((served for served in self._served.adapters if served.name == name), None)
+            left = [served for served in self._catalogue.adapters if served.name != name]
+            gone = next((served for served in self._catalogue.adapters if served.name == name), None)
             if gone is None:
                 raise Problem("not_found", f"There is no adapter {name!r}.", param="lora_name")
-            self._served.adapt(left)
+            self._catalogue.adapt(left)
             await self._followed()
             await self._supply()
         return AdapterView(lora_name=name, model=gone.model, digest=gone.digest)
@@ -187,7 +187,7 @@ class Adapters:
     async def _supply(self) -> None:
         """Every ready engine has the adapters of its model, and no others."""
         living = set()
-        for model in self._served.models:
+        for model in self._catalogue.models:
             wanted = self._wanted(model)
             for engine in self._controller.ready_engines(model):
                 living.add(engine)
@@ -232,7 +232,7 @@ class Adapters:
         self._has[engine].discard(digest)
 
     def _wanted(self, model: str) -> dict[str, ServedAdapter]:
-        return {served.digest: served for served in self._served.adapters if served.model == model}
+        return {served.digest: served for served in self._catalogue.adapters if served.model == model}
 
     async def _followed(self) -> None:
         """Every gateway routes by what there is now; one that is late is not waited for for ever."""
@@ -241,7 +241,7 @@ class Adapters:
             await asyncio.sleep(_POLL_S / 4)
 
     def _parent(self, model: str | None) -> str:
-        models = self._served.models
+        models = self._catalogue.models
         if model is None and len(models) == 1:
             return models[0]
         if model is None:

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from penstock.cluster.actions import Action, Finish, Publish, Tell
+from penstock.cluster.catalogue import Catalogue
 from penstock.cluster.life import Life
 from penstock.cluster.reconcile import Observed, Rules
 from penstock.cluster.rollout import Member, Rollout, RolloutStatus
-from penstock.cluster.served import Served
 from penstock.cluster.state import ServiceState, Stage
 from penstock.config.desired import Acknowledgement, Balance, DesiredState, Model, Replica
 from penstock.config.names import Name
@@ -62,10 +62,10 @@ class Controller:
     ) -> None:
         """``also``: further models, without their replicas.  Raises ``Problem`` where the names do not fit them.
 
-        What changes in ``served`` holds from the next step on.
+        What changes in ``catalogue`` holds from the next step on.
         """
         first = Model(name=model, replicas=[], created=created, balance=balance, max_concurrent=max_concurrent)
-        self.served = Served([first, *also], names or {})
+        self.catalogue = Catalogue([first, *also], names or {})
         self._model = model
         self._lives = [Life(member) for member in members]
         self._rules = rules
@@ -213,14 +213,14 @@ class Controller:
         )
 
     def _models(self) -> list[Model]:
-        return self.served.told(self._living)
+        return self.catalogue.told(self._living)
 
     def _publish(self) -> list[Action]:
         models, admitting = self._models(), self._stage == "serving" and self._stop_requests == 0
-        wanted = (models, self.served.names, admitting)
+        wanted = (models, self.catalogue.names, admitting)
         if wanted == (self._desired.models, self._desired.names, self._desired.admitting):
             return []
-        return [Publish(models, admitting, dict(self.served.names))]
+        return [Publish(models, admitting, dict(self.catalogue.names))]
 
     def _living(self, model: str) -> list[Replica]:
         return [

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from penstock.cluster.catalogue import Catalogue
 from penstock.cluster.permit import permit
-from penstock.cluster.served import Served
 from penstock.config.names import Name
 from penstock.config.tenants import Principal
 from penstock.store.audit import Act
@@ -36,8 +36,8 @@ class NamesChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Naming:
     """``audit`` takes rows of the audit log.  Every act raises ``Problem``; ``actor`` is ``None`` for the operator."""
 
-    def __init__(self, served: Served, audit: Callable[[Act], None]) -> None:
-        self._served = served
+    def __init__(self, catalogue: Catalogue, audit: Callable[[Act], None]) -> None:
+        self._catalogue = catalogue
         self._audit = audit
         self._one_at_a_time = threading.Lock()
 
@@ -50,15 +50,15 @@ class Naming:
         subject = ", ".join(asked.names)[:200]
         who = permit(actor, "Names", self._audit, "names.set", subject)
         with self._one_at_a_time:
-            names = {} if asked.only else dict(self._served.names)
+            names = {} if asked.only else dict(self._catalogue.names)
             for own, name in asked.names.items():
                 if name is not None:
                     names[own] = name
                 elif names.pop(own, None) is None and not asked.only:
                     raise Problem("not_found", f"There is no name {own[:200]!r}.")
-            self._served.rename(names)
+            self._catalogue.rename(names)
         self._audit(Act(actor=who, action="names.set", subject=subject))
         return self._view()
 
     def _view(self) -> NamesView:
-        return NamesView(names=dict(self._served.names), models=self._served.targets)
+        return NamesView(names=dict(self._catalogue.names), models=self._catalogue.targets)

@@ -102,7 +102,7 @@ class Upgrades:
     def start(self, actor: Principal | None, asked: NewUpgrade) -> UpgradeView:
         """Begin one.  Raises ``Problem``: ``permission_denied``, ``model_not_found``, ``conflict``."""
         who = permit(actor, "Upgrades", self._audit, "upgrade.start", asked.source)
-        if asked.model not in self._controller.served.models:
+        if asked.model not in self._controller.catalogue.models:
             raise Problem("model_not_found", f"The model {asked.model!r} is not served here.", param="model")
         with self._lock:
             if self._view is not None and not self._view.is_over:

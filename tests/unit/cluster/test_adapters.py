@@ -275,7 +275,7 @@ def test_names_are_nobody_elses(name: str, code: str, tmp_path: Path) -> None:
 
     async def act() -> None:
         async with running(tmp_path) as desk:
-            desk.fleet.machine.served.rename({"alias": Name(to="m")})
+            desk.fleet.machine.catalogue.rename({"alias": Name(to="m")})
             await desk.load("tuned")
             with pytest.raises(Problem) as refused:
                 await desk.load(name, "b")
@@ -292,11 +292,11 @@ def test_what_a_name_leads_to_stays(tmp_path: Path) -> None:
     async def act() -> None:
         async with running(tmp_path) as desk:
             await desk.load("tuned")
-            desk.fleet.machine.served.rename({"alias": Name(to="tuned")})
+            desk.fleet.machine.catalogue.rename({"alias": Name(to="tuned")})
             with pytest.raises(Problem, match="alias"):
                 await desk.unload("tuned")
             assert desk.engines.has["/e0"] == {"d-a"}
-            desk.fleet.machine.served.rename({"alias": Name(to="m")})
+            desk.fleet.machine.catalogue.rename({"alias": Name(to="m")})
             await desk.unload("tuned")
             with pytest.raises(Problem, match="no adapter"):
                 await desk.unload("tuned")

@@ -47,7 +47,7 @@ def test_each_model_has_its_own_replicas_and_names_go_with_them() -> None:
 def test_a_change_is_published_and_recorded() -> None:
     """Added, replaced and removed in one change; what is left out stays; ``only`` leaves nothing else."""
     machine, acts = controller(old=Name(to="large"), kept=Name(to="small")), list[Act]()
-    naming = Naming(machine.served, acts.append)
+    naming = Naming(machine.catalogue, acts.append)
     view = naming.change(None, NamesChange(names={"old": None, "new": Name(to={"large": 1, "small": 2})}))
     assert set(view.names) == {"kept", "new"} and view.models == ["large", "small"]
     assert set(published(machine).names) == {"kept", "new"}
@@ -69,8 +69,8 @@ def test_what_would_not_hold_together_changes_nothing(change: dict[str, Name | N
     """Unknown targets, a name that another one needs, names of models: refused, and all is as it was."""
     machine = controller(kept=Name(to="small"), alias=Name(to="kept"))
     with pytest.raises(Problem) as refused:
-        Naming(machine.served, lambda act: None).change(None, NamesChange(names=change | {"good": Name(to="large")}))
-    assert refused.value.code == code and set(machine.served.names) == {"kept", "alias"}
+        Naming(machine.catalogue, lambda act: None).change(None, NamesChange(names=change | {"good": Name(to="large")}))
+    assert refused.value.code == code and set(machine.catalogue.names) == {"kept", "alias"}
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_what_would_not_hold_together_changes_nothing(change: dict[str, Name | N
 def test_names_are_for_those_who_administer_everything(actor: Principal) -> None:
     """A user, a part's administrator and one who may not use every model are refused, and that is recorded."""
     machine, acts = controller(), list[Act]()
-    naming = Naming(machine.served, acts.append)
+    naming = Naming(machine.catalogue, acts.append)
     for act in (lambda: naming.show(actor), lambda: naming.change(actor, NamesChange(names={"a": Name(to="small")}))):
         with pytest.raises(Problem, match="administrators"):
             act()
-    assert not machine.served.names and [act.verdict for act in acts] == ["denied", "denied"]
+    assert not machine.catalogue.names and [act.verdict for act in acts] == ["denied", "denied"]
     whole = Principal(tenant=TOP, key_id="k", role="admin")
     assert naming.change(whole, NamesChange(names={"a": Name(to="small")})).names and acts[-1].actor == "k"
 

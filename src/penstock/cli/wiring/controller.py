@@ -181,7 +181,7 @@ async def _control(
             time.time,
         )
         routes = (
-            names_routes(Naming(controller.served, write_down)) | upgrade_routes(upgrades) | adapter_routes(adapters)
+            names_routes(Naming(controller.catalogue, write_down)) | upgrade_routes(upgrades) | adapter_routes(adapters)
         )
         async with (
             admin_listener(settings, admin, access, controller.state, page, routes) as guard,

@@ -26,7 +26,7 @@ class ServedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     created: int
 
 
-class Served:
+class Catalogue:
     """``models``: without their replicas.  Raises ``Problem`` ``invalid_value`` where the names do not fit them."""
 
     def __init__(self, models: Sequence[Model], names: Mapping[str, Name]) -> None:
