@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import pytest
 from adapters import write_adapter
 
 from penstock.cli.boot import boot
-from penstock.config.settings import EngineSettings
+from penstock.config.settings import PROMPT_LOOKUP, EngineSettings
+from penstock.engine.loop import Loop
+from penstock.engine.sequence import StepPlan, StepResult
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
@@ -220,13 +222,26 @@ class Seen:
             self.text += event.message
 
 
+class _CheapRows(Loop):
+    """A loop whose steps take hardly longer for more rows, a draft model's included: speculation always pays."""
+
+    def commit(self, plan: StepPlan, result: StepResult) -> None:
+        draft_s = 1e-6 * sum(draft.num_rows + draft.num_guesses for draft in plan.drafts.values())
+        super().commit(plan, replace(result, seconds=0.01 + 1e-6 * plan.num_tokens + draft_s, draft_s=draft_s))
+
+
 class Victim:
     """The production engine without HTTP: service, runner and executor over a checkpoint."""
 
     def __init__(
         self, directory: Path, *, num_blocks: int = NUM_BLOCKS, itl_target_s: float | None = 0.05, **settings: Any
     ) -> None:
-        """Exact and with little room, unless ``settings`` (of :class:`EngineSettings`) say otherwise."""
+        """Exact and with little room, unless ``settings`` (of :class:`EngineSettings`) say otherwise.
+
+        One with ``speculative`` (look-up, or the checkpoint as its own draft model) is made to believe that rows are
+        cheap, so that it proposes whoever else computes.
+        """
+        has_draft = settings.get("speculative", PROMPT_LOOKUP) != PROMPT_LOOKUP
         chosen: dict[str, Any] = {
             "replica": "abused",
             "socket": "",
@@ -234,7 +249,7 @@ class Victim:
             "served_name": "m",
             "exact": True,
             "max_model_len": BLOCK_TOKENS * NUM_BLOCKS,
-            "kv_memory_bytes": num_blocks * BLOCK_BYTES,
+            "kv_memory_bytes": num_blocks * BLOCK_BYTES * (1 + has_draft),
             "block_tokens": BLOCK_TOKENS,
             "max_step_tokens": 96,
             "max_num_seqs": 24,
@@ -244,9 +259,11 @@ class Victim:
         }
         self._directory = directory
         self._digests: dict[str, str] = {}
-        self.num_tokens = 0
-        """Tokens computed so far."""
+        self.num_tokens = self.num_proposed = self.num_accepted = 0
+        """Tokens computed so far; tokens proposed for the model to verify, and those that were right."""
         self.booted: Booted = boot(EngineSettings(**chosen), lambda share, what: None, self._note)
+        if "speculative" in chosen:
+            self.booted = replace(self.booted, loop=_CheapRows(self.booted.loop.scheduler, self._note))
         self.pool = self.booted.loop.scheduler.pool
         self.runner = Runner(self.booted.loop, self.booted.executor)
         self.service = Service(self.booted, self.runner, model="m", max_waiting=4096, itl_target_s=itl_target_s)
@@ -254,6 +271,8 @@ class Victim:
     def _note(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self.num_tokens += event.decode_tokens + event.prefill_tokens
+            self.num_proposed += event.proposed_tokens
+            self.num_accepted += event.accepted_tokens
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -369,7 +388,7 @@ class Footprint:
     objects: int
 
 
-def footprint(victim: Victim) -> Footprint:
+def footprint() -> Footprint:
     """Of this process, after a collection."""
     gc.collect()
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -409,6 +428,19 @@ def _resident(pid: str) -> int:
 def differences(one: Seen, other: Seen) -> list[str]:
     """Where two answers to one request differ; log-probabilities are compared as bits."""
     return [name for name in ("token_ids", "text", "logprobs", "ended") if getattr(one, name) != getattr(other, name)]
+
+
+def kept(seen: dict[int, Seen], dice: random.Random, count: int) -> dict[int, bytes]:
+    """So many of the answers that were read to the end, packed: they are none of the objects that are counted."""
+    read = [number for number, one in seen.items() if one.ended[0] in ("stop", "length")]
+    return {number: msgspec.msgpack.encode(seen[number]) for number in dice.sample(read, min(count, len(read)))}
+
+
+async def check_kept(reference: Victim, seed: int, packed: dict[int, bytes]) -> None:
+    """Each of these is, to the bit, what an engine with all the memory answers to it alone."""
+    for number, answer in packed.items():
+        alone = await reference.ask(request(seed, number))
+        assert not differences(msgspec.msgpack.decode(answer, type=Seen), alone), f"request {number} of seed {seed}"
 
 
 def endings(seen: dict[int, Seen]) -> Counter[str]:
