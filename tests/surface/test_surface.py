@@ -48,7 +48,5 @@ def test_every_module_of_the_command_line_is_registered() -> None:
         "bench engines",
         "bench gateway",
         "mock-engine",
-        "engine",
-        "gateway",
     ):
         assert f"penstock {path}" in paths

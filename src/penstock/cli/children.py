@@ -1,4 +1,4 @@
-"""Entry points of the processes that the controller starts; hidden, since nobody types them.
+"""Entry points of the processes that the controller starts: ``python -m penstock.cli.children KIND``.
 
 In: settings as one JSON line on standard input, which then stays open; out: an exit code, and on a problem one
 marked line on standard error.  When standard input ends the controller is gone: the child finishes within bounds.
@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
-import typer
 
 from penstock.wire.errors import Problem
 
@@ -27,15 +26,17 @@ _ORPHAN_LIMIT_S = 5.0
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the hidden commands."""
-    app.command("engine", hidden=True)(engine)
-    app.command("gateway", hidden=True)(gateway)
-    app.command("mock", hidden=True)(mock)
+def main() -> None:
+    """Run the process that the command line names."""
+    {"engine": engine, "gateway": gateway, "mock": mock}[sys.argv[1]]()
 
 
 def engine() -> None:
     """One replica: loads a checkpoint and serves the engine protocol on a Unix socket."""
+    from penstock.cli.boot import import_ahead
+
+    # Its settings may be long in coming, and most of what loads is the same for all.
+    threading.Thread(target=import_ahead, name="import", daemon=True).start()
     from penstock.cli.wiring.engine import engine_process
     from penstock.config.settings import EngineSettings
 
@@ -65,7 +66,10 @@ def _run(kind: type[_Settings], serve: Callable[[_Settings, asyncio.Event], Awai
     from penstock.cli.open_files import allow_open_files
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
+    line = sys.stdin.buffer.readline()
+    if not line:  # whoever started this has no use for it
+        os._exit(0)  # at once: another thread may be importing
+    settings = msgspec.json.decode(line, type=kind)
     allow_open_files()
 
     async def main() -> None:
@@ -107,3 +111,7 @@ def _ending_well(run: Callable[[], None]) -> None:
 
         print(PROBLEM_MARK + protocol.encode(protocol.failed(problem)).decode(), file=sys.stderr, flush=True)
         sys.exit(EXIT_PROBLEM)
+
+
+if __name__ == "__main__":
+    main()

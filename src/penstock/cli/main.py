@@ -18,7 +18,6 @@ from penstock.cli import (
     audit,
     bench,
     chat,
-    children,
     conformance,
     doctor,
     evaluate,
@@ -55,7 +54,6 @@ _COMMANDS = (
     mock_engine,
     conformance,
     doctor,
-    children,
 )
 
 

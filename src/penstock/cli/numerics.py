@@ -1,10 +1,12 @@
 """With which table of ops, which weights and which attention an engine computes.
 
-In: the engine's settings; out: these, their kernels compiled.  Exact mode's are imported only when they are asked for.
+In: the engine's settings; out: these, and what compiles their kernels.  Exact mode's are imported only when they are
+asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +26,12 @@ class Numerics:
 
     ``pack`` ``None``: weights stay as the checkpoint has them.
     ``quantization``: what most of them are kept in then, by the settings or by the checkpoint.
+    ``kernels``: calls that each compile some or find them on the disk; what is not called is compiled when first used.
     """
 
     ops: Ops
     attention: MakeAttention
+    kernels: Sequence[Callable[[], object]]
     pack: Pack | None = None
     quantization: Quantization = "none"
 
@@ -42,21 +46,20 @@ def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
     _check_quantization(settings, config, dtype)
     if not settings.exact:
         from penstock.engine.cpu.fast_attention import make_attention
-        from penstock.models.fast.compile import compile_kernels as compile_fast_kernels
+        from penstock.models.fast.compile import kernels as fast_kernels
         from penstock.models.fast.pack import packing
         from penstock.models.ops import REFERENCE
 
         kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
-        compile_fast_kernels(dtype, kept)
+        kernels = [job.compile for job in fast_kernels(dtype, kept)]
         if dtype == "float32":
-            return Numerics(REFERENCE, make_attention)
-        return Numerics(REFERENCE, make_attention, packing(settings.quantization), kept)
+            return Numerics(REFERENCE, make_attention, kernels)
+        return Numerics(REFERENCE, make_attention, kernels, packing(settings.quantization), kept)
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels
     from penstock.models.exact.ops import EXACT
 
-    compile_kernels()
-    return Numerics(EXACT, ExactAttention)
+    return Numerics(EXACT, ExactAttention, [compile_kernels])
 
 
 def _check_quantization(settings: EngineSettings, config: ModelConfig, dtype: str) -> None:

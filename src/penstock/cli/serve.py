@@ -217,7 +217,7 @@ def serve(
     """Serve a model over the OpenAI API until SIGTERM or Ctrl-C; running requests then finish."""
     from penstock.cli.display import ServeDisplay
     from penstock.cli.home import penstock_home
-    from penstock.cli.wiring.controller import controller_process
+    from penstock.cli.wiring.opening import serve_process
     from penstock.config.settings import ServeSettings
 
     if port == admin_port != 0:
@@ -269,7 +269,7 @@ def serve(
     )
     display = ServeDisplay()
     try:
-        controller_process(settings, penstock_home(), display)
+        serve_process(settings, penstock_home(), display)
     finally:
         display.close()
 

@@ -9,6 +9,9 @@ from typing import Literal
 
 import msgspec
 
+SCHEME = "mock://"
+"""``penstock serve mock://[SCRIPT]`` puts mock engines behind the real gateway."""
+
 FaultKind = Literal["refuse", "break", "torn", "end", "fail", "garbage", "stall", "slow-read", "crash"]
 """``refuse``: answer with ``code``.  ``break``: cut the connection; ``torn``: inside a line; ``end``: end the body
 cleanly without a terminal event.  ``fail``: end the stream with ``code``.  ``garbage``: send a line that is no event.
@@ -70,3 +73,8 @@ class MockSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int | None = None
     script: MockScript = MockScript()
+
+
+def is_mock(source: str) -> bool:
+    """Whether this model is only pretended."""
+    return source.startswith(SCHEME)

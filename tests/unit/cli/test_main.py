@@ -114,6 +114,38 @@ def test_an_orphan_that_cannot_finish_is_ended_after_its_bound() -> None:
     child.stdout.close()
 
 
+def test_a_child_that_gets_no_settings_ends_without_a_word() -> None:
+    """Whoever started it had no use for it after all, or died."""
+    child = [sys.executable, "-P", "-m", "penstock.cli.children", "engine"]
+    ended = subprocess.run(child, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
+def test_a_service_that_cannot_start_leaves_no_process(tmp_path: Path) -> None:
+    """The engine that began to import is gone when the command has ended, and so is the run directory."""
+    command = [sys.executable, "-P", "-m", "penstock", "serve", str(tmp_path / "none"), "--port=0", "--admin-port=0"]
+    environment = {**os.environ, "PENSTOCK_HOME": str(tmp_path)}
+    service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    _, said = service.communicate(timeout=60)
+    assert service.returncode == 1
+    assert "There is no directory" in said
+    assert not list((tmp_path / "run").iterdir())
+    of_session = [
+        stat
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if (stat := _read(path).rpartition(")")[2].split()) and int(stat[3]) == service.pid
+    ]
+    assert not of_session
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it ended meanwhile
+        return ""
+
+
 def test_a_problem_of_a_child_is_written_where_the_controller_finds_it(tmp_path: Path) -> None:
     """The marked line decodes into the same problem, and the exit code says to look for it."""
     from penstock.cluster.drivers.local import EXIT_PROBLEM, written_problem

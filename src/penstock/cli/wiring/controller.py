@@ -1,6 +1,6 @@
-"""The controller process: both listeners, the processes of the service, and what they should be.
+"""The controller: the processes of the service, and what they should be.
 
-In: settings; out: nothing; it supervises until it is asked to stop.
+In: settings, listeners and a run directory; out: nothing; it supervises until it is asked to stop.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import asyncio
 import os
 import signal
 import socket
-import sys
+import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +30,7 @@ from penstock.cli.wiring.engines import (
     source_of,
     with_draft_model,
 )
-from penstock.cli.wiring.launches import fleet_of, store_path
+from penstock.cli.wiring.launches import Fleet, fleet_of, store_path
 from penstock.cli.wiring.lifetime import beside
 from penstock.cluster.actions import Tell
 from penstock.cluster.adapters import Adapters
@@ -39,7 +40,6 @@ from penstock.cluster.admin.naming import names_routes
 from penstock.cluster.admin.upgrading import upgrade_routes
 from penstock.cluster.controller import Controller, EndRules
 from penstock.cluster.drivers.local import LocalDriver
-from penstock.cluster.listen import listen
 from penstock.cluster.naming import Naming
 from penstock.cluster.reconcile import Rules
 from penstock.cluster.rundir import RunDir, Service
@@ -76,36 +76,36 @@ class Display(Protocol):
     def tell(self, message: Tell) -> None: ...
 
 
-def controller_process(settings: ServeSettings, home: Path, display: Display) -> None:
-    """Serve until asked to stop.  Binds both listeners before anything is downloaded or loaded.
+def control(
+    settings: ServeSettings,
+    home: Path,
+    run: RunDir,
+    data: socket.socket,
+    admin: socket.socket,
+    display: Display,
+    waiting: Mapping[str, subprocess.Popen[bytes]],
+) -> None:
+    """Serve until asked to stop.  ``waiting``: processes that members may take over instead of starting their own.
 
     Raises ``Problem`` for whatever keeps the service from running.
     """
-    # Until the event loop takes over, nothing serves: ending at once is the whole drain.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with (
-        closing(listen(settings.host, settings.port, option="--port")) as data,
-        closing(listen(settings.admin_host, settings.admin_port, option="--admin-port")) as admin,
-    ):
-        name, source = _named(settings, home, display)
-        settings = with_draft_model(settings)
-        if name in settings.also:
-            raise Problem("invalid_setting", f"{name!r} is served twice: as MODEL and by --config.", param="--config")
-        sources = {name: source} | {
-            other: _named(msgspec.structs.replace(settings, source=model.source, served_name=other), home, display)[1]
-            for other, model in settings.also.items()
-        }
-        tls_of(settings)  # a wrong certificate is told before anything starts
-        if settings.source is None:
-            display.note(NO_MODEL_GIVEN)
-        access = open_access(home, settings.store or default_url(home))
-        _prepare(access, display)
-        _declare(settings, access, display)
-        run = RunDir.create(home, os.getpid())
-        try:
-            asyncio.run(_control(settings, name, sources, home, run, access, data, admin, display))
-        finally:
-            run.remove()
+    name, source = _named(settings, home, display)
+    settings = with_draft_model(settings)
+    if name in settings.also:
+        raise Problem("invalid_setting", f"{name!r} is served twice: as MODEL and by --config.", param="--config")
+    sources = {name: source} | {
+        other: _named(msgspec.structs.replace(settings, source=model.source, served_name=other), home, display)[1]
+        for other, model in settings.also.items()
+    }
+    tls_of(settings)  # a wrong certificate is told before anything starts
+    if settings.source is None:
+        display.note(NO_MODEL_GIVEN)
+    access = open_access(home, settings.store or default_url(home))
+    _prepare(access, display)
+    _declare(settings, access, display)
+    fleet = fleet_of(settings, name, sources, home, run, data)
+    driver = LocalDriver(fleet.launches, run.path, Monotonic(), waiting)
+    asyncio.run(_control(settings, name, home, run, access, fleet, driver, data, admin, display))
 
 
 def _declare(settings: ServeSettings, access: Opened, display: Display) -> None:
@@ -133,16 +133,16 @@ def _prepare(access: Opened, display: Display) -> None:
 async def _control(
     settings: ServeSettings,
     name: str,
-    sources: dict[str, Source],
     home: Path,
     run: RunDir,
     access: Opened,
+    fleet: Fleet,
+    driver: LocalDriver,
     data: socket.socket,
     admin: socket.socket,
     display: Display,
 ) -> None:
     clock, folds = Monotonic(), Folds()
-    fleet = fleet_of(settings, name, sources, home, run, data)
     created = int(time.time())
     controller = Controller(
         name,
@@ -162,7 +162,6 @@ async def _control(
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
     page = Gather(fleet.scrapes, folds.samples, exposition.render, exposition.CONTENT_TYPE)
-    driver = LocalDriver(fleet.launches, run.path, clock)
     fleet.engines.driver, fleet.engines.page = driver, page
     with closing(access.store), closing(DesiredStore(store_path(run))) as store:
 

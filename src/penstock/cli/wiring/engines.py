@@ -5,18 +5,18 @@ In: settings and a source; out: members and how each is launched.  Implements ``
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import msgspec
 
-from penstock.cli.wiring.mock import SCHEME, is_mock, mock_settings_of
+from penstock.cli.wiring.commands import command
+from penstock.cli.wiring.mock import mock_settings_of
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.drivers.local import Launch, LocalDriver
 from penstock.cluster.rollout import Member
 from penstock.cluster.rundir import RunDir
-from penstock.config.mock import MockSettings
+from penstock.config.mock import SCHEME, MockSettings, is_mock
 from penstock.config.settings import NO_SPECULATION, PROMPT_LOOKUP, EngineSettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
 from penstock.store.sources import BUNDLED, Resolved, resolve
@@ -161,12 +161,6 @@ def _launch(member: Member, serve: ServeSettings, name: str, source: Source, cou
     )
     line = msgspec.json.encode(settings)
     return Launch(argv=command("engine"), settings=lambda _: line, socket=member.socket, route=LOAD)
-
-
-def command(kind: str) -> list[str]:
-    """How one of our processes is started."""
-    # -P: a folder named like one of our modules in the working directory must not be imported.
-    return [sys.executable, "-P", "-m", "penstock", kind]
 
 
 def _threads_each(replicas: int) -> int | None:

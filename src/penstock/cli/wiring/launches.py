@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from penstock.cli.wiring.answered import is_open_without_keys
-from penstock.cli.wiring.engines import Engines, Source, command
+from penstock.cli.wiring.commands import command
+from penstock.cli.wiring.engines import Engines, Source
 from penstock.cluster.controller import gateway_name
 from penstock.cluster.drivers.local import Launch
 from penstock.cluster.rollout import Member

@@ -15,18 +15,10 @@ import msgspec
 from penstock.asgi.server import bind_unix
 from penstock.cli.wiring.clock import Monotonic
 from penstock.cluster.listen import listen
-from penstock.config.mock import MockScript, MockSettings
+from penstock.config.mock import SCHEME, MockScript, MockSettings
 from penstock.config.yaml_file import read_yaml
 from penstock.mock.script import checked
 from penstock.wire.errors import Problem
-
-SCHEME = "mock://"
-"""``penstock serve mock://[SCRIPT]`` puts mock engines behind the real gateway."""
-
-
-def is_mock(source: str) -> bool:
-    """Whether this model is only pretended."""
-    return source.startswith(SCHEME)
 
 
 def mock_settings_of(source: str, served_name: str, socket: str) -> MockSettings:

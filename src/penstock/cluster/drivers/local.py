@@ -13,11 +13,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from penstock.cluster.drivers.probe import Probe
+from penstock.cluster.drivers.process import discard, hand_over, hang_up, kill_group, open_log, spawn
 from penstock.cluster.reconcile import Observed
 from penstock.ports import Clock
 from penstock.wire.engine import Failed, Load, decode_load, problem_of
@@ -28,10 +28,11 @@ EXIT_PROBLEM = 78
 PROBLEM_MARK = "PENSTOCK_PROBLEM "
 """Starts the line of the log that carries the problem, as JSON of ``wire.engine.Failed``."""
 
-_LOG_KEEP_BYTES = 4 * 1024 * 1024
 _TAIL_BYTES = 16 * 1024
 _TAIL_LINES = 12
 _PROBE_TIMEOUT_S = 2.0
+_STARTING_S = 0.05
+"""Between two questions until it is ready: what was not asked in time is waited for."""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,16 +53,24 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 class LocalDriver:
     """Implements ``cluster.supervise.Driver``.  Lives in one event loop.  Logs go to ``log_dir/<id>.log``."""
 
-    def __init__(self, launches: Mapping[str, Launch], log_dir: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        launches: Mapping[str, Launch],
+        log_dir: Path,
+        clock: Clock,
+        waiting: Mapping[str, subprocess.Popen[bytes]] | None = None,
+    ) -> None:
+        """``waiting``: processes that are there already and wait for their settings, by the member they may become."""
         self._launches = dict(launches)
+        self._waiting = dict(waiting or {})
         self._log_dir = log_dir
         self._clock = clock
         self._children: dict[str, _Child] = {}
 
     def start(self, id: str, incarnation: int) -> None:
         assert id not in self._children, id
-        log = self._log_dir / f"{id}.log"
-        self._children[id] = _Child(self._launches[id], incarnation, log, self._clock)
+        log, launch = self._log_dir / f"{id}.log", self._launches[id]
+        self._children[id] = _Child(launch, incarnation, log, self._clock, self._waiting_for(id, launch))
 
     def know(self, id: str, launch: Launch) -> None:
         """Another member that may be started from now on."""
@@ -79,6 +88,13 @@ class LocalDriver:
     def observe(self) -> Mapping[str, Observed]:
         return {id: child.observe() for id, child in self._children.items()}
 
+    def _waiting_for(self, id: str, launch: Launch) -> subprocess.Popen[bytes] | None:
+        process = self._waiting.pop(id, None)
+        if process is not None and process.args != list(launch.argv):
+            discard(process)  # it waits for settings of another kind
+            return None
+        return process
+
     async def close(self) -> None:
         for child in self._children.values():
             child.kill()
@@ -91,7 +107,14 @@ class LocalDriver:
 class _Child:
     """One life of one member."""
 
-    def __init__(self, launch: Launch, incarnation: int, log: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        incarnation: int,
+        log: Path,
+        clock: Clock,
+        waiting: subprocess.Popen[bytes] | None,
+    ) -> None:
         self._launch = launch
         self._clock = clock
         self._log = log
@@ -104,13 +127,16 @@ class _Child:
         self._log_start = 0
         Path(launch.socket).unlink(missing_ok=True)
         try:
-            with _open_log(log) as output:
-                self._log_start = output.tell()
-                self._process = _spawn(launch, output)
+            if waiting is not None:  # it writes to this log already
+                self._process = waiting
+            else:
+                with open_log(log) as output:
+                    self._log_start = output.tell()
+                    self._process = spawn(launch.argv, output, launch.pass_fds)
         except OSError as error:  # no memory, no process slots, no disk: tried again like any other failed start
             self._ended = self._observed(exit_code=127, last_lines=(f"{launch.argv[0]}: {error}",))
             return
-        _hand_over(self._process, launch.settings(incarnation))
+        hand_over(self._process, launch.settings(incarnation))
         self._watch = asyncio.get_running_loop().create_task(self._keep_asking())
 
     def observe(self) -> Observed:
@@ -132,15 +158,14 @@ class _Child:
             self._process.send_signal(number)  # does nothing once it has been waited for
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            # It leads its group until it is waited for, so the group id cannot be anybody else's.
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None:
+            kill_group(self._process)
 
     def release(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._process is not None:
+            hang_up(self._process)
 
     def _observed(
         self, exit_code: int | None = None, problem: Problem | None = None, last_lines: tuple[str, ...] = ()
@@ -166,30 +191,9 @@ class _Child:
                         self._answered_at = self._clock.now()
                     except msgspec.MsgspecError:
                         pass  # something else than an answer counts as silence, and silence has its limit
-                await asyncio.sleep(1.0 if self._load is not None and self._load.phase == "ready" else 0.2)
+                await asyncio.sleep(1.0 if self._load is not None and self._load.phase == "ready" else _STARTING_S)
         finally:
             await probe.close()
-
-
-def _open_log(path: Path) -> BinaryIO:
-    if path.exists() and path.stat().st_size > _LOG_KEEP_BYTES:
-        path.replace(path.with_suffix(".log.1"))
-    output = path.open("ab")
-    output.seek(0, os.SEEK_END)
-    return output
-
-
-def _spawn(launch: Launch, output: BinaryIO) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        list(launch.argv),
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
-        pass_fds=launch.pass_fds,
-        process_group=0,
-        # A crash in native code then leaves the Python stack in the log.
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
-    )
 
 
 def _end_group_of_the_dead(process: subprocess.Popen[bytes]) -> None:
@@ -199,15 +203,6 @@ def _end_group_of_the_dead(process: subprocess.Popen[bytes]) -> None:
     # WNOWAIT: its process id, and so its group's, stays taken until poll() waits for it.
     if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _hand_over(process: subprocess.Popen[bytes], settings: bytes) -> None:
-    assert process.stdin is not None and b"\n" not in settings
-    try:
-        process.stdin.write(settings + b"\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it ended already; observe() tells how
 
 
 def _tail(log: Path, start: int) -> list[str]:

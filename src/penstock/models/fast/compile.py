@@ -1,7 +1,7 @@
-"""Compiling the kernels ahead of the first request.
+"""The kernels to compile ahead of the first request.
 
-In: the number format's name, and what weights are kept in; out: nothing, after some ten seconds the first time on a
-machine and a fraction of one afterwards.
+In: the number format's name, and what weights are kept in; out: jobs, which take some ten seconds to compile the first
+time on a machine and a fraction of one afterwards.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ _QUANTISED: dict[Literal["none", "int8", "int4"], tuple[Job, ...]] = {
 """For what most weights are kept in; some stay in bfloat16, and the head has eight bits at least."""
 
 
-def compile_kernels(dtype_name: str, quantization: Literal["none", "int8", "int4"]) -> None:
-    """Every kernel for models in ``bfloat16`` or ``float32`` that this machine has a use for."""
+def kernels(dtype_name: str, quantization: Literal["none", "int8", "int4"]) -> tuple[Job, ...]:
+    """All for models in ``bfloat16`` or ``float32`` that this machine has a use for; what packs weights comes first."""
     if dtype_name == "float32":
         jobs: tuple[Job, ...] = (*attention_jobs.FLOAT32_JOBS, best.BEST)
     elif bf16.is_supported():
         jobs = (*attention_jobs.BF16_JOBS, *step_jobs.JOBS, *program.JOBS, best.BEST, multiply_bf16, add_low_rank)
     else:
         jobs = ()
-    for job in (*jobs, *_QUANTISED[quantization]):
-        assert job.address
+    return (*_QUANTISED[quantization], *jobs)

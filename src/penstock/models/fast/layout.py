@@ -15,9 +15,15 @@ BLOCK = 16
 
 
 def new_blocks(num_rows: int, num_inputs: int, dtype: torch.dtype) -> Tensor:
-    """Zeros [O / 16, I / k, 16, k] for k of 4 // itemsize; O and I rounded up."""
+    """[O / 16, I / k, 16, k] for k of 4 // itemsize; O and I rounded up.  Zeros where no row will be put.
+
+    The rest is not written, so that its memory is first touched by the threads that put rows there.
+    """
     together = 4 // dtype.itemsize
-    return torch.zeros(-(-num_rows // BLOCK), -(-num_inputs // together), BLOCK, together, dtype=dtype)
+    blocks = torch.empty(-(-num_rows // BLOCK), -(-num_inputs // together), BLOCK, together, dtype=dtype)
+    if num_rows % BLOCK:
+        blocks[-1].zero_()
+    return blocks
 
 
 def put(blocks: Tensor, start: int, rows: Tensor) -> None:

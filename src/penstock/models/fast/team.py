@@ -49,6 +49,10 @@ class Job:
         address: int = self._kept.address
         return address
 
+    def compile(self) -> None:
+        """Now, or from the disk; otherwise that is done by its first use."""
+        assert self.address
+
     @cached_property
     def _call(self) -> Callable[[int], None]:
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
