@@ -86,7 +86,7 @@ def test_a_text_that_spells_a_token_without_a_row_is_refused(directory: Path) ->
 
 def test_memory_for_adapters_is_taken_off_the_kv_cache(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By as much as they may take at most; where there is less, the flag is named."""
-    monkeypatch.setattr("penstock.engine.cpu.memory.free_memory_bytes", lambda: 2 << 30)
+    monkeypatch.setattr("penstock.cli.boot_decoder.free_memory_bytes", lambda: 2 << 30)
     plain = EngineSettings(
         replica="0", socket="", model_dir=str(directory), served_name="m", max_num_seqs=1 << 20, kv_share=0.02
     )

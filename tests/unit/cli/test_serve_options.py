@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from penstock.cli.main import build
-from penstock.cli.wiring import controller
+from penstock.cli.wiring import opening
 from penstock.cli.wiring.engines import first_adapters
 from penstock.config.service import ServedModel
 from penstock.config.settings import ServeSettings
@@ -26,7 +26,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     def record(settings: ServeSettings, home: Path, display: Any) -> None:
         seen.append(settings)
 
-    monkeypatch.setattr(controller, "controller_process", record)
+    monkeypatch.setattr(opening, "serve_process", record)
     return seen
 
 
