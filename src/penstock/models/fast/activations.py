@@ -57,7 +57,7 @@ class Quantised:
 
     @property
     def at(self) -> RowsAt:
-        return RowsAt(self.values.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr())
+        return RowsAt(self.values.data_ptr(), self.values.shape[1], self.scales.data_ptr(), self.sums.data_ptr())
 
 
 def quantise(x: Tensor, group: int, *, num_groups: int, offset: int) -> Quantised:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from penstock.models.fast import layout
 from penstock.models.fast.cpu import has
-from penstock.models.fast.jobs import Bias, Form, RowsAt, float_width, multiply
-from penstock.models.fast.products import GROUP, multiply_bf16
+from penstock.models.fast.jobs import Bias, Form, RowsAt, float_width, multiply, product_arguments
+from penstock.models.fast.products import multiply_bf16
 from penstock.models.packed import Kind
 
 
@@ -24,7 +24,7 @@ class Bf16Weight:
     """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]."""
 
     kind: Kind = "bf16"
-    job, item_blocks = multiply_bf16, GROUP
+    job = multiply_bf16
 
     def __init__(self, num_rows: int, num_inputs: int) -> None:
         self.num_rows, self.num_inputs = num_rows, num_inputs
@@ -56,23 +56,10 @@ class Bf16Weight:
         return Form()
 
     def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
-        num_blocks, num_steps = self.blocks.shape[:2]
-        return [
-            x.values,
-            self.blocks.data_ptr(),
-            self._bias.address(bias),
-            out,
-            0,
-            num_steps,
-            num_blocks,
-            4 * float_width(self.row_width),
-            num_blocks * layout.BLOCK * (4 if wide else 2),
-            0,
-            int(wide),
-        ]
+        return product_arguments(self.blocks, self._bias.address(bias), x, out, wide=wide)
 
     def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = torch.empty(len(x), float_width(self.row_width))
         rows[:, : x.shape[1]] = x
         rows[:, x.shape[1] : self.row_width] = 0.0
-        return multiply(self, RowsAt(rows.data_ptr()), len(x), bias, dtype)
+        return multiply(self, RowsAt(rows.data_ptr(), self.form.row_bytes(self.row_width)), len(x), bias, dtype)

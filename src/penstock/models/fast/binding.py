@@ -51,7 +51,7 @@ class Head:
 class Bound:
     """``jobs`` in order and their own ``arguments``; all else are places in that order.
 
-    ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks, and of an item's blocks.
+    ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks.
     ``prepares``: of each layer.  ``attends``, ``combines``: by window.
     ``inputs``: by the step's input, and in which column its address goes.
     ``adapted``: by place, the jobs of adapters and the linears that they are of; empty: for these there are no jobs.
@@ -63,7 +63,7 @@ class Bound:
     jobs: list[Job] = field(default_factory=list)
     arguments: list[list[int]] = field(default_factory=list)
     by_row: list[int] = field(default_factory=list)
-    products: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    products: dict[int, list[int]] = field(default_factory=dict)
     prepares: list[int] = field(default_factory=list)
     attends: dict[int | None, list[int]] = field(default_factory=dict)
     combines: dict[int | None, list[int]] = field(default_factory=dict)
@@ -136,11 +136,12 @@ class _Binder:
         form, width = weight.form, BLOCK * len(weight.blocks)
         picked = RowsAt(
             bound.keep(torch.empty(num_rows, float_width(hidden.width))),
+            form.row_bytes(hidden.width),
             bound.keep(torch.empty(num_rows)),
             bound.keep(torch.empty(num_rows)),
         )
         logits, best = torch.empty(num_rows, width), torch.empty(num_rows, dtype=torch.int64)
-        to = picked.values, picked.scales, picked.sums, form.num_groups, form.offset, 4 * float_width(hidden.width)
+        to = picked.values, picked.scales, picked.sums, form.num_groups, form.offset, picked.row_bytes
         pick = bound.add(jobs.pick, self._at(hidden), 0, hidden.width, *to, by_row=False)
         product = bound.add(weight.job, *weight.arguments(None, picked, logits.data_ptr(), wide=True), by_row=False)
         finds = logits.data_ptr(), 4 * width, weight.num_rows // LANES, best.data_ptr()
@@ -194,7 +195,7 @@ class _Binder:
         bias = None if action.bias is None else self._decoder.get_parameter(action.bias)
         own = weight.arguments(bias, self._rows_at(action.x), self._at(action.out), wide=True)
         place = self.bound.add(weight.job, *own, by_row=False)
-        self.bound.products.setdefault((len(weight.blocks), weight.item_blocks), []).append(place)
+        self.bound.products.setdefault(len(weight.blocks), []).append(place)
         self._adapted(action)
 
     def _adapted(self, action: Product) -> None:
@@ -202,7 +203,7 @@ class _Binder:
         linear = self._decoder.get_submodule(action.weight.removesuffix(".weight"))
         assert isinstance(linear, Linear)
         x, form, width = self._rows_at(action.x), self._forms[action.x], action.x.width
-        rows = x.values, width if x.scales else 4 * float_width(width), x.scales, form.offset, width
+        rows = x.values, x.row_bytes, x.scales, form.offset, width
         place = self.bound.add(add_low_rank, 0, 0, 0, *rows, self._at(action.out), action.out.width, by_row=False)
         self.bound.adapted[place] = linear
 
@@ -239,10 +240,10 @@ class _Binder:
         """Rows that were made in bfloat16, as the weight that multiplies them takes them."""
         form, to = self._forms[rows], self._rows_at(rows)
         if not form.num_groups:
-            self.bound.add(jobs.widen_rows, self._at(rows), to.values, rows.width, 4 * float_width(rows.width))
+            self.bound.add(jobs.widen_rows, self._at(rows), to.values, rows.width, to.row_bytes)
             return
         groups = form.num_groups, rows.width // LANES // form.num_groups
-        own = self._at(rows), 2 * rows.width, self._num_rows, to.values, rows.width, to.scales, to.sums
+        own = self._at(rows), 2 * rows.width, self._num_rows, to.values, to.row_bytes, to.scales, to.sums
         self.bound.add(quantise_job, *own, *groups, form.offset, 1)
 
     def _turned(self, turn: Turn | None) -> tuple[int, int, int]:
@@ -265,17 +266,19 @@ class _Binder:
     def _taken(self, rows: Rows) -> tuple[int, ...]:
         """What jobs that make ``rows`` are told of how they are taken."""
         form, at = self._forms[rows], self._rows_at(rows)
-        steps = rows.width // LANES // form.num_groups if form.num_groups > 0 else 4 * float_width(rows.width)
+        steps = rows.width // LANES // form.num_groups if form.num_groups > 0 else at.row_bytes
         return at.values, at.scales, at.sums, form.num_groups, steps, form.offset
 
     def _rows_at(self, rows: Rows) -> RowsAt:
-        key, groups = rows.width, self._forms[rows].num_groups
+        key, form = rows.width, self._forms[rows]
+        groups, row_bytes = form.num_groups, form.row_bytes(key)
         if groups < 0:
-            return RowsAt(self._at(rows))
+            return RowsAt(self._at(rows), row_bytes)
         if groups == 0:
-            return RowsAt(self._shared(("taken", key), float_width(rows.width), torch.float32).data_ptr())
+            return RowsAt(self._shared(("taken", key), float_width(key), torch.float32).data_ptr(), row_bytes)
         return RowsAt(
-            self._shared(("bytes", key), rows.width, torch.uint8).data_ptr(),
+            self._shared(("bytes", key), key, torch.uint8).data_ptr(),
+            row_bytes,
             self._shared(("scales", key), 1, torch.float32).data_ptr(),
             self._shared(("sums", key, groups), groups, torch.float32).data_ptr(),
         )

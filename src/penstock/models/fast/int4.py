@@ -14,8 +14,8 @@ from torch import Tensor
 from penstock.models.fast import layout
 from penstock.models.fast.activations import quantise
 from penstock.models.fast.groups import LINE_INPUTS, quantise_groups
-from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
-from penstock.models.fast.products import PAIR, multiply_int4
+from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply, product_arguments
+from penstock.models.fast.products import multiply_int4
 from penstock.models.packed import Kind, Numbers
 
 GROUPS = (64, 32)
@@ -31,7 +31,7 @@ class Int4Weight:
     """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]; ``group``: a multiple of 16."""
 
     kind: Kind = "int4"
-    job, item_blocks = multiply_int4, PAIR
+    job = multiply_int4
 
     def __init__(self, num_rows: int, num_inputs: int, group: int) -> None:
         self.num_rows, self.num_inputs, self.group = num_rows, num_inputs, group
@@ -92,25 +92,8 @@ class Int4Weight:
         return Form(self.num_groups)
 
     def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
-        num_blocks, num_steps = self.blocks.shape[:2]
-        return [
-            x.values,
-            self.blocks.data_ptr(),
-            self._bias.address(bias),
-            out,
-            0,
-            num_steps,
-            num_blocks,
-            LINE_INPUTS * num_steps,
-            num_blocks * layout.BLOCK * (4 if wide else 2),
-            0,
-            int(wide),
-            x.scales,
-            self.scales.data_ptr(),
-            self.zeros.data_ptr(),
-            x.sums,
-            self.num_groups,
-        ]
+        own = x.scales, self.scales.data_ptr(), self.zeros.data_ptr(), x.sums, self.num_groups
+        return product_arguments(self.blocks, self._bias.address(bias), x, out, own, wide=wide)
 
     def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = quantise(x, self.group, num_groups=self.num_groups, offset=0)

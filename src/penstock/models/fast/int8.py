@@ -13,8 +13,8 @@ from torch import Tensor
 from penstock.models.fast import layout
 from penstock.models.fast.activations import quantise
 from penstock.models.fast.cpu import has
-from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply
-from penstock.models.fast.products import GROUP, multiply_int8
+from penstock.models.fast.jobs import Bias, Form, RowsAt, multiply, product_arguments
+from penstock.models.fast.products import multiply_int8
 from penstock.models.packed import Kind, Numbers
 
 _GROUP = 16
@@ -32,7 +32,7 @@ class Int8Weight:
     """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]."""
 
     kind: Kind = "int8"
-    job, item_blocks = multiply_int8, GROUP
+    job = multiply_int8
 
     def __init__(self, num_rows: int, num_inputs: int) -> None:
         self.num_rows, self.num_inputs = num_rows, num_inputs
@@ -91,23 +91,8 @@ class Int8Weight:
         return Form(num_groups=1, offset=_OFFSET)
 
     def arguments(self, bias: Tensor | None, x: RowsAt, out: int, *, wide: bool) -> list[int]:
-        num_blocks, num_steps = self.blocks.shape[:2]
-        return [
-            x.values,
-            self.blocks.data_ptr(),
-            self._bias.address(bias),
-            out,
-            0,
-            num_steps,
-            num_blocks,
-            4 * num_steps,
-            num_blocks * layout.BLOCK * (4 if wide else 2),
-            0,
-            int(wide),
-            x.scales,
-            self.scales.data_ptr(),
-            self.offsets.data_ptr(),
-        ]
+        own = x.scales, self.scales.data_ptr(), self.offsets.data_ptr()
+        return product_arguments(self.blocks, self._bias.address(bias), x, out, own, wide=wide)
 
     def _product(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = quantise(x, self._num_groups * _GROUP, num_groups=1, offset=_OFFSET)

@@ -5,6 +5,7 @@ In: sizes and tensors; out: the same as the kernels of products.py take them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor
 
 from penstock.models.fast.layout import BLOCK
-from penstock.models.fast.products import GROUP, ITEM_ROWS, NUM_ROWS
+from penstock.models.fast.products import GROUP
 from penstock.models.fast.team import FIRST, Job
+from penstock.models.fast.tiles import ITEM_ROWS, NUM_ROWS
 
-_ITEM_ROWS = 48
-"""Rows of an item at most: enough that reading the weight from the cache again costs little, few enough to share."""
+_ITEM_ROWS = 72
+"""Rows of an item at most: enough that reading the weight from the cache again costs little, few enough that what they
+multiply stays there, too."""
+_MIN_ITEMS, _MIN_ROWS = 16, 14
+"""Where there are few outputs, rows are cut until there are so many items for threads to share, or so few rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,12 @@ class Form:
 
     num_groups: int = 0
     offset: int = 0
+
+    def row_bytes(self, width: int) -> int:
+        """From one row of ``width`` values to the next."""
+        if self.num_groups == 0:
+            return 4 * float_width(width)
+        return width if self.num_groups > 0 else 2 * width
 
 
 BFLOAT16 = Form(-1)
@@ -44,23 +55,23 @@ def float_width(num_inputs: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RowsAt:
-    """Addresses of rows, bytes end to end and floats ``float_width`` apart.
+    """Addresses of rows, ``row_bytes`` apart: bytes end to end, or float32 ``float_width`` apart.
 
     ``scales`` [T] and ``sums`` [T, groups], float32, go with bytes.
     """
 
     values: int
+    row_bytes: int
     scales: int = 0
     sums: int = 0
 
 
 class ByJob(Protocol):
-    """A packed weight that a job multiplies by, ``item_blocks`` blocks of outputs an item."""
+    """A packed weight that a job multiplies by."""
 
     num_rows: int
     blocks: Tensor
     job: Job
-    item_blocks: int
 
     @property
     def row_width(self) -> int:
@@ -96,16 +107,27 @@ def new_output(num_rows: int, num_blocks: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(num_rows, num_blocks * BLOCK, dtype=dtype)
 
 
-def product_items(num_rows: int, num_blocks: int, group: int = GROUP) -> tuple[int, int]:
-    """How many items of ``group`` blocks a product has, and the rows of each."""
-    cuts = -(-num_rows // _ITEM_ROWS)
-    return cuts * -(-num_blocks // group), -(-num_rows // cuts) if cuts else 0
+def product_arguments(
+    blocks: Tensor, bias: int, x: RowsAt, out: int, own: Sequence[int] = (), *, wide: bool
+) -> list[int]:
+    """What every kind of weight tells its job (tiles.py), and what one kind has of its ``own``; no rows yet."""
+    num_blocks, num_steps = blocks.shape[:2]
+    out_bytes = num_blocks * BLOCK * (4 if wide else 2)
+    shape = 0, num_steps, num_blocks, x.row_bytes, out_bytes, 0, int(wide)
+    return [x.values, blocks.data_ptr(), bias, out, *shape, *own]
+
+
+def product_items(num_rows: int, num_blocks: int) -> tuple[int, int]:
+    """How many items a product has, and the rows of each."""
+    groups = -(-num_blocks // GROUP)
+    cuts = max(-(-num_rows // _ITEM_ROWS), min(-(-_MIN_ITEMS // groups), -(-num_rows // _MIN_ROWS)))
+    return cuts * groups, -(-num_rows // cuts) if cuts else 0
 
 
 def multiply(weight: ByJob, x: RowsAt, num_rows: int, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """[num_rows, outputs] in ``dtype``: bfloat16 or float32."""
     out = new_output(num_rows, len(weight.blocks), dtype)
-    num_items, item_rows = product_items(num_rows, len(weight.blocks), weight.item_blocks)
+    num_items, item_rows = product_items(num_rows, len(weight.blocks))
     own = weight.arguments(bias, x, out.data_ptr(), wide=dtype == torch.float32)
     own[NUM_ROWS - FIRST], own[ITEM_ROWS - FIRST] = num_rows, item_rows
     weight.job.run(num_items, *own)

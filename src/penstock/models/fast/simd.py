@@ -63,6 +63,11 @@ def at(b: Builder, address: Value, offset: Value | int) -> Value:
     return b.add(address, ir.Constant(I64, offset) if isinstance(offset, int) else offset)
 
 
+def opaque(b: Builder, value: Value) -> Value:
+    """``value`` (int64), of which the compiler knows nothing: it keeps this, and nothing derived from it."""
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], side_effect=False)
+
+
 def load(b: Builder, address: Value, kind: Value) -> Value:
     """What lies at ``address`` (int64, aligned or not)."""
     value = b.load(b.inttoptr(address, kind.as_pointer()))
@@ -75,16 +80,16 @@ def store(b: Builder, value: Value, address: Value) -> None:
     stored.align = 1
 
 
-def prefetch(b: Builder, address: Value) -> None:
-    """Ask for the cache line at ``address``; any address will do, none faults."""
+def prefetch(b: Builder, address: Value, level: int = 1) -> None:
+    """Ask for the cache line at ``address`` in the cache of ``level`` 1 .. 3; any address will do, none faults."""
     pointer = b.inttoptr(address, ir.IntType(8).as_pointer())
-    level, read, data = (ir.Constant(I32, value) for value in (3, 0, 1))
+    nearness, read, data = (ir.Constant(I32, value) for value in (4 - level, 0, 1))
     name = "llvm.prefetch.p0"
     known = b.module.globals.get(name)
     if known is None:
         kinds = [ir.IntType(8).as_pointer(), I32, I32, I32]
         known = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
-    b.call(known, [pointer, read, level, data])
+    b.call(known, [pointer, read, nearness, data])
 
 
 def spread(b: Builder, value: Value) -> Value:

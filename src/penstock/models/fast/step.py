@@ -20,11 +20,11 @@ from penstock.models.fast.binding import Bound, bind
 from penstock.models.fast.jobs import product_items
 from penstock.models.fast.low_rank_jobs import CHANGES, ROWS, WHOSE, Changes
 from penstock.models.fast.plan import Plan
-from penstock.models.fast.products import ITEM_ROWS, NUM_ROWS
 from penstock.models.fast.program import NOT_WANTED, NUM_ARGUMENTS, Program
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.step_jobs import PREPARED_ITEM_ROWS, PREPARED_ROWS
 from penstock.models.fast.team import FIRST, NUM_ITEMS
+from penstock.models.fast.tiles import ITEM_ROWS, NUM_ROWS
 from penstock.models.fast.works import Works
 from penstock.models.low_rank import Adapter
 
@@ -100,8 +100,8 @@ class FastStep:
     def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
         cells, num_rows, arguments = self._cells, len(inputs), self.program.arguments
         arguments[cells.by_row] = num_rows
-        for (num_blocks, item_blocks), places in cells.products.items():
-            arguments[places] = *product_items(num_rows, num_blocks, item_blocks), num_rows
+        for num_blocks, places in cells.products.items():
+            arguments[places] = *product_items(num_rows, num_blocks), num_rows
         item_rows = _PAGE_ROWS if num_rows >= num_threads * _PAGE_ROWS else 1
         arguments[cells.prepares] = -(-num_rows // item_rows), num_rows, item_rows
         for name, places in cells.inputs:
@@ -135,7 +135,7 @@ class FastStep:
             return StepOutputs(hidden)
         weight = head.weight
         arguments[head.pick, NUM_ITEMS], arguments[head.pick, FIRST + 1] = num, inputs.sampled.ctypes.data
-        num_items, item_rows = product_items(num, len(weight.blocks), weight.item_blocks)
+        num_items, item_rows = product_items(num, len(weight.blocks))
         product = arguments[head.product]
         product[NUM_ITEMS], product[ITEM_ROWS], product[NUM_ROWS] = num_items, item_rows, num
         finds_best = inputs.best and weight.num_rows % LANES == 0
@@ -185,7 +185,7 @@ class _Cells:
 
     def __init__(self, bound: Bound) -> None:
         self.by_row = np.ix_(bound.by_row, [NUM_ITEMS])
-        self.products = {size: np.ix_(places, self._PRODUCT) for size, places in bound.products.items()}
+        self.products = {blocks: np.ix_(places, self._PRODUCT) for blocks, places in bound.products.items()}
         self.prepares = np.ix_(bound.prepares, self._PREPARE)
         self.attends = {window: np.ix_(places, self._ATTEND) for window, places in bound.attends.items()}
         self.combines = {window: np.ix_(places, self._COMBINE) for window, places in bound.combines.items()}

@@ -122,6 +122,15 @@ def test_rows_are_the_same_bits_in_any_company() -> None:
     assert all(torch.equal(weight.logits(x[i : i + 1])[0], together[i]) for i in range(50))
 
 
+@pytest.mark.parametrize("outputs", [48, 64])
+def test_any_number_of_rows_is_computed_whole(outputs: int) -> None:
+    """Tiles fit together: each row as if alone, up to where rows are cut into items, and beyond."""
+    weight, x = packed(values(outputs, 32)), values(160, 32, seed=1)
+    alone = torch.cat([weight.logits(row[None]) for row in x])
+    for num_rows in (*range(1, 76), 144, 145, 159, 160):
+        assert torch.equal(weight.logits(x[-num_rows:]), alone[-num_rows:]), num_rows
+
+
 def test_matrices_below_one_another_get_their_rows() -> None:
     """Experts: rows that cross from one matrix into the next."""
     stacked = values(60, 8)

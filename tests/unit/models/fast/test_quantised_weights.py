@@ -139,6 +139,16 @@ def test_a_row_is_the_same_bits_in_any_company(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [48, 64])
+def test_any_number_of_rows_is_computed_whole(kind: str, outputs: int) -> None:
+    """Tiles fit together: each row as if alone, up to where rows are cut into items, and beyond."""
+    weight, x = packed(kind, values(outputs, 32)), values(160, 32, seed=1)
+    alone = torch.cat([weight.logits(row[None]) for row in x])
+    for num_rows in (*range(1, 76), 144, 145, 159, 160):
+        assert torch.equal(weight.logits(x[-num_rows:]), alone[-num_rows:]), num_rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_bias_is_added_and_forgotten(kind: str) -> None:
     """With and without one in turn."""
     weight, x = packed(kind, values(20, 32)), values(3, 32, seed=1)
