@@ -6,6 +6,8 @@ Deterministic and without I/O; whoever drives it owns the executor, the threads 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence, StepPlan, StepResult, TokenScore
 from penstock.events.list import SequenceEnded, StepDone
@@ -89,6 +91,7 @@ class Loop:
                     self._take_pooled(sequence, result.pooled[i])
                 elif token_id is not None:
                     self._take(sequence, token_id, result.scores[i])
+                    self._take_further(sequence, ((tokens[i], None) for tokens in result.later))
         self._report(plan, result)
 
     def fail(self, plan: StepPlan, problem: Problem) -> None:
@@ -131,6 +134,10 @@ class Loop:
         self.scheduler.verified(sequence, num_guesses, len(further))
         self.scheduler.computed(sequence, 1)
         self._take(sequence, token_id, result.scores[i])
+        self._take_further(sequence, further)
+
+    def _take_further(self, sequence: Sequence, further: Iterable[tuple[int, TokenScore | None]]) -> None:
+        """Tokens of the same step, up to the one that ends the sequence."""
         for token_id, score in further:
             if sequence.id not in self._sequences:
                 break
@@ -185,7 +192,7 @@ class Loop:
         self._emit(
             StepDone(
                 seconds=result.seconds,
-                decode_tokens=plan.num_streams + accepted,
+                decode_tokens=plan.num_streams * result.num_rounds + accepted,
                 prefill_tokens=plan.num_tokens - plan.num_proposed - plan.num_streams,
                 proposals=len(plan.num_guesses),
                 proposed_tokens=plan.num_proposed,

@@ -27,8 +27,9 @@ class StepStats(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     mean_step_s: float | None = None
 
-    def add(self, tokens: int, seconds: float) -> None:
-        self.steps += 1
+    def add(self, tokens: int, seconds: float, steps: int = 1) -> None:
+        """``steps`` that were one call."""
+        self.steps += steps
         self.tokens += tokens
         self.seconds += seconds
         self.mean_step_s = self.seconds / self.steps
@@ -107,7 +108,8 @@ def run_offline(
         if sink.problem is not None:
             raise sink.problem
         now = clock()
-        (decode if _only_decodes(plan) else prefill).add(plan.num_tokens, now - then)
+        rounds = result.num_rounds
+        (decode if _only_decodes(plan) else prefill).add(plan.num_tokens * rounds, now - then, rounds)
         then = now
         progress(sink.tokens)
     seconds = clock() - start

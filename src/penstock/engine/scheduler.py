@@ -19,8 +19,9 @@ from penstock.engine.step_times import StepTimes
 from penstock.engine.waiting import Waiting, WaitingLine
 from penstock.policy.batch import BatchRules, BatchVerdict, batch
 from penstock.policy.fair import OUTPUT_COST, Counters, charged
+from penstock.policy.rounds import rounds_of, rounds_within
 from penstock.policy.speculate import Allowance, Offer
-from penstock.policy.step_time import StepModel
+from penstock.policy.step_time import StepModel, StepShape
 
 
 class Scheduler:
@@ -119,7 +120,29 @@ class Scheduler:
         )
         if self._speculation is not None:
             self._speculation.fill(plan, verdict.num_guessing, self._times.model)
+        elif plan.num_decodes == len(plan.sequences) == len(self.running) and not self.waiting:
+            plan.rounds = self._rounds(plan)
         return plan
+
+    def _rounds(self, plan: StepPlan) -> int:
+        """For a plan of all that there is, which only decodes."""
+        decodes = plan.sequences
+        targets = [work.itl_target_s for work in decodes if work.itl_target_s is not None]
+        shape = StepShape(len(decodes), sum(plan.starts) + len(decodes))
+        fitting = rounds_within(self._times.model, shape, min(targets, default=None))
+        if fitting == 1 or any(work.constraint is not None for work in decodes):
+            return 1
+        block_tokens = self.rules.block_tokens
+        return rounds_of(
+            fitting,
+            (
+                min(
+                    work.max_tokens - work.num_output_tokens,
+                    len(work.block_ids) * block_tokens - work.num_computed,
+                )
+                for work in decodes
+            ),
+        )
 
     def computed(self, sequence: Sequence, count: int) -> None:
         """Take note that ``count`` more tokens have keys and values, and make the blocks they filled findable."""
@@ -133,7 +156,7 @@ class Scheduler:
                 self.pool.register(sequence.block_ids[block], sequence.block_keys[block])
 
     def computed_further(self, sequence: Sequence) -> None:
-        """Take note that a guessed token was right: it has keys and values, and its tenant pays for it."""
+        """Take note of a token beyond the planned one, of a right guess or another round: its tenant pays for it."""
         self.computed(sequence, 1)
         tenant = sequence.tenant
         self._spent[tenant] = self._spent.get(tenant, 0.0) + OUTPUT_COST / sequence.weight

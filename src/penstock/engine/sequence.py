@@ -152,6 +152,7 @@ class StepPlan:
     ``num_guesses[i]`` tokens that are guessed to follow sequence ``i``'s last one count among its tokens here.
     ``proposals[i]`` are these, where they are known already; else ``drafts[i]`` says how to make them.
     ``token_budget``: the most tokens that it could have been given.
+    ``rounds``: so many steps may be computed as one, each of the sequences, which all decode, getting so many tokens.
     ``reaches_end(i)`` tells whether a token is sampled for sequence ``i``, or its vector due, in this step.
     """
 
@@ -165,6 +166,7 @@ class StepPlan:
     num_guesses: Mapping[int, int] = field(default_factory=dict)
     proposals: Mapping[int, list[int]] = field(default_factory=dict)
     drafts: Mapping[int, Draft] = field(default_factory=dict)
+    rounds: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -189,6 +191,7 @@ class StepResult:
 
     ``further[i]``: tokens sampled behind that one, with their scores: one for each token of the proposal that was
     what had just been sampled before it.  ``draft_s`` of the seconds went into making proposals.
+    ``later[r][i]``: the tokens of further rounds, where the plan allows and the executor computed some.
     ``prompt_scores[i]`` covers the prompt tokens predicted by this step's rows: positions
     ``starts[i] + 1 .. min(starts[i] + counts[i], num_prompt_tokens - 1)``; empty unless ``score_prompt``.
     ``pooled[i]`` is what sequence ``i``'s ``pooled`` becomes, for those that have a pooling; ``None`` at its end says
@@ -203,6 +206,12 @@ class StepResult:
     pooled: Mapping[int, bytes | None] = field(default_factory=dict)
     further: Mapping[int, list[tuple[int, TokenScore | None]]] = field(default_factory=dict)
     draft_s: float = 0.0
+    later: Items[Items[int]] = ()
+
+    @property
+    def num_rounds(self) -> int:
+        """Steps that were computed as one."""
+        return 1 + len(self.later)
 
     @property
     def num_accepted(self) -> int:

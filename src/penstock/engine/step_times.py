@@ -26,8 +26,8 @@ class StepTimes:
 
     def took(self, plan: StepPlan, result: StepResult) -> None:
         """A step took so long, and found so many guesses right."""
-        seconds = result.seconds
-        self.now_s += seconds
+        self.now_s += result.seconds
+        seconds = result.seconds / result.num_rounds
         if seconds <= 0:
             return
         has_prompts = plan.num_streams < len(plan.sequences)

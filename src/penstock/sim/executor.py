@@ -23,7 +23,10 @@ class SimulatedExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         num_kv_tokens = sum(plan.starts) + sum(plan.counts)
-        seconds = self._step_time.seconds(plan.num_tokens, num_kv_tokens)
+        seconds = sum(
+            self._step_time.seconds(plan.num_tokens, num_kv_tokens + nth * len(plan.sequences))
+            for nth in range(plan.rounds)
+        )
         self._clock.advance(seconds)
         token_ids = [
             self._draw(sequence, sequence.num_tokens) if plan.reaches_end(i) else None
@@ -37,6 +40,10 @@ class SimulatedExecutor:
             prompt_scores=[[] for _ in token_ids],
             seconds=seconds,
             further={i: self._further(plan.sequences[i], self._proposal(plan, i)) for i in plan.num_guesses},
+            later=[
+                [self._draw(sequence, sequence.num_tokens + nth) for sequence in plan.sequences]
+                for nth in range(1, plan.rounds)
+            ],
         )
 
     def _proposal(self, plan: StepPlan, i: int) -> list[int]:

@@ -319,3 +319,76 @@ def test_only_right_guesses_enter_the_prefix_cache() -> None:
         assert again.num_cached == cached
         loop._in_step = False
         loop.abort("b")
+
+
+def lone(loop: Loop) -> tuple[StepPlan, StepResult]:
+    """The first step that is three or more, of steps that take a tenth of a millisecond."""
+    for _ in range(50):
+        plan, result = planned(loop)
+        if plan.rounds >= 3:
+            return plan, result
+        loop.commit(plan, replace(result, seconds=1e-4))
+    raise AssertionError("never")
+
+
+def test_a_lone_stream_is_given_several_steps_at_once() -> None:
+    """As many as its block has places for, each token as if it had had a step of its own; its tenant pays for each."""
+    events: list[Event] = []
+    loop = loop_of(64, events)
+    alone, recorder = sequence("a", max_tokens=100)
+    loop.submit(alone)
+    plan, result = lone(loop)
+    before, computed = len(recorder.token_ids), alone.num_computed
+    assert plan.rounds == len(alone.block_ids) * 4 - computed == result.num_rounds
+    loop.commit(plan, result)
+    assert recorder.token_ids[before:] == [result.token_ids[0], *(tokens[0] for tokens in result.later)]
+    assert alone.num_computed == computed + plan.rounds
+    assert events[-1].decode_tokens == plan.rounds  # type: ignore[union-attr]  # a StepDone
+    loop.scheduler.pool.check()
+
+
+def test_nobody_who_waits_waits_for_several_steps() -> None:
+    """With the next plan, whoever came has a part in it, and it is one step."""
+    loop = loop_of(64)
+    loop.submit(sequence("a", max_tokens=100)[0])
+    loop.commit(*lone(loop))
+    loop.submit(sequence("b", max_tokens=100)[0])
+    plan, _ = planned(loop)
+    assert (plan.rounds, len(plan.sequences)) == (1, 2)
+
+
+@pytest.mark.parametrize("way", ["stop token", "max_tokens", "abort"])
+def test_an_end_among_several_steps_drops_what_lies_behind_it(way: str) -> None:
+    """Its tokens end there, its blocks are idle, and it ends once."""
+    loop = loop_of(64)
+    ending, recorder = sequence("a", max_tokens=100)
+    loop.submit(ending)
+    plan, result = lone(loop)
+    before = len(recorder.token_ids)
+    match way:
+        case "stop token":
+            ending.stop_token_ids = frozenset([result.later[0][0]])
+        case "max_tokens":
+            ending.max_tokens = before + 2
+        case _:
+            loop.abort("a")
+    loop.commit(plan, result)
+    assert len(recorder.token_ids) - before == {"stop token": 1, "max_tokens": 2, "abort": 0}[way]
+    assert recorder.num_terminal == 1
+    assert loop.scheduler.pool.num_used == 0
+
+
+def test_a_constraint_is_asked_before_every_token() -> None:
+    """Its mask is known for one token at a time."""
+
+    class Anything:
+        def mask(self) -> None:
+            return None
+
+        def advance(self, token_id: int) -> bool:
+            return True
+
+    loop = loop_of(64)
+    loop.submit(sequence("a", max_tokens=60, constraint=Anything())[0])
+    with pytest.raises(AssertionError, match="never"):
+        lone(loop)

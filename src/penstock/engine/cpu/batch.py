@@ -42,8 +42,8 @@ class StepBatch:
     adapted: list[tuple[Adapter, Tensor]]
 
 
-def step_batch(plan: StepPlan, block_tokens: int) -> StepBatch:
-    """Index tensors for ``plan``."""
+def step_batch(plan: StepPlan, block_tokens: int, spare_pages: int = 0) -> StepBatch:
+    """Index tensors for ``plan``; behind each sequence's pages ``table`` has room for ``spare_pages`` more."""
     starts = np.array(plan.starts, dtype=np.int64)
     counts = np.array(plan.counts, dtype=np.int64)
     ends = starts + counts
@@ -53,16 +53,17 @@ def step_batch(plan: StepPlan, block_tokens: int) -> StepBatch:
 
     # Every work's pages end to end, and where each work's begin: one flat lookup instead of a table per sequence.
     num_pages = -(-ends // block_tokens)
-    first_pages = np.concatenate(([0], np.cumsum(num_pages)))
+    first_pages = np.concatenate(([0], np.cumsum(num_pages + spare_pages)))
+    room = [0] * spare_pages
     tables = np.fromiter(
-        chain.from_iterable(s.block_ids[:n] for s, n in zip(plan.sequences, num_pages.tolist(), strict=True)),
+        chain.from_iterable(s.block_ids[:n] + room for s, n in zip(plan.sequences, num_pages.tolist(), strict=True)),
         np.int64,
         int(first_pages[-1]),
     )
     pages = tables[np.repeat(first_pages[:-1], counts) + positions // block_tokens]
     last_filled = ends % block_tokens
     opens = (last_filled != 0) & (ends - last_filled >= starts)
-    opened = tables[first_pages[1:][opens] - 1]
+    opened = tables[first_pages[1:][opens] - spare_pages - 1]
 
     return StepBatch(
         token_ids=torch.from_numpy(token_ids),

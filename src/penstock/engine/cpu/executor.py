@@ -16,6 +16,7 @@ from torch import Tensor
 
 from penstock.cost.memory import LOGITS_ROWS
 from penstock.engine.cpu.batch import StepBatch, sampled_rows, scored_rows, step_batch
+from penstock.engine.cpu.decodes import Decodes
 from penstock.engine.cpu.defaults import SamplingDefaults
 from penstock.engine.cpu.drafter import Drafter
 from penstock.engine.cpu.fast_attention import make_attention
@@ -58,6 +59,8 @@ class CpuExecutor:
         self._sampler = Sampler(sampling_defaults)
         pages = partial(Forward, num_blocks=num_blocks, block_tokens=block_tokens, attention=attention)
         self._forward = pages(decoder, dtype=dtype)
+        planned = self._forward.planned
+        self._decodes = None if planned is None else Decodes(planned, self._sampler, block_tokens)
         self._drafter: Drafter | None = None
         if draft is not None:
             ahead = pages(draft, dtype=draft.config.torch_dtype)
@@ -81,6 +84,9 @@ class CpuExecutor:
                 assert self._drafter is not None
                 plan = dataclasses.replace(plan, proposals=self._drafter.propose(plan))
             draft_s = time.perf_counter() - begin if plan.drafts else 0.0
+            decoded = None if self._decodes is None or plan.drafts else self._decodes.execute(plan)
+            if decoded is not None:
+                return _only_tokens(plan, decoded, time.perf_counter() - begin)
             batch = step_batch(plan, self._block_tokens)
             parts = list(_parts(sampled_rows(plan, batch)))
             best = self._sampler.is_plain([plan.sequences[i] for part in parts for i, _ in part])
@@ -135,6 +141,13 @@ class CpuExecutor:
 
     def _score(self, logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenScore]:
         return score(logits, token_ids, num_top, self._decoder.log_probabilities)
+
+
+def _only_tokens(plan: StepPlan, rounds: list[list[int]], seconds: float) -> StepResult:
+    """Of a plan whose sequences all decode and want no scores."""
+    num = len(plan.sequences)
+    first, *later = rounds
+    return StepResult(plan.step, first, [None] * num, [[]] * num, seconds=seconds, later=later)
 
 
 def _rows(part: Part) -> list[int]:

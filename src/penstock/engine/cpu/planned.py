@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ class PlannedStep:
         self._plan = plan_of(decoder.config)
         self._threads = ThreadChoice(torch.get_num_threads())
         self._works = _StepWorks(decoder, attention.block_tokens)
+        self._batch: StepBatch | None = None
+        self._inputs: StepInputs | None = None
         self._is_watched = False
         self._step = self._made_for(_LEAST_ROWS)
 
@@ -55,6 +58,11 @@ class PlannedStep:
         """Whether it computes what adapters add."""
         return self._step.adapts
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it makes logits, too."""
+        return self._step.has_head
+
     def compute(self, batch: StepBatch, rows: list[int], best: bool) -> StepOutputs:
         """Hidden states of the batch's rows, and logits of the first LOGITS_ROWS of ``rows``.
 
@@ -65,10 +73,22 @@ class PlannedStep:
             self._step = self._made_for(1 << (num_rows - 1).bit_length())
         threads = self._threads.threads(num_rows)
         begin = time.perf_counter()
-        outputs = self._step.forward(
-            self._inputs(batch, np.array(rows[:LOGITS_ROWS], np.int64), best, threads), threads
-        )
-        self._threads.took(num_rows, threads, time.perf_counter() - begin)
+        self._batch = batch
+        self._inputs = self._inputs_of(batch, np.array(rows[:LOGITS_ROWS], np.int64), best, threads)
+        return self._forward(self._inputs, threads, begin)
+
+    def go_on(self) -> StepOutputs:
+        """The batch of the last call, all decodes, which was changed in place to the next token of each."""
+        assert self._batch is not None and self._inputs is not None
+        threads = self._threads.threads(len(self._inputs))
+        begin = time.perf_counter()
+        if not self._works.grow():
+            self._inputs = replace(self._inputs, works=self._works.of(self._batch, threads))
+        return self._forward(self._inputs, threads, begin)
+
+    def _forward(self, inputs: StepInputs, threads: int, begin: float) -> StepOutputs:
+        outputs = self._step.forward(inputs, threads)
+        self._threads.took(len(inputs), threads, time.perf_counter() - begin)
         return outputs
 
     def _made_for(self, num_rows: int) -> FastStep:
@@ -78,7 +98,7 @@ class PlannedStep:
             step.program.watch()
         return step
 
-    def _inputs(self, batch: StepBatch, sampled: Ints, best: bool, threads: int) -> StepInputs:
+    def _inputs_of(self, batch: StepBatch, sampled: Ints, best: bool, threads: int) -> StepInputs:
         return StepInputs(
             token_ids=batch.token_ids.numpy(),
             positions=batch.positions.numpy(),
@@ -100,32 +120,44 @@ class _StepWorks:
         self._group, self._num_kv_heads = config.num_heads // config.num_kv_heads, config.num_kv_heads
         self._windows = {layer.window for layer in config.layers}
         self._block_tokens = block_tokens
-        self._last: tuple[StepBatch, int, dict[int | None, Works]] | None = None
+        self._last: tuple[StepBatch, int] | None = None
+        self._works: dict[int | None, Works] = {}
+        self._growing: Ints | None = None
+        self._num_grown = 0
 
     def of(self, batch: StepBatch, threads: int) -> dict[int | None, Works]:
-        grown = self._grown(batch, threads)
-        if grown is None:
+        if not (self._is_followed_by(batch, threads) and self.grow()):
             heads = Heads(self._group, self._num_kv_heads, threads)
-            grown = {
+            self._works = {
                 window: attention_works(batch.spans, batch.num_decodes, batch.table, self._block_tokens, window, heads)
                 for window in self._windows
             }
-        self._last = batch, threads, grown
-        return grown
+            self._growing, self._num_grown = None, 0
+            if self._windows == {None} and batch.num_decodes == len(batch.spans):
+                works = self._works[None]
+                rows = works.members[works.works[:, MEMBERS]]
+                self._growing = np.flatnonzero(works.works[:, END_KEY] == batch.spans[rows, 2] + 1)
+        self._last = batch, threads
+        return self._works
 
-    def _grown(self, batch: StepBatch, threads: int) -> dict[int | None, Works] | None:
-        if self._last is None or self._windows != {None}:
-            return None
-        last, last_threads, found = self._last
-        same = threads == last_threads and batch.num_decodes == last.num_decodes == len(batch.spans) == len(last.spans)
-        if not same or not np.array_equal(batch.table, last.table):
-            return None
-        if not np.array_equal(batch.spans[:, 2], last.spans[:, 2] + 1):
-            return None
-        works = found[None]
-        rows = works.members[works.works[:, MEMBERS]]
-        works.works[works.works[:, END_KEY] == last.spans[rows, 2] + 1, END_KEY] += 1
-        return found
+    def grow(self) -> bool:
+        """Each of the decodes has one more token.  False: they have to be cut anew."""
+        if self._growing is None or self._num_grown == self._block_tokens:
+            return False
+        self._num_grown += 1
+        self._works[None].works[self._growing, END_KEY] += 1
+        return True
+
+    def _is_followed_by(self, batch: StepBatch, threads: int) -> bool:
+        if self._last is None:
+            return False
+        last, last_threads = self._last
+        return (
+            threads == last_threads
+            and batch.num_decodes == last.num_decodes == len(batch.spans) == len(last.spans)
+            and np.array_equal(batch.table, last.table)
+            and np.array_equal(batch.spans[:, 2], last.spans[:, 2] + 1)
+        )
 
 
 def planned_step(decoder: Decoder, attention: object) -> PlannedStep | None:

@@ -73,7 +73,7 @@ class Runner:
         if plan is None:
             return False
         loop = asyncio.get_running_loop()
-        self._began, self._num_planned = loop.time(), plan.num_tokens
+        self._began, self._num_planned = loop.time(), plan.num_tokens * plan.rounds
         try:
             result = await loop.run_in_executor(thread, self._executor.execute, plan)
         except Exception as error:
@@ -84,7 +84,8 @@ class Runner:
         finally:
             self._began, self._num_planned = None, 0
         self.num_steps += 1
-        self._slowest_s_per_token = max(self._slowest_s_per_token * _FORGET, result.seconds / plan.num_tokens)
+        seconds_per_token = result.seconds / (plan.num_tokens * result.num_rounds)
+        self._slowest_s_per_token = max(self._slowest_s_per_token * _FORGET, seconds_per_token)
         self.loop.commit(plan, dataclasses.replace(result, seconds=self._turn_s()))
         return True
 

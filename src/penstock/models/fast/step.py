@@ -91,13 +91,30 @@ class FastStep:
         self._cells = _Cells(self._bound)
         self._changes = Changes(list(self._bound.adapted.values()))
         self._adapted: tuple[Ints, ...] = ()
+        self._inputs: StepInputs | None = None
+        self._num_threads = 0
+        self._outputs = StepOutputs(self._bound.hidden)
 
     @property
     def adapts(self) -> bool:
         """Whether there are jobs for adapters."""
         return bool(self._bound.adapted)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it makes logits."""
+        return self._bound.head is not None
+
     def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
+        """The same inputs as before, with other values in their arrays, need no preparation."""
+        if inputs is not self._inputs or num_threads != self._num_threads:
+            self._inputs, self._num_threads = inputs, num_threads
+            self._outputs = self._prepare(inputs, num_threads)
+        self.program.run(num_threads)
+        return self._outputs
+
+    def _prepare(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
+        """Tell the jobs what they compute with; where the results will be."""
         cells, num_rows, arguments = self._cells, len(inputs), self.program.arguments
         arguments[cells.by_row] = num_rows
         for num_blocks, places in cells.products.items():
@@ -109,9 +126,7 @@ class FastStep:
         for window in cells.attends:
             self._attend_to(inputs, window)
         self._adapt(inputs.adapted)
-        outputs = self._head(inputs)
-        self.program.run(num_threads)
-        return outputs
+        return self._head(inputs)
 
     def _adapt(self, adapted: Sequence[tuple[Adapter, Ints]]) -> None:
         """Ready the jobs of those linears that one of the adapters changes."""
