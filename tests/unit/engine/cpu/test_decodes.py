@@ -155,7 +155,7 @@ def test_another_plan_between_two_decodes_changes_nothing(decoder: Decoder) -> N
             sequence.token_ids = (sequence.token_ids * 20)[:20]
             sequence.sampling, sequence.num_logprobs, sequence.min_tokens = Sampling(seed=0, temperature=0.0), None, 0
             sequence.block_ids = block_ids
-        found = []
+        found: list[int | None] = []
         for step, (sequence, start, count) in enumerate(
             [(one, 0, 20), (one, 20, 1), (one, 21, 1), (other, 0, 20), (one, 22, 1), (one, 23, 1)]
         ):
