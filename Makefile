@@ -34,7 +34,7 @@ test: .venv/.test ## the tests that need nothing but this machine; some 6 minute
 	@$(pytest) $(workers) -m "not ($(beyond_test))" $(ARGS)
 
 test-all: .venv/.test-all ## also slow ones, Debian's packages, long kills and fuzz; QUICK=1: only what `make test` leaves out and is quick
-	@$(pytest) -m "$(if $(QUICK),(slow or debian) and not (soak or live),not live)" $(ARGS)
+	@$(pytest) $(if $(QUICK),$(workers) -m "(slow or debian) and not (soak or live)",-m "not live") $(ARGS)
 
 soak: .venv/.test ## random requests at an engine for MINUTES=60: answers right, memory flat; prints it over time
 	@SOAK_MINUTES=$(MINUTES) $(pytest) -q -m soak tests/e2e/test_soak.py $(ARGS)
