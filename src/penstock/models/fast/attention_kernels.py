@@ -12,22 +12,21 @@ import numpy.typing as npt
 
 from penstock.models.fast.attention_parts import (
     HIDDEN,
+    LINE_BYTES,
+    LOG2_E,
     absorb,
-    mix_1_1,
-    mix_1_2,
-    mix_1_4,
-    mix_2_1,
-    mix_2_2,
-    mix_2_4,
-    mix_4_1,
-    mix_4_2,
-    mix_4_4,
+    cap_scores,
+    mix_1,
+    mix_2,
+    mix_4,
+    mix_8,
     narrow,
     score_1,
     score_2,
     score_4,
     score_8,
     take_next,
+    widen_scaled,
 )
 from penstock.models.fast.compiled import compiled
 from penstock.models.fast.works import END_KEY, FIRST_KEY, MEMBERS, NUM_MEMBERS, PAGES, PART
@@ -39,6 +38,9 @@ Words = npt.NDArray[np.uint32]
 
 TILE = 16
 """Keys of one register; a page's tokens are a multiple of it, and so is a head's size."""
+
+_BLOCK_TOKENS = 128
+"""Keys whose scores go into a softmax at a time."""
 
 HIDDEN32 = np.float32(HIDDEN)
 
@@ -66,125 +68,148 @@ def attend_bf16(
     keys [P, Hkv, S/16, D/2, 16, 2], values [P, Hkv, S/2, D, 2].  ``cap`` 0: no softcap.
     parts [N, Hq, D + 2] float32: a row's part of a work: unscaled sums, peak and total.
     """
-    num_kv_heads, num_tiles, head_dim = keys.shape[1], keys.shape[2], 2 * keys.shape[3]
-    page_tokens, group = num_tiles * TILE, q.shape[1] // keys.shape[1]
-    most = 0
+    num_kv_heads, page_tokens, head_dim = keys.shape[1], keys.shape[2] * TILE, 2 * keys.shape[3]
+    num_units, group, most = len(works) * num_kv_heads, q.shape[1] // num_kv_heads, 0
     for w in range(len(works)):
-        most = max(most, works[w, NUM_MEMBERS])
-    most *= group
-    queries = np.empty((most, head_dim), np.uint16)
-    scores, shares = np.empty((most, page_tokens), np.float32), np.empty((most, page_tokens), np.uint16)
+        most = max(most, works[w, NUM_MEMBERS] * group)
+    block_tokens = max(page_tokens, _BLOCK_TOKENS // page_tokens * page_tokens)
+    queries, scores = np.empty((most, head_dim), np.float32), np.empty((most, block_tokens), np.float32)
     states, mixed = np.empty((most, 2), np.float32), np.empty((most, head_dim), np.float32)
-    while True:
-        unit = take_next(counter.ctypes.data)
-        if unit >= len(works) * num_kv_heads:
-            return
+    unit = take_next(counter.ctypes.data)
+    while unit < num_units:
+        following = take_next(counter.ctypes.data)
         work, head = works[unit // num_kv_heads], unit % num_kv_heads
         rows = members[work[MEMBERS] : work[MEMBERS] + work[NUM_MEMBERS]]
-        num_queries = len(rows) * group
-        for i in range(num_queries):
-            queries[i] = q[rows[i // group], head * group + i % group]
-            states[i, 0], states[i, 1] = HIDDEN32, np.float32(0.0)
-            mixed[i] = np.float32(0.0)
-        pages = table[work[PAGES] :]
-        first_page, end_page = work[FIRST_KEY] // page_tokens, (work[END_KEY] - 1) // page_tokens + 1
-        for index in range(first_page, end_page):
-            first, end = index * page_tokens, min((index + 1) * page_tokens, work[END_KEY])
-            page, following = pages[index], pages[min(index + 1, end_page - 1)]
-            used_tiles = (end - first + TILE - 1) // TILE
-            _score_page(
-                keys[page, head].ctypes.data, queries, scores, num_queries, used_tiles, values[page, head].ctypes.data
-            )
-            for i in range(num_queries):
-                position = positions[rows[i // group]]
-                lowest = max(work[FIRST_KEY], position - window + 1) if window else work[FIRST_KEY]
-                shrink = absorb(
-                    scores[i].ctypes.data,
-                    shares[i].ctypes.data,
-                    states[i].ctypes.data,
-                    used_tiles,
-                    scale,
-                    cap,
-                    lowest - first,
-                    min(position, end - 1) - first,
-                )
-                if shrink != np.float32(1.0):
-                    mixed[i] *= shrink
-            _mix_page(
-                values[page, head].ctypes.data,
-                shares,
-                mixed,
-                num_queries,
-                (end - first + 1) // 2,
-                keys[following, head].ctypes.data,
-            )
-        _hand_out_bf16(work, rows, head, group, mixed, states, out, parts)
+        pages, end_key = table[work[PAGES] :], work[END_KEY]
+        _begin(rows, head, group, q, scale, queries, states, mixed)
+        first = work[FIRST_KEY] // page_tokens * page_tokens
+        while first < end_key:
+            end = min(first + block_tokens, end_key)
+            for base in range(first, end, page_tokens):
+                page, at = pages[base // page_tokens], scores.ctypes.data + 4 * (base - first)
+                num_tiles = (min(page_tokens, end - base) + TILE - 1) // TILE
+                key, value = keys[page, head].ctypes.data, values[page, head].ctypes.data
+                _score_page(key, num_tiles, queries, at, block_tokens, len(rows) * group, value)
+            ahead = _ahead(works, table, keys, unit, following, first + block_tokens, 0)
+            _absorb_block(work, rows, group, positions, first, end, window, cap, scores, states, mixed, ahead)
+            for base in range(first, end, page_tokens):
+                page, at = pages[base // page_tokens], scores.ctypes.data + 4 * (base - first)
+                num_pairs = (min(page_tokens, end - base) + 1) // 2
+                value = values[page, head].ctypes.data
+                ahead = _ahead(works, table, keys, unit, following, first + block_tokens, (base - first) // page_tokens)
+                _mix_page(value, num_pairs, at, block_tokens, mixed, len(rows) * group, ahead)
+            first = end
+        _hand_out(work, rows, head, group, mixed, states, out, parts)
+        unit = following
 
 
 @compiled
-def _score_page(keys: int, queries: Bits, scores: Floats, num_queries: int, num_tiles: int, ahead: int) -> None:
-    """scores[i, :16 * num_tiles] of all queries; fetches as many bytes from ``ahead``."""
-    head_dim, page_tokens = queries.shape[1], scores.shape[1]
-    query_bytes, score_bytes, num_pairs = 2 * head_dim, 4 * page_tokens, head_dim // 2
-    for tile in range(num_tiles):
-        offset = tile * TILE * query_bytes
-        done = 0
-        while done < num_queries:
-            query, score = queries.ctypes.data + done * query_bytes, scores.ctypes.data + done * score_bytes + tile * 64
-            left = num_queries - done
-            if left >= 8:
-                score_8(keys + offset, query, query_bytes, score, score_bytes, num_pairs, ahead + offset)
-                done += 8
-            elif left >= 4:
-                score_4(keys + offset, query, query_bytes, score, score_bytes, num_pairs, ahead + offset)
-                done += 4
-            elif left >= 2:
-                score_2(keys + offset, query, query_bytes, score, score_bytes, num_pairs, ahead + offset)
-                done += 2
-            else:
-                score_1(keys + offset, query, query_bytes, score, score_bytes, num_pairs, ahead + offset)
-                done += 1
+def _begin(
+    rows: Ints, head: int, group: int, q: Bits, scale: np.float32, queries: Floats, states: Floats, mixed: Floats
+) -> None:
+    """A unit's queries in float32, scaled so that scores are in units of ln 2; nothing absorbed yet."""
+    head_dim = queries.shape[1]
+    for i in range(len(rows) * group):
+        query = q[rows[i // group], head * group + i % group].ctypes.data
+        widen_scaled(query, scale * np.float32(LOG2_E), queries[i].ctypes.data, head_dim // TILE)
+        states[i, 0], states[i, 1] = HIDDEN32, np.float32(0.0)
+        mixed[i] = np.float32(0.0)
 
 
 @compiled
-def _mix_page(values: int, shares: Bits, mixed: Floats, num_queries: int, num_pairs: int, ahead: int) -> None:
+def _ahead(works: Ints, table: Ints, keys: Bits, unit: int, following: int, first: int, nth: int) -> int:
+    """The ``nth`` page's keys from ``first`` on, where a unit goes on there; else of the ``following`` unit."""
+    num_kv_heads, page_tokens = keys.shape[1], keys.shape[2] * TILE
+    work, head, place = works[unit // num_kv_heads], unit % num_kv_heads, first // page_tokens + nth
+    if place * page_tokens >= work[END_KEY] and following < len(works) * num_kv_heads:
+        work, head = works[following // num_kv_heads], following % num_kv_heads
+        place = work[FIRST_KEY] // page_tokens + nth
+    page = table[work[PAGES] + min(place, (work[END_KEY] - 1) // page_tokens)]
+    address: int = keys[page, head].ctypes.data
+    return address
+
+
+@compiled
+def _absorb_block(
+    work: Ints,
+    rows: Ints,
+    group: int,
+    positions: Ints,
+    first: int,
+    end: int,
+    window: int,
+    cap: np.float32,
+    scores: Floats,
+    states: Floats,
+    mixed: Floats,
+    ahead: int,
+) -> None:
+    """Scores of keys ``first`` .. ``end`` - 1 become shares of each row that sees them; fetches from ``ahead``."""
+    num_tiles = (end - first + TILE - 1) // TILE
+    for i in range(len(rows) * group):
+        position = positions[rows[i // group]]
+        lowest = max(work[FIRST_KEY], position - window + 1) if window else work[FIRST_KEY]
+        score, last = scores[i].ctypes.data, min(position, end - 1)
+        if cap != np.float32(0.0):
+            cap_scores(score, num_tiles, cap)
+        near = ahead + i % 4 * num_tiles * 2 * LINE_BYTES
+        shrink = absorb(score, states[i].ctypes.data, num_tiles, lowest - first, last - first, near)
+        if shrink != np.float32(1.0):
+            mixed[i] *= shrink
+
+
+@compiled
+def _score_page(
+    keys: int, num_tiles: int, queries: Floats, scores: int, score_width: int, num_queries: int, ahead: int
+) -> None:
+    """scores[i, :16 * num_tiles] of all queries, rows ``score_width`` apart; fetches as many bytes from ``ahead``."""
+    head_dim = queries.shape[1]
+    query_bytes, score_bytes, num_pairs = 4 * head_dim, 4 * score_width, head_dim // 2
+    done = 0
+    while done < num_queries:
+        query, score = queries.ctypes.data + done * query_bytes, scores + done * score_bytes
+        left = num_queries - done
+        if left >= 8:
+            score_8(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            done += 8
+        elif left >= 4:
+            score_4(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            done += 4
+        elif left >= 2:
+            score_2(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            done += 2
+        else:
+            score_1(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            done += 1
+
+
+@compiled
+def _mix_page(
+    values: int, num_pairs: int, shares: int, share_width: int, mixed: Floats, num_queries: int, ahead: int
+) -> None:
     """mixed[i] += shares[i] @ values for all queries; fetches as many bytes from ``ahead``."""
-    head_dim, page_tokens = mixed.shape[1], shares.shape[1]
-    row, share_bytes, mixed_bytes = 4 * head_dim, 2 * page_tokens, 4 * head_dim
-    first = 0
-    while first < head_dim:
-        left = (head_dim - first) // TILE
-        num_groups = 4 if left >= 4 else (2 if left >= 2 else 1)
-        value, offset = values + 4 * first, 4 * first
-        done = 0
-        while done < num_queries:
-            share, sums = shares.ctypes.data + done * share_bytes, mixed.ctypes.data + done * mixed_bytes + offset
-            num = 4 if num_queries - done >= 4 else (2 if num_queries - done >= 2 else 1)
-            near = ahead + offset
-            if num == 4 and num_groups == 4:
-                mix_4_4(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num == 4 and num_groups == 2:
-                mix_4_2(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num == 4:
-                mix_4_1(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num == 2 and num_groups == 4:
-                mix_2_4(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num == 2 and num_groups == 2:
-                mix_2_2(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num == 2:
-                mix_2_1(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num_groups == 4:
-                mix_1_4(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            elif num_groups == 2:
-                mix_1_2(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            else:
-                mix_1_1(value, row, share, share_bytes, sums, mixed_bytes, num_pairs, near)
-            done += num
-        first += num_groups * TILE
+    head_dim = mixed.shape[1]
+    share_bytes, mixed_bytes, groups = 4 * share_width, 4 * head_dim, head_dim // TILE
+    done = 0
+    while done < num_queries:
+        share, sums = shares + done * share_bytes, mixed.ctypes.data + done * mixed_bytes
+        left = num_queries - done
+        if left >= 8:
+            mix_8(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            done += 8
+        elif left >= 4:
+            mix_4(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            done += 4
+        elif left >= 2:
+            mix_2(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            done += 2
+        else:
+            mix_1(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            done += 1
 
 
 @compiled
-def _hand_out_bf16(
+def _hand_out(
     work: Ints, rows: Ints, head: int, group: int, mixed: Floats, states: Floats, out: Bits, parts: Floats
 ) -> None:
     """A unit's result, divided by its totals into ``out``, or as it is into ``parts``."""
@@ -197,7 +222,7 @@ def _hand_out_bf16(
         else:
             part = parts[work[PART] + i // group, query]
             part[:head_dim] = mixed[i]
-            part[head_dim], part[head_dim + 1] = states[i, 0], states[i, 1]
+            part[head_dim], part[head_dim + 1] = states[i, 0] / np.float32(LOG2_E), states[i, 1]
 
 
 @compiled

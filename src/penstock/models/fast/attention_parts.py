@@ -15,90 +15,144 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.simd import BFLOATS, F32, FLOATS, I32, I64, INTS, LANES
+from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
 
 LINE_BYTES = 64
 HIDDEN = -1e30
 """A score that nothing is: less than any, and still a number."""
+LOG2_E = 1.4426950408889634
 
 Intrinsic = Callable[..., Any]
 
 
-def _score(num_queries: int, num_sums: int) -> Intrinsic:
-    """16 keys against ``num_queries`` queries; each score in ``num_sums`` partial sums, to hide a sum's latency."""
+def _add_products(b: Any, source: Any, lines: Any, ahead: Any, rows: Any, i: Any, sums: Any) -> list[Any]:
+    """sums [rows][lines][1 or 2] plus pairs of bfloat16 in ``lines`` of ``source``, times the pair ``i`` of each row.
+
+    By multiply-adds in float32: the instruction for products of bfloat16 takes some four times as long as one of them.
+    The same lines are fetched from ``ahead``.
+    """
+    totals, apart = [*sums], len(sums) // (len(rows) * len(lines))
+    pairs = []
+    for line in lines:
+        _fetch(b, b.add(ahead, line))
+        pairs.append(simd.halves(b, simd.load(b, b.add(source, line), INTS)))
+    for q, row in enumerate(rows):
+        for half in range(2):
+            place = b.add(row, b.add(b.mul(i, ir.Constant(I64, 8)), ir.Constant(I64, 4 * half)))
+            own = simd.spread(b, simd.load(b, place, F32))
+            for nth, pair in enumerate(pairs):
+                to = (q * len(lines) + nth) * apart + half % apart
+                totals[to] = simd.multiply_add(b, pair[half], own, totals[to])
+    return totals
+
+
+def _fetch(b: Any, address: Any) -> None:
+    """Into the second cache: what comes a block later would drive out of the first what is read now."""
+    simd.prefetch(b, address, level=2)
+
+
+def _all(b: Any, count: Any, at_once: int, body: Callable[[Any, int], Any]) -> None:
+    """``body(first, number)`` for ``count`` things: ``at_once`` of them at a time, then what is left one by one."""
+    whole = b.udiv(count, ir.Constant(I64, at_once))
+    simd.loop(b, whole, [], lambda i, _: body(b.mul(i, ir.Constant(I64, at_once)), at_once))
+    if at_once > 1:
+        done = b.mul(whole, ir.Constant(I64, at_once))
+        simd.loop(b, b.sub(count, done), [], lambda i, _: body(b.add(done, i), 1))
+
+
+def _score(num_queries: int, num_tiles: int) -> Intrinsic:
+    """A page's keys against ``num_queries`` queries, ``num_tiles`` times 16 keys at a time."""
 
     @intrinsic
-    def score(context, keys, queries, query_bytes, scores, score_bytes, num_pairs, ahead):  # type: ignore[no-untyped-def]
-        """keys [D/2][16][2]; queries [.][D] bf16, ``query_bytes`` apart; scores[.][16] float32, ``score_bytes`` apart.
+    def score(context, keys, used_tiles, num_pairs, queries, query_bytes, scores, score_bytes, ahead):  # type: ignore[no-untyped-def]
+        """keys [used_tiles][D/2][16][2] bfloat16; queries [.][D], scores [.][used_tiles][16] float32.
 
-        ``num_pairs``: D / 2, a multiple of 4.  ``ahead``: as many bytes as the keys have are fetched from there.
+        Rows of the two lie ``query_bytes`` and ``score_bytes`` apart; ``num_pairs``: D / 2.
+        ``ahead``: as many bytes as the keys have are fetched from there.
         """
 
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-            keys, queries, query_bytes, scores, score_bytes, num_pairs, ahead = arguments
+            keys, used_tiles, num_pairs, queries, query_bytes, scores, score_bytes, ahead = arguments
             rows = [b.add(queries, b.mul(query_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
+            places = [b.add(scores, b.mul(score_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
+            tile_bytes = b.mul(num_pairs, ir.Constant(I64, LINE_BYTES))
 
-            def some_pairs(i, sums):  # type: ignore[no-untyped-def]
-                at_key, at_query = (
-                    b.mul(i, ir.Constant(I64, num_sums * LINE_BYTES)),
-                    b.mul(i, ir.Constant(I64, num_sums * 4)),
-                )
-                sums = list(sums)
-                for part in range(num_sums):
-                    line = b.add(at_key, ir.Constant(I64, part * LINE_BYTES))
-                    simd.prefetch(b, b.add(ahead, line))
-                    pair = simd.load(b, b.add(keys, line), BFLOATS)
-                    for q, row in enumerate(rows):
-                        own = simd.spread_pair(b, b.add(row, b.add(at_query, ir.Constant(I64, part * 4))))
-                        sums[q * num_sums + part] = simd.dot_bf16(b, sums[q * num_sums + part], pair, own)
-                return sums
+            def tiles(first: Any, num: int) -> list[Any]:
+                offset = b.mul(first, tile_bytes)
+                offsets = [b.add(offset, b.mul(tile_bytes, ir.Constant(I64, t))) for t in range(num)]
 
-            zeros = [simd.constant(FLOATS, 0.0)] * (num_queries * num_sums)
-            sums = simd.loop(b, b.udiv(num_pairs, ir.Constant(I64, num_sums)), zeros, some_pairs)
-            for q in range(num_queries):
-                total = sums[q * num_sums]
-                for part in range(1, num_sums):
-                    total = b.fadd(total, sums[q * num_sums + part])
-                simd.store(b, total, b.add(scores, b.mul(score_bytes, ir.Constant(I64, q))))
+                def one_pair(i: Any, sums: Any) -> list[Any]:
+                    lines = [b.add(tile, b.mul(i, ir.Constant(I64, LINE_BYTES))) for tile in offsets]
+                    return _add_products(b, keys, lines, ahead, rows, i, sums)
+
+                # Of few scores the even dimensions and the odd ones apart, to hide the latency of a sum.
+                apart = 2 if num_queries * num < 8 else 1
+                zeros = [simd.constant(FLOATS, 0.0)] * (num_queries * num * apart)
+                sums = simd.loop(b, num_pairs, zeros, one_pair)
+                for nth in range(num_queries * num):
+                    total = sums[nth * apart] if apart == 1 else b.fadd(*sums[nth * apart : (nth + 1) * apart])
+                    tile = b.add(first, ir.Constant(I64, nth % num))
+                    simd.store(b, total, b.add(places[nth // num], b.mul(tile, ir.Constant(I64, LINE_BYTES))))
+                return []
+
+            _all(b, used_tiles, num_tiles, tiles)
             return _context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 8), generate
 
     return score  # type: ignore[no-any-return]
 
 
-score_1, score_2, score_4, score_8 = _score(1, 4), _score(2, 2), _score(4, 2), _score(8, 1)
+score_1, score_2, score_4, score_8 = _score(1, 2), _score(2, 2), _score(4, 2), _score(8, 2)
 
 
 @intrinsic
-def absorb(context, scores, shares, state, num_tiles, scale, cap, first, last):  # type: ignore[no-untyped-def]
-    """A page's scores into one query's running softmax (arXiv 2112.05682); what its sums so far shrink by.
+def cap_scores(context, scores, num_tiles, cap):  # type: ignore[no-untyped-def]
+    """scores[num_tiles][16] float32, in units of ln 2, become cap * tanh(score / cap)."""
 
-    scores[num_tiles][16] float32; shares[num_tiles][16] bfloat16, written; state: the query's peak and total, float32.
-    Keys before ``first`` or behind ``last`` of the page are hidden, whatever their scores.  ``cap`` 0: none.
-    The total sums what was rounded, so that numerator and denominator agree.
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        scores, num_tiles, cap = arguments
+        caps = simd.spread(b, b.fmul(cap, simd.constant(F32, LOG2_E)))
+
+        def tile(i: Any, _: Any) -> list[Any]:
+            address = b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES)))
+            capped = simd.tanh(b, b.fdiv(simd.load(b, address, FLOATS), caps))
+            simd.store(b, b.fmul(caps, capped), address)
+            return []
+
+        simd.loop(b, num_tiles, [], tile)
+        return _context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), generate
+
+
+@intrinsic
+def absorb(context, scores, state, num_tiles, first, last, ahead):  # type: ignore[no-untyped-def]
+    """Some keys' scores into one query's running softmax (arXiv 2112.05682); what its sums so far shrink by.
+
+    scores[num_tiles][16] float32, in units of ln 2, become shares; state: the query's peak and total, float32.
+    Keys before ``first`` or behind ``last`` of them are hidden, whatever their scores.
+    ``ahead``: two lines per tile are fetched from there, so that memory has something to do meanwhile.
     """
 
     def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-        scores, shares, state, num_tiles, scale, cap, first, last = arguments
+        scores, state, num_tiles, first, last, ahead = arguments
         lanes = ir.Constant(INTS, list(range(LANES)))
         hidden = simd.constant(FLOATS, HIDDEN)
         first, last = (simd.spread(b, b.trunc(edge, I32)) for edge in (first, last))
-        scale, caps = simd.spread(b, scale), simd.spread(b, cap)
 
         def visible(i: Any) -> Any:
             places = b.add(simd.spread(b, b.trunc(b.mul(i, ir.Constant(I64, LANES)), I32)), lanes)
             return b.and_(b.icmp_signed(">=", places, first), b.icmp_signed("<=", places, last))
 
+        def fetch(i: Any, half: int) -> None:
+            line = b.add(b.add(i, i), ir.Constant(I64, half))
+            _fetch(b, b.add(ahead, b.mul(line, ir.Constant(I64, LINE_BYTES))))
+
         def highest(i, carried):  # type: ignore[no-untyped-def]
-            address = b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES)))
-            score = b.fmul(simd.load(b, address, FLOATS), scale)
-            with b.if_then(b.fcmp_ordered("!=", cap, simd.constant(F32, 0.0))):
-                simd.store(b, b.fmul(caps, simd.tanh(b, b.fdiv(score, caps))), address)
-            with b.if_then(b.fcmp_ordered("==", cap, simd.constant(F32, 0.0))):
-                simd.store(b, score, address)
-            score = b.select(visible(i), simd.load(b, address, FLOATS), hidden)
-            return [simd.maximum(b, score, carried[0])]
+            fetch(i, 0)
+            score = simd.load(b, b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES))), FLOATS)
+            return [simd.maximum(b, b.select(visible(i), score, hidden), carried[0])]
 
         (peaks,) = simd.loop(b, num_tiles, [hidden], highest)
         before = simd.load(b, state, F32)
@@ -107,58 +161,57 @@ def absorb(context, scores, shares, state, num_tiles, scale, cap, first, last): 
         peak_lanes = simd.spread(b, peak)
 
         def share(i, carried):  # type: ignore[no-untyped-def]
-            score = simd.load(b, b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES))), FLOATS)
-            share = simd.exp(b, b.fsub(score, peak_lanes))
-            share = simd.to_bf16(b, b.select(visible(i), share, simd.constant(FLOATS, 0.0)))
-            simd.store(b, share, b.add(shares, b.mul(i, ir.Constant(I64, LINE_BYTES // 2))))
-            return [b.fadd(carried[0], simd.from_bf16(b, share))]
+            fetch(i, 1)
+            address = b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES)))
+            share = simd.exp2(b, b.fsub(simd.load(b, address, FLOATS), peak_lanes))
+            share = b.select(visible(i), share, simd.constant(FLOATS, 0.0))
+            simd.store(b, share, address)
+            return [b.fadd(carried[0], share)]
 
         (sums,) = simd.loop(b, num_tiles, [simd.constant(FLOATS, 0.0)], share)
-        shrink = b.extract_element(simd.exp(b, simd.spread(b, b.fsub(before, peak))), ir.Constant(I32, 0))
+        shrink = b.extract_element(simd.exp2(b, simd.spread(b, b.fsub(before, peak))), ir.Constant(I32, 0))
         total_at = b.add(state, ir.Constant(I64, 4))
         total = b.fadd(b.fmul(simd.load(b, total_at, F32), shrink), simd.lanes_sum(b, sums))
         simd.store(b, peak, state)
         simd.store(b, total, total_at)
         return b.select(b.fcmp_ordered("==", before, peak), simd.constant(F32, 1.0), shrink)
 
-    arguments = [types.int64] * 4 + [types.float32] * 2 + [types.int64] * 2
-    return types.float32(*arguments), generate
+    return types.float32(*[types.int64] * 6), generate
 
 
 def _mix(num_queries: int, num_groups: int) -> Intrinsic:
-    """Shares of ``num_queries`` queries times ``num_groups`` times 16 dimensions of values."""
+    """Shares of ``num_queries`` queries times a page's values, ``num_groups`` times 16 dimensions at a time."""
 
     @intrinsic
-    def mix(context, values, row_bytes, shares, share_bytes, mixed, mixed_bytes, num_pairs, ahead):  # type: ignore[no-untyped-def]
-        """mixed[.][16 * groups] float32 += shares[.][num_pairs][2] bf16 @ values [num_pairs][16 * groups][2] bf16.
+    def mix(context, values, num_pairs, all_groups, shares, share_bytes, mixed, mixed_bytes, ahead):  # type: ignore[no-untyped-def]
+        """mixed[.][16 * all_groups] += shares[.][2 * num_pairs] @ values [num_pairs][16 * all_groups][2] bfloat16.
 
-        Rows of the three lie ``row_bytes``, ``share_bytes`` and ``mixed_bytes`` apart.  ``ahead``: as ``score`` has it.
+        Shares and sums are float32; their rows lie ``share_bytes`` and ``mixed_bytes`` apart.
+        ``ahead``: as ``score`` has it.
         """
 
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-            values, row_bytes, shares, share_bytes, mixed, mixed_bytes, num_pairs, ahead = arguments
+            values, num_pairs, all_groups, shares, share_bytes, mixed, mixed_bytes, ahead = arguments
             rows = [b.add(shares, b.mul(share_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
-            places = [
-                b.add(b.add(mixed, b.mul(mixed_bytes, ir.Constant(I64, q))), ir.Constant(I64, g * LINE_BYTES))
-                for q in range(num_queries)
-                for g in range(num_groups)
-            ]
+            targets = [b.add(mixed, b.mul(mixed_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
+            row_bytes = b.mul(all_groups, ir.Constant(I64, LINE_BYTES))
 
-            def one_pair(i, sums):  # type: ignore[no-untyped-def]
-                row, at_share = b.mul(i, row_bytes), b.mul(i, ir.Constant(I64, 4))
-                sums = list(sums)
-                own = [simd.spread_pair(b, b.add(share, at_share)) for share in rows]
-                for g in range(num_groups):
-                    line = b.add(row, ir.Constant(I64, g * LINE_BYTES))
-                    simd.prefetch(b, b.add(ahead, line))
-                    value = simd.load(b, b.add(values, line), BFLOATS)
-                    for q in range(num_queries):
-                        sums[q * num_groups + g] = simd.dot_bf16(b, sums[q * num_groups + g], value, own[q])
-                return sums
+            def groups(first: Any, num: int) -> list[Any]:
+                offset = b.mul(first, ir.Constant(I64, LINE_BYTES))
+                steps = [b.add(offset, ir.Constant(I64, g * LINE_BYTES)) for g in range(num)]
+                places = [b.add(target, step) for target in targets for step in steps]
 
-            sums = simd.loop(b, num_pairs, [simd.load(b, place, FLOATS) for place in places], one_pair)
-            for place, total in zip(places, sums, strict=True):
-                simd.store(b, total, place)
+                def one_pair(i: Any, sums: Any) -> list[Any]:
+                    row = b.add(b.mul(i, row_bytes), offset)
+                    lines = [b.add(row, ir.Constant(I64, g * LINE_BYTES)) for g in range(num)]
+                    return _add_products(b, values, lines, ahead, rows, i, sums)
+
+                sums = simd.loop(b, num_pairs, [simd.load(b, place, FLOATS) for place in places], one_pair)
+                for place, total in zip(places, sums, strict=True):
+                    simd.store(b, total, place)
+                return []
+
+            _all(b, all_groups, num_groups, groups)
             return _context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -166,9 +219,7 @@ def _mix(num_queries: int, num_groups: int) -> Intrinsic:
     return mix  # type: ignore[no-any-return]
 
 
-mix_1_1, mix_1_2, mix_1_4 = _mix(1, 1), _mix(1, 2), _mix(1, 4)
-mix_2_1, mix_2_2, mix_2_4 = _mix(2, 1), _mix(2, 2), _mix(2, 4)
-mix_4_1, mix_4_2, mix_4_4 = _mix(4, 1), _mix(4, 2), _mix(4, 4)
+mix_1, mix_2, mix_4, mix_8 = _mix(1, 8), _mix(2, 8), _mix(4, 4), _mix(8, 2)
 
 
 @intrinsic
@@ -180,6 +231,26 @@ def take_next(context, counter):  # type: ignore[no-untyped-def]
         return b.atomic_rmw("add", pointer, ir.Constant(I64, 1), "monotonic")
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def widen_scaled(context, source, factor, target, num_groups):  # type: ignore[no-untyped-def]
+    """target[16 * num_groups] float32 = source[16 * num_groups] bfloat16 * factor."""
+
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        source, factor, target, num_groups = arguments
+        factors = simd.spread(b, factor)
+
+        def group(i, _):  # type: ignore[no-untyped-def]
+            values = simd.load(b, b.add(source, b.mul(i, ir.Constant(I64, LINE_BYTES // 2))), HALF_BFLOATS)
+            scaled = b.fmul(simd.from_bf16(b, values), factors)
+            simd.store(b, scaled, b.add(target, b.mul(i, ir.Constant(I64, LINE_BYTES))))
+            return []
+
+        simd.loop(b, num_groups, [], group)
+        return _context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64, types.int64), generate
 
 
 @intrinsic

@@ -7,6 +7,7 @@ An intrinsic made of these must be a module's global: Numba keeps no compiled co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -223,6 +224,24 @@ def exp(b: Builder, x: Value) -> Value:
         power = multiply_add(b, power, rest, constant(FLOATS, factor))
     exponent = b.shl(b.add(b.fptosi(whole, INTS), constant(INTS, 127)), constant(INTS, 23))
     return b.fmul(power, b.bitcast(exponent, FLOATS))
+
+
+def exp2(b: Builder, x: Value) -> Value:
+    """2 to the power of 16 float32 up to 126 (below -126: of that), to 3e-6 of itself.
+
+    2 ** n * 2 ** r with n whole and r at most a half; 2 ** r by the series of e ** (r * ln 2) to the fifth power.
+    """
+    x = maximum(b, x, constant(FLOATS, -126.0))
+    whole = call(b, "llvm.rint.v16f32", FLOATS, [x])
+    rest = b.fsub(x, whole)
+    power = constant(FLOATS, _EXP2_TERMS[0])
+    for factor in _EXP2_TERMS[1:]:
+        power = multiply_add(b, power, rest, constant(FLOATS, factor))
+    exponent = b.shl(b.fptosi(whole, INTS), constant(INTS, 23))
+    return b.bitcast(b.add(b.bitcast(power, INTS), exponent), FLOATS)
+
+
+_EXP2_TERMS = [math.log(2) ** n / math.factorial(n) for n in range(5, -1, -1)]
 
 
 def tanh(b: Builder, x: Value) -> Value:
