@@ -84,7 +84,7 @@ class GatewayLife:
             prices=(Price(model=MODEL, since=dt.date(2026, 1, 1), input=0.1, output=0.4),),
         )
         log = (fleet.home / f"{self.name}.log").open("ab")
-        command = [sys.executable, "-P", "-m", "penstock", "gateway"]
+        command = [sys.executable, "-P", "-m", "penstock.cli.children", "gateway"]
         env = os.environ | self.env
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, pass_fds=(self.fd,), env=env)
         log.close()

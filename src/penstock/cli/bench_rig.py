@@ -12,7 +12,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +23,7 @@ from typing import IO
 
 import msgspec
 
+from penstock.cli.wiring.commands import command
 from penstock.cluster.listen import listen
 from penstock.config.desired import Model, Replica
 from penstock.config.mock import MockScript, MockSettings
@@ -81,8 +81,7 @@ def mock_engine(directory: Path, script: MockScript) -> AbstractAsyncContextMana
     port = free_port()
     path = str(engine_socket(directory, port))
     settings = MockSettings(served_name=MODEL, socket=path, host=HOST, port=port, script=script)
-    command = [sys.executable, "-P", "-m", "penstock", "mock"]
-    return process(command, port, "/health", stdin=msgspec.json.encode(settings) + b"\n")
+    return process(command("mock"), port, "/health", stdin=msgspec.json.encode(settings) + b"\n")
 
 
 @asynccontextmanager
@@ -107,9 +106,8 @@ async def our_gateway(upstream: Door, directory: Path) -> AsyncIterator[Door]:
             prices=(Price(model=MODEL, since=dt.date(2026, 1, 1), input=0.1, output=0.4),),
         )
         port = data.getsockname()[1]
-        command = [sys.executable, "-P", "-m", "penstock", "gateway"]
         line = msgspec.json.encode(settings) + b"\n"
-        async with process(command, port, "/ready", stdin=line, pass_fds=(data.fileno(),)) as door:
+        async with process(command("gateway"), port, "/ready", stdin=line, pass_fds=(data.fileno(),)) as door:
             yield msgspec.structs.replace(door, key=key)
 
 
