@@ -9,12 +9,13 @@ from penstock.cli.bench_engine import engine
 from penstock.cli.bench_engines import engines
 from penstock.cli.bench_gateway import gateway
 from penstock.cli.bench_serve import serve
+from penstock.cli.bench_start import start
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench serve``, ``bench engine``, ``bench engines``, ``bench gateway`` and ``bench balance``."""
+    """Add the commands of the group."""
     bench = typer.Typer(
-        help="Measure an endpoint, the engine, the gateway or its balancing.",
+        help="Measure an endpoint, the engine, the gateway, its balancing, or a start.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -23,4 +24,5 @@ def register(app: typer.Typer) -> None:
     bench.command("engines")(engines)
     bench.command("gateway")(gateway)
     bench.command("balance")(balance)
+    bench.command("start")(start)
     app.add_typer(bench, name="bench")

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from penstock.cli.boot_encoder import boot_encoder
+from penstock.cli.start_parts import StartParts
 from penstock.config.settings import NO_SPECULATION, EngineSettings
 from penstock.engine.cpu.spinning import bound_spinning
 from penstock.engine.server.booted import Booted, Progress
@@ -29,6 +30,8 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
 
     Raises ``Problem`` for whatever the checkpoint, the settings or the machine's memory do not allow.
     """
+    parts = StartParts(emit)
+    parts.done("settings")
     progress(0.0, "starting torch")
     import_ahead()
     from penstock.cli.boot_decoder import boot_decoder
@@ -36,6 +39,7 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     from penstock.engine.cpu.threads import use_threads
     from penstock.models.encoder_config import is_encoder
 
+    parts.done("imports")
     keep_freed_memory()
     use_threads(settings.threads)
     directory = Path(settings.model_dir)
@@ -48,5 +52,5 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
         if settings.speculative != NO_SPECULATION:
             message = "--speculative is for models that generate; this is an encoder."
             raise Problem("invalid_setting", message, param="speculative")
-        return boot_encoder(settings, Tokenizer.load(directory), progress, emit)
-    return boot_decoder(settings, directory, progress, emit)
+        return boot_encoder(settings, Tokenizer.load(directory), progress, emit, parts)
+    return boot_decoder(settings, directory, progress, emit, parts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from penstock.cli.boot_draft import load_draft
 from penstock.cli.fit import check_adapters_fit, check_vocabulary, check_weights_fit, context_tokens
 from penstock.cli.numerics import Numerics, numerics
+from penstock.cli.start_parts import StartParts
 from penstock.config.settings import NO_SPECULATION, PROMPT_LOOKUP, EngineSettings
 from penstock.cost.memory import (
     KV_SHARE_OF_FREE,
@@ -48,7 +49,9 @@ _SHOW_S = 0.2
 """How often a compilation that is waited for tells how far it is."""
 
 
-def boot_decoder(settings: EngineSettings, directory: Path, progress: Progress, emit: Emit) -> Booted:
+def boot_decoder(
+    settings: EngineSettings, directory: Path, progress: Progress, emit: Emit, parts: StartParts
+) -> Booted:
     """Raises ``Problem`` for whatever the checkpoint, the settings or the machine's memory do not allow."""
     # First, since what is of another architecture often has no tokenizer that we read, or none at all.
     config = ModelConfig.from_directory(directory)
@@ -58,12 +61,14 @@ def boot_decoder(settings: EngineSettings, directory: Path, progress: Progress, 
     sentence = SentenceConfig.from_directory(directory, default_rows="last")
     context = context_tokens(settings, config.max_position, config.max_position)
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
+    parts.done("tokenizer")
     chosen = numerics(settings, config)
     decoder = _load(settings, directory, chosen, context, progress)
     config = decoder.config
     draft = None
     if settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP):
         draft = load_draft(settings, tokenizer, context, progress)
+    parts.done("weights")
     room = AdapterRules(settings.max_loras, room_bytes(config, settings.max_lora_rank) if settings.max_loras else 0)
     needs = _kv_needs([config] if draft is None else [config, draft.config], settings, context)
     num_blocks = _num_blocks(needs, room, settings, _workspace_bytes(config, settings, context))
@@ -80,7 +85,7 @@ def boot_decoder(settings: EngineSettings, directory: Path, progress: Progress, 
     capacity = num_blocks * settings.block_tokens
     grammars = Grammars(tokenizer)
     grammars.start()
-    return Booted(
+    booted = Booted(
         loop=_loop(settings, num_blocks, emit),
         executor=executor,
         tokenizer=tokenizer,
@@ -100,6 +105,8 @@ def boot_decoder(settings: EngineSettings, directory: Path, progress: Progress, 
         weights=weights_digest(directory, config.dtype, chosen.quantization, "exact" if settings.exact else "fast"),
         vocabulary=vocabulary_digest(directory),
     )
+    parts.done("memory")
+    return booted
 
 
 def _load(settings: EngineSettings, directory: Path, chosen: Numerics, context: int, progress: Progress) -> Decoder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from penstock.cli.fit import check_vocabulary, check_weights_fit, context_tokens
+from penstock.cli.start_parts import StartParts
 from penstock.config.settings import EngineSettings
 from penstock.cost.memory import megabytes, workspace_bytes
 from penstock.engine.kv_cache import BlockPool
@@ -23,7 +24,9 @@ from penstock.text.tokenizer import Tokenizer
 from penstock.wire.errors import Problem
 
 
-def boot_encoder(settings: EngineSettings, tokenizer: Tokenizer, progress: Progress, emit: Emit) -> Booted:
+def boot_encoder(
+    settings: EngineSettings, tokenizer: Tokenizer, progress: Progress, emit: Emit, parts: StartParts
+) -> Booted:
     """Load an encoder.  A step takes at least one text of full length, since none is computed in parts.
 
     Raises ``Problem`` for whatever the checkpoint, the settings or the machine's memory do not allow.
@@ -42,7 +45,9 @@ def boot_encoder(settings: EngineSettings, tokenizer: Tokenizer, progress: Progr
     recommended = min(sentence.max_tokens or own.max_position, own.max_position)
     context = context_tokens(settings, own.max_position, recommended)
     check_weights_fit(directory, settings, own.dtype, free_memory_bytes())
+    parts.done("tokenizer")
     encoder = load_encoder(directory, settings.dtype, progress).requires_grad_(False)
+    parts.done("weights")
     step_tokens = max(settings.max_step_tokens, context)
     _check_workspace_fits(
         encoder.config.hidden_size, encoder.config.intermediate_size, step_tokens, free_memory_bytes()

@@ -94,6 +94,17 @@ class SequenceEnded(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
+class StartPartDone(msgspec.Struct, frozen=True, kw_only=True):
+    """Engine: a part of its start is over, and took so long since the part before, the first since its process began.
+
+    ``settings``: until it knows what to serve; ``imports``: what was then still to be imported; ``tokenizer``;
+    ``weights``: with the kernels; ``memory``: that of keys and values, and all else.
+    """
+
+    part: Literal["settings", "imports", "tokenizer", "weights", "memory"]
+    seconds: float
+
+
 class WeightsLoaded(msgspec.Struct, frozen=True, kw_only=True):
     """A model's weights are in memory.  ``quantization``: what they are kept in, ``none`` for as released."""
 
@@ -141,6 +152,7 @@ Event = (
     | SharingChanged
     | UnusableLimitsChanged
     | SequenceEnded
+    | StartPartDone
     | WeightsLoaded
     | StepDone
     | ReplicaChanged

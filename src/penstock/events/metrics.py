@@ -21,6 +21,7 @@ from penstock.events.list import (
     SequenceEnded,
     ShadowEnded,
     SharingChanged,
+    StartPartDone,
     StepDone,
     StreamResumed,
     UnusableLimitsChanged,
@@ -240,6 +241,13 @@ WEIGHTS = _metric(
     "Memory of the weights, by what they are kept in.",
     ("quantization",),
 )
+START = _metric(
+    "penstock_engine_start_seconds",
+    "gauge",
+    "seconds",
+    "What the parts of the engine's start took, one after another.",
+    ("part",),
+)
 STEP_BUDGET = _metric(
     "penstock_engine_step_budget_tokens",
     "gauge",
@@ -338,6 +346,7 @@ _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("promp
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.cached_tokens, lambda e: ("cached",))
 _feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.output_tokens, lambda e: ("output",))
 
+_feed(StartPartDone, START, lambda e: e.seconds, lambda e: (e.part,))
 _feed(WeightsLoaded, WEIGHTS, lambda e: e.num_bytes, lambda e: (e.quantization,))
 
 _feed(StepDone, STEP, lambda e: e.seconds if e.decode_tokens + e.prefill_tokens else None)

@@ -17,7 +17,7 @@ from seeded import write_seeded_checkpoint
 from penstock.cli.boot import boot
 from penstock.cli.numerics import numerics
 from penstock.config.settings import EngineSettings
-from penstock.events.list import Event, WeightsLoaded
+from penstock.events.list import Event, StartPartDone, WeightsLoaded
 from penstock.models.config import ModelConfig
 from penstock.models.dtypes import DType
 from penstock.models.fast import bf16, int8
@@ -47,7 +47,10 @@ def test_an_engine_says_what_its_weights_are_kept_in(quantization: Any, tmp_path
     booted = boot(settings(tmp_path, dtype="bfloat16", quantization=quantization), lambda *_: None, heard.append)
     booted.grammars.close()
     assert booted.quantization == quantization
-    assert heard == [WeightsLoaded(num_bytes=booted.weights_bytes, quantization=quantization)]
+    parts = [event.part for event in heard if isinstance(event, StartPartDone)]
+    assert parts == ["settings", "imports", "tokenizer", "weights", "memory"]
+    loaded = [event for event in heard if isinstance(event, WeightsLoaded)]
+    assert loaded == [WeightsLoaded(num_bytes=booted.weights_bytes, quantization=quantization)]
 
 
 @pytest.mark.parametrize(
