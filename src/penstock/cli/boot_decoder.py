@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from time import perf_counter
 
 from penstock.cli.boot_draft import load_draft
 from penstock.cli.fit import check_adapters_fit, check_vocabulary, check_weights_fit, context_tokens
@@ -36,6 +37,7 @@ from penstock.models.adapter import load_adapter, room_bytes
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.digest import vocabulary_digest, weights_digest
+from penstock.models.fast.onednn import prefer_onednn
 from penstock.models.load import load_decoder
 from penstock.models.packed import num_weight_bytes
 from penstock.models.sentence import SentenceConfig
@@ -120,7 +122,10 @@ def _load(settings: EngineSettings, directory: Path, chosen: Numerics, context: 
         progress(done / len(compiling), f"{done} of {len(compiling)} kernels, compiled at a machine's first start")
     for compiled in compiling:
         compiled.result()
-    return decoder.requires_grad_(False)
+    decoder.requires_grad_(False)
+    if chosen.quantization == "none" and chosen.pack is not None:
+        prefer_onednn(decoder, free_memory_bytes() // 2, perf_counter)
+    return decoder
 
 
 def _num_blocks(needs: KvNeeds, room: AdapterRules, settings: EngineSettings, workspace: int) -> int:

@@ -5,6 +5,9 @@ In: a checkpoint's rows, then rows to multiply; out: products with sums in float
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -20,11 +23,33 @@ def is_supported() -> bool:
     return has("avx2", "fma")
 
 
+class Copy(Protocol):
+    """The same weight as somebody else multiplies by it."""
+
+    num_bytes: int
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x[T, I] -> [T, O], both bfloat16."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ManyRows:
+    """From ``rows`` rows on ``copy`` multiplies."""
+
+    rows: int
+    copy: Copy
+
+
 class Bf16Weight:
-    """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs]."""
+    """A :class:`~penstock.models.packed.Packed` of [num_rows, num_inputs].
+
+    ``many``: who multiplies many rows, if it is somebody else (onednn.py).
+    """
 
     kind: Kind = "bf16"
     job = multiply_bf16
+    many: ManyRows | None = None
 
     def __init__(self, num_rows: int, num_inputs: int) -> None:
         self.num_rows, self.num_inputs = num_rows, num_inputs
@@ -33,12 +58,14 @@ class Bf16Weight:
 
     @property
     def num_bytes(self) -> int:
-        return self.blocks.nbytes
+        return self.blocks.nbytes + (self.many.copy.num_bytes if self.many else 0)
 
     def put(self, start: int, rows: Tensor) -> None:
         layout.put(self.blocks, start, rows.bfloat16())
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.many is not None and len(x) >= self.many.rows:
+            return self.many.copy.multiply(x, bias)
         return self._product(x, bias, torch.bfloat16)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ Argued in docs/decisions/020-the-fast-step.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from penstock.models.fast import step_jobs as jobs
 from penstock.models.fast.activations import quantise_job
 from penstock.models.fast.best import BEST
 from penstock.models.fast.bf16 import Bf16Weight
+from penstock.models.fast.bound import Bound, Head, Outside
 from penstock.models.fast.int4 import Int4Weight
 from penstock.models.fast.int8 import Int8Weight
 from penstock.models.fast.jobs import BFLOAT16, ByJob, Form, RowsAt, float_width
@@ -26,70 +26,10 @@ from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.low_rank_jobs import add_low_rank
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, HeadNorm, NotPlain, Plan, Product, Rows, Turn
 from penstock.models.fast.simd import LANES
-from penstock.models.fast.team import Job, float_bits
+from penstock.models.fast.team import float_bits
 from penstock.models.linear import Linear
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Places of the jobs that look up rows, multiply, and find the best token, and in which buffers these leave it.
-
-    ``logits``: [rows, vocabulary, filled up to whole blocks] float32; ``best_tokens``: [rows].
-    """
-
-    pick: int
-    product: int
-    best: int
-    weight: ByJob
-    logits: Tensor
-    best_tokens: Tensor
-
-
-@dataclass(slots=True)
-class Bound:
-    """``jobs`` in order and their own ``arguments``; all else are places in that order.
-
-    ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks.
-    ``prepares``: of each layer.  ``attends``, ``combines``: by window.
-    ``inputs``: by the step's input, and in which column its address goes.
-    ``adapted``: by place, the jobs of adapters and the linears that they are of; empty: for these there are no jobs.
-    ``hidden``: the last hidden states [num_rows, hidden].  ``head``: what makes logits of some of them, if there are
-    jobs for it.  ``decoder``, ``buffers``: what the addresses point to.
-    """
-
-    decoder: Decoder
-    jobs: list[Job] = field(default_factory=list)
-    arguments: list[list[int]] = field(default_factory=list)
-    by_row: list[int] = field(default_factory=list)
-    products: dict[int, list[int]] = field(default_factory=dict)
-    prepares: list[int] = field(default_factory=list)
-    attends: dict[int | None, list[int]] = field(default_factory=dict)
-    combines: dict[int | None, list[int]] = field(default_factory=dict)
-    inputs: dict[tuple[str, int], list[int]] = field(default_factory=dict)
-    adapted: dict[int, Linear] = field(default_factory=dict)
-    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
-    head: Head | None = None
-    buffers: list[Tensor] = field(default_factory=list)
-
-    def add(self, job: Job, *own: int, by_row: bool = True) -> int:
-        """Append a job; its place."""
-        place = len(self.jobs)
-        if by_row:
-            self.by_row.append(place)
-        self.jobs.append(job)
-        self.arguments.append(list(own))
-        return place
-
-    def takes(self, name: str, place: int, column: int) -> None:
-        """The job at ``place`` is told where the step's input ``name`` is."""
-        self.inputs.setdefault((name, column), []).append(place)
-
-    def keep(self, tensor: Tensor) -> int:
-        """Its address, valid for as long as this is."""
-        self.buffers.append(tensor)
-        return tensor.data_ptr()
 
 
 def bind(
@@ -196,6 +136,9 @@ class _Binder:
         own = weight.arguments(bias, self._rows_at(action.x), self._at(action.out), wide=True)
         place = self.bound.add(weight.job, *own, by_row=False)
         self.bound.products.setdefault(len(weight.blocks), []).append(place)
+        if isinstance(weight, Bf16Weight) and weight.many is not None:
+            x = self._taken_floats(action.x)[:, : action.x.width]
+            self.bound.outside[place] = Outside(weight.many, x, bias, self._buffer(action.out))
         self._adapted(action)
 
     def _adapted(self, action: Product) -> None:
@@ -275,13 +218,16 @@ class _Binder:
         if groups < 0:
             return RowsAt(self._at(rows), row_bytes)
         if groups == 0:
-            return RowsAt(self._shared(("taken", key), float_width(key), torch.float32).data_ptr(), row_bytes)
+            return RowsAt(self._taken_floats(rows).data_ptr(), row_bytes)
         return RowsAt(
             self._shared(("bytes", key), key, torch.uint8).data_ptr(),
             row_bytes,
             self._shared(("scales", key), 1, torch.float32).data_ptr(),
             self._shared(("sums", key, groups), groups, torch.float32).data_ptr(),
         )
+
+    def _taken_floats(self, rows: Rows) -> Tensor:
+        return self._shared(("taken", rows.width), float_width(rows.width), torch.float32)
 
     def _at(self, rows: Rows) -> int:
         return self._buffer(rows).data_ptr()

@@ -32,7 +32,7 @@ NUM_ARGUMENTS = 24
 NOT_WANTED = -1
 """As a job's number of items: no thread goes there."""
 
-_NUM_JOBS, _ADDRESSES, _ARGUMENTS, _GIVE_WAY, _TICKS = range(2, 7)
+_NUM_JOBS, _ADDRESSES, _ARGUMENTS, _GIVE_WAY, _TICKS, _COUNTING = range(2, 8)
 _ARRIVED, _NUM_THREADS = NEXT, NUM_ITEMS
 """Arguments of the job that runs the others: its items are its threads."""
 
@@ -47,29 +47,35 @@ class Program:
         self._names = [job.name for job in jobs]
         self._addresses = np.array([job.address for job in jobs], np.int64)
         self._ticks: Ints | None = None
+        self._counting = np.zeros(1, np.int64)
 
     def watch(self) -> None:
         """From now on the processor's ticks are summed per job, waiting for other threads included."""
-        self._ticks = np.zeros(len(self._names) + 1, np.int64)
+        self._ticks = np.zeros(len(self._names), np.int64)
 
     def shares(self) -> dict[str, float]:
         """Of the time in runs since :meth:`watch`, by jobs of one name, the largest first."""
         assert self._ticks is not None, "nobody watched"
         sums: Counter[str] = Counter()
-        for name, ticks in zip(self._names, self._ticks[:-1].tolist(), strict=True):
+        for name, ticks in zip(self._names, self._ticks.tolist(), strict=True):
             sums[name] += ticks
         total = max(1, sums.total())
         return {name: ticks / total for name, ticks in sums.most_common()}
 
-    def run(self, num_threads: int) -> None:
-        """All jobs, by ``num_threads`` threads, or one where there are fewer to be had."""
-        self.arguments[:, NEXT] = 0
-        addresses, arguments = self._addresses.ctypes.data, self.arguments.ctypes.data
+    def run(self, num_threads: int, first: int = 0, end: int | None = None) -> None:
+        """Jobs ``first`` .. ``end`` (all), by ``num_threads`` threads, or one where there are fewer to be had."""
+        addresses, arguments = self._addresses[first:end], self.arguments[first:end]
+        arguments[:, NEXT] = self._counting[:] = 0
         wanted = min(num_threads, torch.get_num_threads())
-        ticks = 0
-        if self._ticks is not None:
-            self._ticks[-1], ticks = 0, self._ticks.ctypes.data
-        _RUN.run(wanted if _is_whole(wanted) else 1, len(self._addresses), addresses, arguments, _give_way_at(), ticks)
+        _RUN.run(
+            wanted if _is_whole(wanted) else 1,
+            len(addresses),
+            addresses.ctypes.data,
+            arguments.ctypes.data,
+            _give_way_at(),
+            0 if self._ticks is None else self._ticks[first:].ctypes.data,
+            self._counting.ctypes.data,
+        )
 
 
 @cache
@@ -151,7 +157,7 @@ def _tick(context):  # type: ignore[no-untyped-def]
 def _run(block: Any) -> None:
     """One thread's way through the jobs; the first to come counts ticks, if they are wanted."""
     addresses, ticks, num_jobs = ints_at(block[_ADDRESSES]), ints_at(block[_TICKS]), block[_NUM_JOBS]
-    counts = block[_TICKS] != 0 and take(ints_at(block[_TICKS] + 8 * num_jobs)) == 0
+    counts = block[_TICKS] != 0 and take(ints_at(block[_COUNTING])) == 0
     begin, due = _tick(), 0
     for i in range(num_jobs):
         arguments = block[_ARGUMENTS] + 8 * NUM_ARGUMENTS * i

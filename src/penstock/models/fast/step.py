@@ -16,7 +16,8 @@ from torch import Tensor
 
 from penstock.models.decoder import Decoder
 from penstock.models.fast import attention_jobs
-from penstock.models.fast.binding import Bound, bind
+from penstock.models.fast.binding import bind
+from penstock.models.fast.bound import Bound
 from penstock.models.fast.jobs import product_items
 from penstock.models.fast.low_rank_jobs import CHANGES, ROWS, WHOSE, Changes
 from penstock.models.fast.plan import Plan
@@ -110,7 +111,7 @@ class FastStep:
         if inputs is not self._inputs or num_threads != self._num_threads:
             self._inputs, self._num_threads = inputs, num_threads
             self._outputs = self._prepare(inputs, num_threads)
-        self.program.run(num_threads)
+        self._run(len(inputs), num_threads)
         return self._outputs
 
     def _prepare(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
@@ -127,6 +128,16 @@ class FastStep:
             self._attend_to(inputs, window)
         self._adapt(inputs.adapted)
         return self._head(inputs)
+
+    def _run(self, num_rows: int, num_threads: int) -> None:
+        """All jobs in one call, or in parts, where somebody else computes the products between."""
+        first = 0
+        for place, product in self._bound.outside.items():
+            if num_rows >= product.many.rows:
+                self.program.run(num_threads, first, place)
+                product.compute(num_rows)
+                first = place + 1
+        self.program.run(num_threads, first)
 
     def _adapt(self, adapted: Sequence[tuple[Adapter, Ints]]) -> None:
         """Ready the jobs of those linears that one of the adapters changes."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
-from penstock.models.fast import attention, int8, pack
-from penstock.models.fast.bf16 import Bf16Weight
+from penstock.models.fast import attention, int8, onednn, pack
+from penstock.models.fast.bf16 import Bf16Weight, Copy, ManyRows
 from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, NotPlain, Product, plan_of
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import Heads, attention_works
@@ -93,9 +93,15 @@ class Sequences:
         lengths: list[int],
         num_threads: int = 1,
         quantization: Quantization = "none",
+        copy: Callable[[Tensor], Copy] | None = None,
     ) -> None:
+        """``copy``: makes of each linear's weight what multiplies 16 rows and more."""
         self.decoder = decoder_of(config)
         self.packed = packed(self.decoder, quantization)
+        if copy is not None:
+            for weight in (m.packed[0] for m in self.packed.modules() if isinstance(m, Linear)):
+                assert isinstance(weight, Bf16Weight)
+                weight.many = ManyRows(16, copy(weight.rows(torch.arange(weight.num_rows))))
         self.adapters: list[Adapter | None] = [None] * len(lengths)
         source = torch.Generator().manual_seed(1)
         self.tokens = [torch.randint(config.vocab_size, (n,), generator=source) for n in lengths]
@@ -230,6 +236,42 @@ def test_a_planned_step_multiplies_by_quantised_weights(
         got = torch.cat([step[i] for step in steps])
         torch.testing.assert_close(got.float(), expected.float(), atol=BYTES_BOUND, rtol=0)
         assert (got.float() - expected.float()).square().mean().sqrt() < BYTES_RMS
+
+
+class TorchCopy:
+    """A weight as torch multiplies by it; counts how often."""
+
+    num_bytes = 0
+    times = 0
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        TorchCopy.times += 1
+        return torch.nn.functional.linear(x, self._weight, bias)
+
+
+@needs_bf16
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("copy", [TorchCopy, *([onednn.Reordered] if onednn.is_supported() else [])])
+@pytest.mark.parametrize("traits", ["llama", "biases"])
+def test_somebody_else_may_multiply_many_rows(traits: str, copy: Callable[[Tensor], Copy], num_threads: int) -> None:
+    """The compiled call stops before each product of many rows and goes on behind it; two of four steps have many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    sequences, alone = (Sequences(config(**PLAIN[traits]), [40, 7, 21], num_threads, copy=c) for c in (copy, None))
+    TorchCopy.times = 0
+    sequences.watch()
+    steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
+    own = [alone.step(counts) for counts in ([33, 5, 1], [1, 1, 17])]
+    torch.set_num_threads(before)
+    assert not torch.equal(steps[0][0], own[0][0])
+    assert TorchCopy.times == (2 * 4 * 2 if copy is TorchCopy else 0)
+    assert set(sequences.shares()) >= {"multiply bf16", "attention bf16"}
+    for i, expected in enumerate(sequences.expected(sequences.decoder)):
+        got = torch.cat([step[i] for step in steps])
+        torch.testing.assert_close(got.float(), expected.float(), atol=BOUND, rtol=0)
 
 
 def adapter_of(decoder: Decoder, rank: int, of: Callable[[int], bool] = lambda index: True) -> Adapter:
