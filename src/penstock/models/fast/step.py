@@ -7,6 +7,7 @@ Argued in docs/decisions/020-the-fast-step.md.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ _PAGE_ROWS = 16
 """Rows that a thread writes into pages one after another: a line of keys holds as many tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class StepInputs:
     """T rows: token_ids, positions, pages and slots [T] int64; ``table`` int64; what is attended to, by window.
 
@@ -92,7 +93,7 @@ class FastStep:
         self._cells = _Cells(self._bound)
         self._changes = Changes(list(self._bound.adapted.values()))
         self._adapted: tuple[Ints, ...] = ()
-        self._inputs: StepInputs | None = None
+        self._inputs: weakref.ref[StepInputs] | None = None  # weak: they hold adapters, which others give up
         self._num_threads = 0
         self._outputs = StepOutputs(self._bound.hidden)
 
@@ -108,8 +109,8 @@ class FastStep:
 
     def forward(self, inputs: StepInputs, num_threads: int) -> StepOutputs:
         """The same inputs as before, with other values in their arrays, need no preparation."""
-        if inputs is not self._inputs or num_threads != self._num_threads:
-            self._inputs, self._num_threads = inputs, num_threads
+        if self._inputs is None or inputs is not self._inputs() or num_threads != self._num_threads:
+            self._inputs, self._num_threads = weakref.ref(inputs), num_threads
             self._outputs = self._prepare(inputs, num_threads)
         self._run(len(inputs), num_threads)
         return self._outputs
