@@ -140,6 +140,8 @@ def models() -> str:
         "Its `architectures` in `config.json` must name one of these.\n"
         "Rope scaling may be linear, Llama 3's, YaRN or LongRoPE (docs/decisions/004-longrope-by-context.md).\n"
         "Of a model that also sees, only what belongs to text is read: images are not understood.\n"
+        "In bfloat16, whatever weights are kept in, a step is one compiled call (docs/decisions/020-the-fast-step.md); "
+        "models with experts, Mixtral and Qwen3 MoE, are computed op by op.\n"
         "Another architecture: docs/howto/add-a-model-family.md."
     )
     encoders = (

@@ -19,7 +19,8 @@ from penstock.engine.cpu.batch import Ints, StepBatch
 from penstock.engine.cpu.fast_attention import FastAttention
 from penstock.engine.cpu.thread_choice import ThreadChoice
 from penstock.models.decoder import Decoder
-from penstock.models.fast.plan import NotPlain, plan_of
+from penstock.models.fast.actions import NotPlain
+from penstock.models.fast.plan import plan_of
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import END_KEY, MEMBERS, Heads, Works, attention_works
 

@@ -26,9 +26,9 @@ from penstock.models.fast.attention_parts import (
     score_4,
     score_8,
     take_next,
-    widen_scaled,
 )
 from penstock.models.fast.compiled import compiled
+from penstock.models.fast.row_parts import widen_scaled
 from penstock.models.fast.works import END_KEY, FIRST_KEY, MEMBERS, NUM_MEMBERS, PAGES, PART
 
 Floats = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
+from penstock.models.fast.simd import F32, FLOATS, I32, I64, INTS, LANES
 
 LINE_BYTES = 64
 HIDDEN = -1e30
@@ -231,26 +231,6 @@ def take_next(context, counter):  # type: ignore[no-untyped-def]
         return b.atomic_rmw("add", pointer, ir.Constant(I64, 1), "monotonic")
 
     return types.int64(types.int64), generate
-
-
-@intrinsic
-def widen_scaled(context, source, factor, target, num_groups):  # type: ignore[no-untyped-def]
-    """target[16 * num_groups] float32 = source[16 * num_groups] bfloat16 * factor."""
-
-    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-        source, factor, target, num_groups = arguments
-        factors = simd.spread(b, factor)
-
-        def group(i, _):  # type: ignore[no-untyped-def]
-            values = simd.load(b, b.add(source, b.mul(i, ir.Constant(I64, LINE_BYTES // 2))), HALF_BFLOATS)
-            scaled = b.fmul(simd.from_bf16(b, values), factors)
-            simd.store(b, scaled, b.add(target, b.mul(i, ir.Constant(I64, LINE_BYTES))))
-            return []
-
-        simd.loop(b, num_groups, [], group)
-        return _context.get_dummy_value()
-
-    return types.void(types.int64, types.float32, types.int64, types.int64), generate
 
 
 @intrinsic

@@ -13,8 +13,22 @@ import torch
 from torch import Tensor
 
 from penstock.models.decoder import Decoder
-from penstock.models.fast import attention_jobs
+from penstock.models.fast import attention_jobs, embed_jobs
 from penstock.models.fast import step_jobs as jobs
+from penstock.models.fast.actions import (
+    Action,
+    AddNorm,
+    Attend,
+    Embed,
+    Gate,
+    HeadNorm,
+    NotPlain,
+    Plan,
+    Product,
+    Rows,
+    RowsNorm,
+    Turn,
+)
 from penstock.models.fast.activations import quantise_job
 from penstock.models.fast.best import BEST
 from penstock.models.fast.bf16 import Bf16Weight
@@ -24,12 +38,12 @@ from penstock.models.fast.int8 import Int8Weight
 from penstock.models.fast.jobs import BFLOAT16, ByJob, Form, RowsAt, float_width
 from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.low_rank_jobs import add_low_rank
-from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, HeadNorm, NotPlain, Plan, Product, Rows, Turn
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.team import float_bits
 from penstock.models.linear import Linear
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_GATES = {"silu": jobs.gated_silu, "gelu": jobs.gated_gelu, "gelu_tanh": jobs.gated_gelu_tanh}
 
 
 def bind(
@@ -87,34 +101,34 @@ class _Binder:
         finds = logits.data_ptr(), 4 * width, weight.num_rows // LANES, best.data_ptr()
         return Head(pick, product, bound.add(BEST, *finds, by_row=False), weight, logits, best)
 
-    def _add(self, action: Embed | AddNorm | Product | Attend | Gate) -> None:
+    def _add(self, action: Action) -> None:
         match action:
-            case Embed():
-                self._embed()
+            case Embed(_, factor):
+                self._embed(factor)
             case AddNorm(change, factor, _, _, eps, out):
                 at = 0 if change is None else self._at(change)
-                weight, size = self._gain(action), out.width
-                own = self._stream, at, float_bits(factor), weight, size, float_bits(eps)
+                own = self._stream, at, float_bits(factor), self._gain(action), out.width, float_bits(eps)
                 self.bound.add(jobs.add_norm, *own, *self._taken(out))
+            case RowsNorm(rows, _, _, eps):
+                self.bound.add(jobs.norm_rows, self._at(rows), self._gain(action), rows.width, float_bits(eps))
             case Product():
                 self._product(action)
             case Attend():
                 self._attend(action)
             case Gate(gate_up, activation, out):
-                job = jobs.gated_silu if activation == "silu" else jobs.gated_gelu_tanh
-                self.bound.add(job, self._at(gate_up), out.width, *self._taken(out))
+                self.bound.add(_GATES[activation], self._at(gate_up), out.width, *self._taken(out))
 
-    def _embed(self) -> None:
-        decoder, size = self._decoder, self._decoder.config.hidden_size
+    def _embed(self, factor: float) -> None:
+        decoder, size, by = self._decoder, self._decoder.config.hidden_size, float_bits(factor)
         if not decoder.packed or not decoder.config.tie_embeddings:
-            place = self.bound.add(jobs.embed, 0, decoder.embedding.data_ptr(), self._stream, size)
+            place = self.bound.add(embed_jobs.embed, 0, decoder.embedding.data_ptr(), self._stream, size, by)
         else:
             match decoder.packed:
                 case [Bf16Weight() as table]:
-                    place = self.bound.add(jobs.embed_packed, 0, table.blocks.data_ptr(), self._stream, size)
+                    place = self.bound.add(embed_jobs.embed_packed, 0, table.blocks.data_ptr(), self._stream, size, by)
                 case [Int8Weight() as table]:
-                    own = table.blocks.data_ptr(), self._stream, size, table.scales.data_ptr()
-                    place = self.bound.add(jobs.embed_bytes, 0, *own)
+                    own = table.blocks.data_ptr(), self._stream, size, by, table.scales.data_ptr()
+                    place = self.bound.add(embed_jobs.embed_bytes, 0, *own)
                 case _:
                     raise NotPlain("embeddings are packed in another way")
         self.bound.takes("token_ids", place, 2)
@@ -157,11 +171,12 @@ class _Binder:
         cos, sin, half = self._turned(action.turn)
         norms = [0, 0] if action.norms is None else [self._gain(norm) for norm in action.norms]
         eps = 0.0 if action.norms is None else action.norms[0].eps
+        wholes = [norm.whole for norm in action.norms or ()]
         q = self._buffer(Rows(0, config.num_heads * config.head_dim, "bfloat16"), "queries").data_ptr()
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         place = bound.add(
             jobs.prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
-            float_bits(eps), *heads, half, page_tokens, len(keys), by_row=False,
+            float_bits(eps), *heads, half, page_tokens, len(keys), 0, 0, *wholes, by_row=False,
         )  # fmt: skip
         bound.prepares.append(place)
         bound.takes("pages", place, 6)
@@ -202,7 +217,9 @@ class _Binder:
             self._turns[turn] = cos, sin
         return *self._turns[turn], half
 
-    def _gain(self, norm: AddNorm | HeadNorm) -> int:
+    def _gain(self, norm: AddNorm | RowsNorm | HeadNorm) -> int:
+        if norm.weight is None:
+            return 0
         weight = self._decoder.get_parameter(norm.weight)
         return self.bound.keep((weight.detach().float() + norm.offset).contiguous())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from penstock.models.fast import attention_jobs, best, bf16, program, step_jobs
+from penstock.models.fast import attention_jobs, best, bf16, embed_jobs, program, step_jobs
 from penstock.models.fast.activations import quantise_job
 from penstock.models.fast.low_rank_jobs import add_low_rank
 from penstock.models.fast.products import multiply_bf16, multiply_int4, multiply_int8
@@ -27,7 +27,8 @@ def kernels(dtype_name: str, quantization: Literal["none", "int8", "int4"]) -> t
     if dtype_name == "float32":
         jobs: tuple[Job, ...] = (*attention_jobs.FLOAT32_JOBS, best.BEST)
     elif bf16.is_supported():
-        jobs = (*attention_jobs.BF16_JOBS, *step_jobs.JOBS, *program.JOBS, best.BEST, multiply_bf16, add_low_rank)
+        own = *attention_jobs.BF16_JOBS, *embed_jobs.JOBS, *step_jobs.JOBS
+        jobs = (*own, *program.JOBS, best.BEST, multiply_bf16, add_low_rank)
     else:
         jobs = ()
     return (*_QUANTISED[quantization], *jobs)

@@ -19,92 +19,23 @@ from torch.overrides import TorchFunctionMode
 from penstock.models.attention import AttentionSpec
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
+from penstock.models.fast.actions import (
+    Action,
+    AddNorm,
+    Attend,
+    Embed,
+    Gate,
+    HeadNorm,
+    NotPlain,
+    Plan,
+    Product,
+    Rows,
+    RowsNorm,
+    Turn,
+)
+from penstock.models.fast.simd import LANES
 from penstock.models.ops import REFERENCE, Ops
 from penstock.models.traits import Activation
-
-LANES = 16
-
-
-class NotPlain(Exception):  # no error: the reason why a decoder is computed op by op
-    """The decoder does something that there is no job for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A value of the step: [T, width], bfloat16 or float32; ``number`` says which."""
-
-    number: int
-    width: int
-    dtype: Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """cos and sin of a step's positions."""
-
-    frequencies: Tensor
-    amplitude: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Embed:
-    table: str
-
-
-@dataclass(frozen=True, slots=True)
-class AddNorm:
-    """The stream takes ``change`` times ``factor``, if any; ``out``: the stream normalised."""
-
-    change: Rows | None
-    factor: float
-    weight: str
-    offset: float
-    eps: float
-    out: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    x: Rows
-    weight: str
-    bias: str | None
-    out: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorm:
-    weight: str
-    offset: float
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attend:
-    """``qkv``: queries, keys and values of a layer; queries and keys go through ``norms`` and ``turn`` first."""
-
-    spec: AttentionSpec
-    qkv: Rows
-    norms: tuple[HeadNorm, HeadNorm] | None
-    turn: Turn | None
-    out: Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    gate_up: Rows
-    activation: Activation
-    out: Rows
-
-
-Action = Embed | AddNorm | Product | Attend | Gate
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Actions in order; ``hidden`` is what the last one leaves, which ``Decoder.logits`` takes."""
-
-    actions: list[Action]
-    hidden: Rows
 
 
 def plan_of(config: ModelConfig) -> Plan:
@@ -130,10 +61,12 @@ class _Scaled:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Columns ``first`` .. of a product's result, as heads: normalised and turned, once somebody has asked for it."""
+    """``width`` columns from ``first`` on of a product's result, as heads: normalised and turned, once somebody has
+    asked for it."""
 
     of: Rows
     first: int
+    width: int
     norm: HeadNorm | None = None
     turn: Turn | None = None
 
@@ -174,9 +107,9 @@ class _Watch(TorchFunctionMode):
         elif name == "split" and isinstance(meaning, Rows):
             first = 0
             for part in out:
-                self._means(part, _Part(meaning, first))
+                self._means(part, _Part(meaning, first, part.shape[-1]))
                 first += part.shape[-1]
-        elif name in ("mul", "__mul__") and isinstance(args[1], float):
+        elif name in ("mul", "__mul__"):
             self._means(out, self._times(meaning, args[1]))
         elif name in ("add", "__add__") and isinstance(meaning, _Stream) and meaning.change is None:
             change = meanings[1]
@@ -189,11 +122,18 @@ class _Watch(TorchFunctionMode):
             self._refuse(name, *meanings)
         return out
 
-    def _times(self, meaning: Any, factor: float) -> Any:
+    def _times(self, meaning: Any, by: Any) -> Any:
+        if not isinstance(by, float) and not (isinstance(by, Tensor) and by.dim() == 0 and self._meaning(by) is None):
+            return self._refuse("a product", meaning, self._meaning(by))
+        factor = float(by)
         if isinstance(meaning, Turn):
             return dataclasses.replace(meaning, amplitude=meaning.amplitude * factor)
         if isinstance(meaning, Rows) and meaning.dtype == "float32":
             return _Scaled(meaning, factor)
+        embedded = self._actions[-1]
+        if meaning == _Stream() and isinstance(embedded, Embed):
+            self._actions[-1] = dataclasses.replace(embedded, factor=embedded.factor * factor)
+            return meaning
         return self._refuse("a product with a number", meaning)
 
     def _ops(self) -> Ops:
@@ -214,18 +154,33 @@ class _Watch(TorchFunctionMode):
 
     def _norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         meaning, name = self._meaning(x), self._names[id(weight)]
-        if isinstance(meaning, _Part) and len(weight) == self._config.head_dim and meaning.norm is None:
-            return self._made(dataclasses.replace(meaning, norm=HeadNorm(name, offset, eps)), *x.shape)
+        if (
+            isinstance(meaning, _Part)
+            and meaning.norm is None
+            and x.shape[-1] in (self._config.head_dim, meaning.width)
+        ):
+            whole = x.shape[-1] != self._config.head_dim
+            return self._made(dataclasses.replace(meaning, norm=HeadNorm(name, offset, eps, whole)), *x.shape)
+        if isinstance(meaning, Rows) and meaning.dtype == "float32":
+            self._actions.append(RowsNorm(meaning, name, offset, eps))
+            self._means(x, None)  # what it was is lost
+            return self._made(meaning, *x.shape)
         if not isinstance(meaning, _Stream):
             return self._refuse("a norm", meaning)
-        out = self._rows(x.shape[1], "bfloat16")
-        self._actions.append(AddNorm(meaning.change, meaning.factor, name, offset, eps, out))
+        return self._made(self._taken(x, name, offset, eps), *x.shape)
+
+    def _taken(self, x: Tensor, weight: str | None = None, offset: float = 0.0, eps: float = 0.0) -> Rows:
+        """The stream ``x`` with its change, normalised by ``weight`` if there is one, for whoever multiplies it."""
+        stream, out = self._meaning(x), self._rows(x.shape[1], "bfloat16")
+        self._actions.append(AddNorm(stream.change, stream.factor, weight, offset, eps, out))
         # The stream has taken its change: whoever adds to it next adds to what is there now.
         self._means(x, _Stream())
-        return self._made(out, *x.shape)
+        return out
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         meaning = self._meaning(x)
+        if isinstance(meaning, _Stream):
+            meaning = self._taken(x)
         if not isinstance(meaning, Rows) or meaning.dtype != "bfloat16":
             return self._refuse("a linear", meaning)
         out = self._rows(len(weight), "float32")
@@ -249,7 +204,7 @@ class _Watch(TorchFunctionMode):
 
     def _gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         meaning = self._meaning(gate_up)
-        if not isinstance(meaning, Rows) or activation == "gelu":
+        if not isinstance(meaning, Rows):
             return self._refuse(f"{activation}", meaning)
         out = self._rows(meaning.width // 2, "bfloat16")
         self._actions.append(Gate(meaning, activation, out))
@@ -262,12 +217,12 @@ class _Watch(TorchFunctionMode):
         query, key, value = parts
         widths = [x.shape[1] * x.shape[2] for x in (q, k, v)]
         as_stored = [part.first for part in parts] == [0, widths[0], widths[0] + widths[1]]
-        alike = query.turn == key.turn and (query.norm is None) == (key.norm is None)
+        norms = query.norm, key.norm
+        alike = query.turn == key.turn and len({None if norm is None else norm.eps for norm in norms}) == 1
         if not (as_stored and alike and value.norm is value.turn is None):
             return self._refuse("attention", *parts)
         out = self._rows(widths[0], "bfloat16")
-        norms = None if query.norm is None else (query.norm, key.norm)
-        self._actions.append(Attend(spec, query.of, norms, query.turn, out))
+        self._actions.append(Attend(spec, query.of, None if query.norm is None else norms, query.turn, out))
         return self._made(out, *q.shape)
 
     def _rows(self, width: int, dtype: Literal["bfloat16", "float32"]) -> Rows:

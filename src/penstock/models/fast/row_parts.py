@@ -46,6 +46,42 @@ def widen(context, source, target, num_groups):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def widen_scaled(context, source, factor, target, num_groups):  # type: ignore[no-untyped-def]
+    """target[16 * num_groups] float32 = source[16 * num_groups] bfloat16 * factor."""
+
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        source, factor, target, num_groups = arguments
+        factors = simd.spread(b, factor)
+
+        def group(i, _):  # type: ignore[no-untyped-def]
+            values = simd.from_bf16(b, simd.load(b, _bf16_of(b, source, i), HALF_BFLOATS))
+            simd.store(b, b.fmul(values, factors), _floats_of(b, target, i))
+            return []
+
+        simd.loop(b, num_groups, [], group)
+        return _context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64, types.int64), generate
+
+
+@intrinsic
+def copy(context, source, target, num_groups):  # type: ignore[no-untyped-def]
+    """target[16 * num_groups] = source[16 * num_groups], both float32."""
+
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        source, target, num_groups = arguments
+
+        def group(i, _):  # type: ignore[no-untyped-def]
+            simd.store(b, simd.load(b, _floats_of(b, source, i), FLOATS), _floats_of(b, target, i))
+            return []
+
+        simd.loop(b, num_groups, [], group)
+        return _context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
 def add_squares(context, x, change, factor, num_groups):  # type: ignore[no-untyped-def]
     """x[16 * num_groups] += change * factor, both float32; the sum of the squares of what x is then."""
 
@@ -136,7 +172,24 @@ def _gelu_tanh(b: Any, x: Any) -> Any:
     return b.fdiv(x, b.fadd(simd.constant(FLOATS, 1.0), power))
 
 
-silu, gelu_tanh = _gated(_silu), _gated(_gelu_tanh)
+def _gelu(b: Any, x: Any) -> Any:
+    """x times the normal distribution's share below x, by Abramowitz and Stegun 7.1.26: to 1e-7.
+
+    ``tail`` is half of what is beyond |x| on both sides, so that it keeps its digits where it is small.
+    """
+    size = simd.call(b, "llvm.fabs.v16f32", FLOATS, [x])
+    one = simd.constant(FLOATS, 1.0)
+    t = b.fdiv(one, simd.multiply_add(b, size, simd.constant(FLOATS, 0.3275911 * 0.7071067811865476), one))
+    power = simd.constant(FLOATS, 1.061405429)
+    for factor in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        power = simd.multiply_add(b, power, t, simd.constant(FLOATS, factor))
+    bell = simd.exp(b, b.fmul(b.fmul(x, x), simd.constant(FLOATS, -0.5)))
+    tail = b.fmul(b.fmul(b.fmul(power, t), bell), simd.constant(FLOATS, 0.5))
+    below = b.select(b.fcmp_ordered("<", x, simd.constant(FLOATS, 0.0)), tail, b.fsub(one, tail))
+    return b.fmul(x, below)
+
+
+silu, gelu, gelu_tanh = _gated(_silu), _gated(_gelu), _gated(_gelu_tanh)
 
 
 @intrinsic

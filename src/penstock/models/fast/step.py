@@ -17,11 +17,11 @@ from torch import Tensor
 
 from penstock.models.decoder import Decoder
 from penstock.models.fast import attention_jobs
+from penstock.models.fast.actions import Plan
 from penstock.models.fast.binding import bind
 from penstock.models.fast.bound import Bound
 from penstock.models.fast.jobs import product_items
 from penstock.models.fast.low_rank_jobs import CHANGES, ROWS, WHOSE, Changes
-from penstock.models.fast.plan import Plan
 from penstock.models.fast.program import NOT_WANTED, NUM_ARGUMENTS, Program
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.step_jobs import PREPARED_ITEM_ROWS, PREPARED_ROWS

@@ -16,13 +16,15 @@ from numba import carray
 
 from penstock.models.fast.attention_kernels import store_pairs
 from penstock.models.fast.attention_parts import narrow
-from penstock.models.fast.byte_parts import quantise_bf16, quantise_float32, widen_bytes
+from penstock.models.fast.byte_parts import quantise_bf16, quantise_float32
 from penstock.models.fast.compiled import compiled
 from penstock.models.fast.row_parts import (
     add_squares,
     as_float,
     bits_at,
+    copy,
     floats_at,
+    gelu,
     gelu_tanh,
     ints_at,
     pairs_at,
@@ -35,47 +37,6 @@ from penstock.models.fast.team import NUM_ITEMS, Job, take
 
 PREPARED_ROWS, PREPARED_ITEM_ROWS = 19, 20
 """Arguments of ``prepare`` that a step sets."""
-
-
-@Job
-def embed(job: Any) -> None:
-    """x[T, H] float32 = table[ids[T]] bfloat16.  Arguments: ids, table, x, H."""
-    ids = ints_at(job[2])
-    while True:
-        row = take(job)
-        if row >= job[NUM_ITEMS]:
-            return
-        widen(job[3] + 2 * job[5] * ids[row], job[4] + 4 * job[5] * row, job[5] // 16)
-
-
-@Job
-def embed_packed(job: Any) -> None:
-    """As ``embed``, from a table packed as weights are: [V/16][H/2][16][2].  Arguments: ids, table, x, H."""
-    ids, size = ints_at(job[2]), job[5]
-    words = np.empty(size // 2, np.uint32)
-    while True:
-        row = take(job)
-        if row >= job[NUM_ITEMS]:
-            return
-        block = pairs_at(job[3] + 32 * size * (ids[row] // 16))
-        for i in range(size // 2):
-            words[i] = block[16 * i + ids[row] % 16]
-        widen(words.ctypes.data, job[4] + 4 * size * row, size // 16)
-
-
-@Job
-def embed_bytes(job: Any) -> None:
-    """As ``embed``, from a table packed in eight bits: [V/16][H/4][16][4].  Arguments: ids, table, x, H, scales [V]."""
-    ids, size, scales = ints_at(job[2]), job[5], floats_at(job[6])
-    words = np.empty(size // 4, np.uint32)
-    while True:
-        row = take(job)
-        if row >= job[NUM_ITEMS]:
-            return
-        block = pairs_at(job[3] + 16 * size * (ids[row] // 16))
-        for i in range(size // 4):
-            words[i] = block[16 * i + ids[row] % 16]
-        widen_bytes(words.ctypes.data, scales[ids[row]], job[4] + 4 * size * row, size // 16)
 
 
 @Job
@@ -118,7 +79,7 @@ def _landing(size: int, row: int, taken: Any, spare: int) -> int:
 def add_norm(job: Any) -> None:
     """x += change * factor, and RMSNorm(x) * weight as taken rows: x, change [T, H] and weight [H] float32.
 
-    Arguments: x, change (0: none), factor, weight, H, eps, TAKEN.
+    Arguments: x, change (0: none), factor, weight (0: x as it is), H, eps, TAKEN.
     """
     size, taken = job[6], carray(job, (14,))[8:]
     spare = np.empty(size, np.float32)
@@ -131,10 +92,36 @@ def add_norm(job: Any) -> None:
             total = add_squares(x, job[3] + 4 * size * row, as_float(job[4]), size // 16)
         else:
             total = squares(x, size // 16)
-        scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + as_float(job[7]))
         normalised = _landing(size, row, taken, spare.ctypes.data)
-        scaled(x, job[5], scale, normalised, size // 16)
+        if job[5]:
+            scaled(x, job[5], _inverse_root(total, size, as_float(job[7])), normalised, size // 16)
+        else:
+            copy(x, normalised, size // 16)
         _hand_on(normalised, size, row, taken)
+
+
+@compiled
+def _inverse_root(total: np.float32, size: int, eps: np.float32) -> np.float32:
+    """One over the root of the mean of ``size`` squares that sum to ``total``, and of ``eps``."""
+    root: np.float32 = np.sqrt(total / np.float32(size) + eps)
+    return np.float32(1.0) / root
+
+
+@Job
+def norm_rows(job: Any) -> None:
+    """RMSNorm(rows) * weight in place: rows [T, W] and weight [W] float32.  Arguments: rows, weight, W, eps."""
+    size = job[4]
+    while True:
+        row = take(job)
+        if row >= job[NUM_ITEMS]:
+            return
+        _normalise(job[2] + 4 * size * row, job[3], size, as_float(job[5]))
+
+
+@compiled
+def _normalise(values: int, weight: int, size: int, eps: np.float32) -> None:
+    """RMSNorm of ``size`` float32 in their place."""
+    scaled(values, weight, _inverse_root(squares(values, size // 16), size, eps), values, size // 16)
 
 
 @Job
@@ -171,12 +158,15 @@ def pick(job: Any) -> None:
 def prepare(job: Any) -> None:
     """Queries and keys normalised and turned; queries to ``q``, keys and values into their pages.
 
-    qkv [T, (Hq + 2 Hkv) * D] float32, q [T, Hq, D] bfloat16; norm weights [D] float32; cos, sin [T, F].
+    qkv [T, (Hq + 2 Hkv) * D] float32, q [T, Hq, D] bfloat16; norm weights [D] float32, or, where all heads are
+    normalised at once, [Hq * D] and [Hkv * D]; cos, sin [T, F].
     Arguments: qkv, q, keys, values, pages, slots, cos, sin (0: no turn), query and key norm (0: none), eps, Hq, Hkv,
-    D, F, S, P, T, rows of an item.  Items are rows that follow one another: neighbours in a page share its lines.
+    D, F, S, P, T, rows of an item, whether all queries and whether all keys are normalised at once.
+    Items are rows that follow one another: neighbours in a page share its lines.
     """
     num_heads, num_kv_heads, size, half, page_tokens = job[13], job[14], job[15], job[16], job[17]
     num_rows, item_rows = job[PREPARED_ROWS], job[PREPARED_ITEM_ROWS]
+    query_norm, key_norm = 0 if job[21] else job[10], 0 if job[22] else job[11]
     pages, slots = ints_at(job[6]), ints_at(job[7])
     keys = carray(pairs_at(job[4]), (job[18], num_kv_heads, page_tokens // 16, size // 2, 16))
     values = carray(bits_at(job[5]), (job[18], num_kv_heads, page_tokens // 2, size, 2))
@@ -187,10 +177,14 @@ def prepare(job: Any) -> None:
             page, slot = pages[row], slots[row]
             alone = slot % 2 == 0 and (row + 1 == num_rows or pages[row + 1] != page or slots[row + 1] != slot + 1)
             source = job[2] + 4 * row * (num_heads + 2 * num_kv_heads) * size
+            if job[21]:
+                _normalise(source, job[10], num_heads * size, as_float(job[12]))
+            if job[22]:
+                _normalise(source + 4 * num_heads * size, job[11], num_kv_heads * size, as_float(job[12]))
             for h in range(num_heads + num_kv_heads):
                 _turned(
                     source + 4 * h * size,
-                    job[10] if h < num_heads else job[11],
+                    query_norm if h < num_heads else key_norm,
                     as_float(job[12]),
                     job[8] + 4 * row * half if job[8] else 0,
                     job[9] + 4 * row * half,
@@ -226,7 +220,7 @@ def _turned(source: int, weight: int, eps: np.float32, cos: int, sin: int, half:
     values = carray(floats_at(source), head.shape)
     if weight:
         weights = carray(floats_at(weight), head.shape)
-        scale = np.float32(1.0) / np.sqrt(squares(source, len(head) // 16) / np.float32(len(head)) + eps)
+        scale = _inverse_root(squares(source, len(head) // 16), len(head), eps)
         for i in range(len(head)):
             head[i] = values[i] * scale * weights[i]
     else:
@@ -258,6 +252,20 @@ def gated_silu(job: Any) -> None:
 
 
 @Job
+def gated_gelu(job: Any) -> None:
+    """As gated_silu, with GELU."""
+    size, taken = job[3], carray(job, (10,))[4:]
+    while True:
+        row = take(job)
+        if row >= job[NUM_ITEMS]:
+            return
+        gate = job[2] + 8 * size * row
+        opened = _landing(size, row, taken, gate)
+        gelu(gate, gate + 4 * size, opened, size // 16)
+        _hand_on(opened, size, row, taken)
+
+
+@Job
 def gated_gelu_tanh(job: Any) -> None:
     """As gated_silu, with GELU's approximation by tanh."""
     size, taken = job[3], carray(job, (10,))[4:]
@@ -272,14 +280,13 @@ def gated_gelu_tanh(job: Any) -> None:
 
 
 JOBS = (
-    embed,
-    embed_packed,
-    embed_bytes,
     rotation,
     add_norm,
+    norm_rows,
     widen_rows,
     pick,
     prepare,
     gated_silu,
+    gated_gelu,
     gated_gelu_tanh,
 )

@@ -18,8 +18,9 @@ from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.fast import attention, int8, onednn, pack
+from penstock.models.fast.actions import AddNorm, Attend, Embed, Gate, NotPlain, Product
 from penstock.models.fast.bf16 import Bf16Weight, Copy, ManyRows
-from penstock.models.fast.plan import AddNorm, Attend, Embed, Gate, NotPlain, Product, plan_of
+from penstock.models.fast.plan import plan_of
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import Heads, attention_works
 from penstock.models.linear import Linear
@@ -181,6 +182,15 @@ PLAIN: dict[str, dict[str, Any]] = {
     "query and key norms": {"qk_norm": "per_head"},
     "biases": {"qkv_bias": True, "mlp_bias": True, "output_bias": True},
     "gelu by tanh": {"activation": "gelu_tanh"},
+    "gelu": {"activation": "gelu"},
+    "scaled embeddings": {"embedding_scale": 12.0},
+    "scaled and tied": {"embedding_scale": 12.0, "tie_embeddings": True},
+    "norms behind": {"post_norm": True},
+    "norms behind, scaled": {"post_norm": True, "norm": "rms_plus_one", "residual_scale": 0.5},
+    "only norms behind": {"pre_norm": False, "post_norm": True},
+    "norms of all heads at once": {"qk_norm": "whole"},
+    "norms of all heads, one of keys": {"qk_norm": "whole", "num_kv_heads": 1},
+    "norms of each head, one of keys": {"qk_norm": "per_head", "num_kv_heads": 1},
     "norms plus one": {"norm": "rms_plus_one"},
     "scaled residuals": {"residual_scale": 0.5},
     "scaled attention": {"attention_scale": 0.3, "attention_softcap": 2.0},
@@ -193,11 +203,6 @@ PLAIN: dict[str, dict[str, Any]] = {
 NOT_PLAIN: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "layer norms": {"norm": "layer"},
-    "norms behind": {"post_norm": True},
-    "only norms behind": {"pre_norm": False, "post_norm": True},
-    "norms of all heads at once": {"qk_norm": "whole"},
-    "exact gelu": {"activation": "gelu"},
-    "scaled embeddings": {"embedding_scale": 2.0},
     "experts": {"layers": (LayerSpec(ROPE, experts=ExpertSpec(4, 2, 32, renormalise=True)),)},
     "an odd size": {"hidden_size": 100},
 }
@@ -222,7 +227,22 @@ def test_a_planned_step_computes_what_the_decoder_does(changes: dict[str, Any], 
 @needs_int8
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-@pytest.mark.parametrize("traits", ["llama", "tied", "query and key norms", "biases", "gelu by tanh", "windows"])
+@pytest.mark.parametrize(
+    "traits",
+    [
+        "llama",
+        "tied",
+        "query and key norms",
+        "biases",
+        "gelu by tanh",
+        "gelu",
+        "windows",
+        "scaled and tied",
+        "norms behind",
+        "only norms behind",
+        "norms of all heads at once",
+    ],
+)
 def test_a_planned_step_multiplies_by_quantised_weights(
     traits: str, quantization: Quantization, num_threads: int
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.models.fast import layout
+from penstock.models.fast import embed_jobs, layout
 from penstock.models.fast import step_jobs as jobs
 from penstock.models.fast.best import best_tokens
 from penstock.models.fast.cpu import has
@@ -78,6 +78,26 @@ def test_a_change_is_added_and_the_sum_normalised(size: int, factor: float | Non
     check(out, F.rms_norm(total, (size,), weight.double(), 1e-6))
 
 
+def test_the_stream_is_handed_on_as_it_is() -> None:
+    """Where no norm stands before a product, the sum itself is rounded once, or not at all."""
+    x, change, out, wide = randn(5, 48), randn(5, 48, seed=1), torch.empty(5, 48).bfloat16(), torch.empty(5, 64)[:, :48]
+    total = x + change
+    own = change.data_ptr(), bits(1.0), 0, 48, 0
+    jobs.add_norm.run(5, x.data_ptr(), *own, out.data_ptr(), *BF16)
+    assert torch.equal(x, total) and torch.equal(out, total.bfloat16())
+    jobs.add_norm.run(5, x.data_ptr(), 0, *own[1:], wide.data_ptr(), 0, 0, 0, 4 * 64, 0)
+    assert torch.equal(wide, total)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_are_normalised_in_their_place(size: int) -> None:
+    """What a part adds to the stream is normalised before it does."""
+    rows, weight = randn(5, size), randn(size, seed=2)
+    expected = F.rms_norm(rows.double(), (size,), weight.double(), 1e-6)
+    jobs.norm_rows.run(5, rows.data_ptr(), weight.data_ptr(), size, bits(1e-6))
+    check(rows, expected, rtol=1e-5)
+
+
 def test_rows_are_handed_on_in_float32() -> None:
     """For weights in bfloat16 nothing is rounded on the way."""
     x, weight, gate_up = randn(5, 96), randn(96, seed=2), randn(5, 192, seed=3)
@@ -116,8 +136,12 @@ def test_a_row_that_is_not_finite_is_handed_on_as_nan() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("job", "activation"),
-    [(jobs.gated_silu, F.silu), (jobs.gated_gelu_tanh, lambda x: F.gelu(x, approximate="tanh"))],
-    ids=["silu", "gelu-tanh"],
+    [
+        (jobs.gated_silu, F.silu),
+        (jobs.gated_gelu, F.gelu),
+        (jobs.gated_gelu_tanh, lambda x: F.gelu(x, approximate="tanh")),
+    ],
+    ids=["silu", "gelu", "gelu-tanh"],
 )
 def test_a_gate_is_opened_and_multiplied(job: Job, activation: Callable[[Tensor], Tensor], size: int) -> None:
     """Over the whole range of what a gate is, extremes included."""
@@ -130,25 +154,26 @@ def test_a_gate_is_opened_and_multiplied(job: Job, activation: Callable[[Tensor]
 
 @pytest.mark.parametrize("size", [16, 48, 96])
 def test_tokens_are_looked_up_plain_and_packed(size: int) -> None:
-    """A row of the table in float32, wherever in a block it lies."""
+    """A row of the table in float32, wherever in a block it lies, times a factor."""
     table, ids = randn(40, size).bfloat16(), np.array([0, 39, 17, 16, 15, 3])
     blocks = layout.new_blocks(40, size, torch.bfloat16)
     layout.put(blocks, 0, table)
-    for job, source in ((jobs.embed, table), (jobs.embed_packed, blocks)):
-        out = torch.empty(6, size)
-        job.run(6, ids.ctypes.data, source.data_ptr(), out.data_ptr(), size)
-        assert torch.equal(out, table[torch.from_numpy(ids)].float())
+    for job, source in ((embed_jobs.embed, table), (embed_jobs.embed_packed, blocks)):
+        for factor in (1.0, 3.0):
+            out = torch.empty(6, size)
+            job.run(6, ids.ctypes.data, source.data_ptr(), out.data_ptr(), size, bits(factor))
+            assert torch.equal(out, table[torch.from_numpy(ids)].float() * factor)
 
 
 @pytest.mark.parametrize("size", [16, 48, 96])
 def test_tokens_are_looked_up_in_bytes(size: int) -> None:
-    """A row of a table in eight bits is its numbers times its scale, not rounded."""
+    """A row of a table in eight bits is its numbers times its scale and a factor, not rounded."""
     table, ids = Int8Weight(40, size), np.array([0, 39, 17, 16, 15, 3])
     table.put(0, randn(40, size).bfloat16())
     out = torch.empty(6, size)
-    own = ids.ctypes.data, table.blocks.data_ptr(), out.data_ptr(), size, table.scales.data_ptr()
-    jobs.embed_bytes.run(6, *own)
-    assert torch.equal(out, table.exact_rows(torch.from_numpy(ids)))
+    own = ids.ctypes.data, table.blocks.data_ptr(), out.data_ptr(), size, bits(2.0), table.scales.data_ptr()
+    embed_jobs.embed_bytes.run(6, *own)
+    assert torch.equal(out, table.exact_rows(torch.from_numpy(ids)) * 2)
 
 
 def test_positions_turn_as_the_reference_does() -> None:
