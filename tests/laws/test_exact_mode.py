@@ -21,7 +21,7 @@ from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.prefix import prefix_root
 from penstock.engine.scheduler import Scheduler
-from penstock.engine.sequence import Sequence, TokenScore
+from penstock.engine.sequence import Sequence, StepPlan, TokenScore
 from penstock.events.list import Event, StepDone
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.config import ModelConfig
@@ -192,12 +192,15 @@ class Engine:
     def step(self) -> bool:
         plan = self.loop.plan()
         if plan is not None:
-            result = self.executor.execute(plan)
-            # As if rows were cheap, so that whether guessing pays does not depend on who else uses this machine.
-            draft_s = 1e-5 * sum(draft.num_rows + draft.num_guesses for draft in plan.drafts.values())
-            seconds = 0.01 + 1e-5 * plan.num_tokens + draft_s
-            self.loop.commit(plan, replace(result, seconds=seconds, draft_s=draft_s))
+            self.compute(plan)
         return plan is not None
+
+    def compute(self, plan: StepPlan) -> None:
+        result = self.executor.execute(plan)
+        # As if rows were cheap, so that whether speculation pays does not depend on who else uses this machine.
+        draft_s = 1e-5 * sum(draft.num_rows + draft.num_guesses for draft in plan.drafts.values())
+        seconds = 0.01 + 1e-5 * plan.num_tokens + draft_s
+        self.loop.commit(plan, replace(result, seconds=seconds, draft_s=draft_s))
 
 
 def alone(decoder: Decoder, asked: Asked) -> Said:
@@ -399,3 +402,21 @@ def test_the_exact_table_computes_the_same_model(model: str) -> None:
             for decoder, attend in ((exact, packed_exact), (reference, packed_causal))
         )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_draft_model_computes_a_shared_beginning_once() -> None:
+    """A second request with the same beginning is drafted for from the blocks that the first one left."""
+    decoder = decoder_of(next(iter(MODELS)), "float32")
+    engine = Engine(decoder, num_blocks=64, num_guesses=6, draft=decoder)
+    prompt = tuple(i % VOCAB for i in range(41))
+    starts = []
+    for _ in range(2):
+        said = Said()
+        engine.submit(Asked(prompt, 40, Sampling(seed=1, temperature=0.0), None), said)
+        first = None
+        while (plan := engine.loop.plan()) is not None:
+            if first is None and plan.drafts:
+                first = plan.drafts[0].start
+            engine.compute(plan)
+        starts.append(first)
+    assert starts == [0, (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS]

@@ -20,7 +20,7 @@ from penstock.engine.waiting import Waiting, WaitingLine
 from penstock.policy.batch import BatchRules, BatchVerdict, batch
 from penstock.policy.fair import OUTPUT_COST, Counters, charged
 from penstock.policy.rounds import rounds_of, rounds_within
-from penstock.policy.speculate import Allowance, Offer
+from penstock.policy.speculate import Allowance, Candidate
 from penstock.policy.step_time import StepModel, StepShape
 
 
@@ -36,7 +36,9 @@ class Scheduler:
         self.counters = Counters()
         self.num_preempted = 0
         """Preemptions since the start."""
-        self._speculation = Speculation(rules.num_guesses, drafts=rules.drafts) if rules.num_guesses else None
+        self._speculation: Speculation | None = None
+        if rules.num_guesses:
+            self._speculation = Speculation(rules.num_guesses, rules.block_tokens, drafts=rules.drafts)
         self._times = StepTimes(self._speculation)
         self._step = 0
         self._held = ""
@@ -67,12 +69,11 @@ class Scheduler:
     def count_private_blocks(self, work: Sequence) -> int:
         return self.pool.count_private(work.block_ids)
 
-    @property
-    def allowance(self) -> Allowance:
-        return Allowance() if self._speculation is None else self._speculation.allowance
+    def allowance(self, num_decodes: int) -> Allowance:
+        return Allowance() if self._speculation is None else self._speculation.allowance(num_decodes)
 
-    def offers(self, works: Items[Sequence]) -> Items[Offer | None]:
-        return [] if self._speculation is None else self._speculation.offers(works)
+    def candidates(self, works: Items[Sequence]) -> Items[Candidate | None]:
+        return [] if self._speculation is None else self._speculation.candidates(works)
 
     def cached_prefix(self, work: Sequence) -> tuple[int, int]:
         blocks, num_idle = self._find_prefix(work)
@@ -106,7 +107,10 @@ class Scheduler:
         for sequence, count in zip(verdict.works, verdict.counts, strict=True):
             lacking = sequence.num_computed + count - len(sequence.block_ids) * block_tokens
             if lacking > 0 and not self.rules.stateless:
-                sequence.block_ids += self.pool.lease(-(-lacking // block_tokens))
+                leased = self.pool.lease(-(-lacking // block_tokens))
+                sequence.block_ids += leased
+                if self._speculation is not None:
+                    self._speculation.leased(leased)
         self._step += 1
         self._held = verdict.held
         plan = StepPlan(
@@ -118,9 +122,8 @@ class Scheduler:
             num_decodes=verdict.num_decodes,
             token_budget=verdict.token_budget,
         )
-        if self._speculation is not None:
-            self._speculation.fill(plan, verdict.num_guessing, self._times.model)
-        elif plan.num_decodes == len(plan.sequences) == len(self.running) and not self.waiting:
+        is_plain = self._speculation is None or not self._speculation.fill(plan, verdict.num_guessing)
+        if is_plain and plan.num_decodes == len(plan.sequences) == len(self.running) and not self.waiting:
             plan.rounds = self._rounds(plan)
         return plan
 

@@ -25,7 +25,7 @@ class StepTimes:
         self._speculation = speculation
 
     def took(self, plan: StepPlan, result: StepResult) -> None:
-        """A step took so long, and found so many guesses right."""
+        """A step took so long, and accepted so many proposed tokens."""
         self.now_s += result.seconds
         seconds = result.seconds / result.num_rounds
         if seconds <= 0:
@@ -33,24 +33,22 @@ class StepTimes:
         has_prompts = plan.num_streams < len(plan.sequences)
         speculation = self._speculation
         if speculation is not None:
-            if plan.num_guesses or plan.drafts:
-                decodes, plain = _shapes(plan)
-                speculation.settled(plan, result, self.model, decodes, plain)
-            elif not has_prompts:
-                speculation.rested(seconds)
+            if has_prompts:
+                speculation.interrupted()
+            else:
+                speculation.took(plan, result, self.model, _shape(plan))
         is_young = speculation is not None and self.model.num_steps < _AT_FIRST
         if has_prompts or is_young or plan.step % _LEARN_FROM == 0:
-            _, plain = _shapes(plan)
-            # A guess has a row like a decode's, with logits, and reads the keys that its sequence's token reads.
-            shape = plain._replace(num_decodes=plain.num_decodes + plan.num_proposed)
+            shape = _shape(plan)
+            # A proposed token has a row like a decode's, with logits, and reads the keys that its sequence's reads.
+            shape = shape._replace(num_decodes=shape.num_decodes + plan.num_proposed)
             self.model = learn(self.model, shape, max(seconds - result.draft_s, 0.0))
 
 
-def _shapes(plan: StepPlan) -> tuple[StepShape, StepShape]:
-    """The step's decodes without their guesses, and these with its prompts."""
+def _shape(plan: StepPlan) -> StepShape:
+    """The step's decodes, without what these propose, and its prompts."""
     num_streams = plan.num_streams
-    decodes = StepShape(num_streams, sum(plan.starts[:num_streams]) + num_streams)
-    plain = decodes
+    shape = StepShape(num_streams, sum(plan.starts[:num_streams]) + num_streams)
     for start, count in zip(plan.starts[num_streams:], plan.counts[num_streams:], strict=True):
-        plain = plain.and_prefill(start, count)
-    return decodes, plain
+        shape = shape.and_prefill(start, count)
+    return shape

@@ -261,16 +261,16 @@ STEP_ERROR = _metric(
     "By what share of its time a step is usually mispredicted, lately.",
 )
 PROPOSALS = _metric(
-    "penstock_engine_proposals_total",
+    "penstock_engine_spec_decode_num_drafts_total",
     "counter",
     "proposals",
-    "Proposals of speculative decoding that were verified; a stream got 1 + accepted / proposals tokens by each.",
+    "Proposals of speculative decoding that were verified; mean accepted length: 1 + accepted tokens / drafts.",
 )
 PROPOSED_TOKENS = _metric(
-    "penstock_engine_proposed_tokens_total", "counter", "proposed_tokens", "Tokens of these proposals."
+    "penstock_engine_spec_decode_num_draft_tokens_total", "counter", "proposed_tokens", "Tokens of these proposals."
 )
 ACCEPTED_TOKENS = _metric(
-    "penstock_engine_accepted_tokens_total",
+    "penstock_engine_spec_decode_num_accepted_tokens_total",
     "counter",
     "accepted_tokens",
     "Tokens of these proposals that were what the model then sampled.",

@@ -13,7 +13,7 @@ from typing import Generic
 from penstock.policy.batch_view import BatchRules, BatchVerdict, BatchView, Held, W, Work
 from penstock.policy.fair import CACHED_COST, OUTPUT_COST, PROMPT_COST, Account, Counters, Turns
 from penstock.policy.pace import Pace, in_reach, keeps_target
-from penstock.policy.speculate import grants
+from penstock.policy.speculate import lengths
 from penstock.policy.step_time import StepShape
 from penstock.policy.yielding import who_yields_to_growth, who_yields_to_newcomer
 
@@ -116,33 +116,38 @@ class _Draft(Generic[W]):
                     return
 
     def speculate(self) -> None:
-        """What is left of the step and of the blocks to guesses of the decodes, where these pay."""
+        """What is left of a step without prompts, and of the blocks, to what its decodes propose, where it pays.
+
+        Beside prompts a row takes its full time, and what a step would have taken without is known too badly.
+        """
         verdict, num_decodes = self.verdict, self.verdict.num_decodes
-        decodes = verdict.works[:num_decodes]
-        offers = self._view.offers(decodes)
-        offering = [i for i, offer in enumerate(offers) if offer is not None]
-        if not offering:
+        if len(verdict.works) > num_decodes or not num_decodes:
+            return
+        decodes = verdict.works
+        candidates = self._view.candidates(decodes)
+        proposing = [i for i, candidate in enumerate(candidates) if candidate is not None]
+        if not proposing:
             return
         shape = _shape(decodes)
         most_rows = self._budget if self._pace is None else min(self._budget, self._pace.decode_rows)
-        granted = grants(
-            [offer for offer in offers if offer is not None],
+        counts = lengths(
+            [candidate for candidate in candidates if candidate is not None],
             shape,
             self._view.step_model,
-            self._view.allowance,
+            self._view.allowance(num_decodes),
             most_rows,
         )
-        num_guesses = [0] * num_decodes
-        for i, count in zip(offering, granted, strict=True):
-            num_guesses[i] = self._with_blocks(decodes[i], count)
-        order = sorted(range(num_decodes), key=lambda i: num_guesses[i] > 0)
-        verdict.works[:num_decodes] = [decodes[i] for i in order]
-        verdict.counts[:num_decodes] = [1 + num_guesses[i] for i in order]
-        verdict.num_guessing = sum(count > 0 for count in num_guesses)
+        num_proposed = [0] * num_decodes
+        for i, count in zip(proposing, counts, strict=True):
+            num_proposed[i] = self._with_blocks(decodes[i], count)
+        order = sorted(range(num_decodes), key=lambda i: num_proposed[i] > 0)
+        verdict.works = [decodes[i] for i in order]
+        verdict.counts = [1 + num_proposed[i] for i in order]
+        verdict.num_guessing = sum(count > 0 for count in num_proposed)
         verdict.num_decodes -= verdict.num_guessing
 
     def _with_blocks(self, work: W, count: int) -> int:
-        """As many of ``count`` guesses as there are blocks for that nobody else is to have."""
+        """As many of ``count`` proposed tokens as there are blocks for that nobody else is to have."""
         block_tokens = self._rules.block_tokens
         # The step's own token has its block already, leased or counted as leased.
         room = -(work.num_computed + 1) % block_tokens

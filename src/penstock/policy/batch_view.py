@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from penstock.policy.fair import FairRules, Line
-from penstock.policy.speculate import Allowance, Offer
+from penstock.policy.speculate import Allowance, Candidate
 from penstock.policy.step_time import StepModel
 from penstock.policy.yielding import Holder
 
@@ -49,12 +49,11 @@ class BatchView(Protocol[V]):
     def num_idle_blocks(self) -> int: ...
     @property
     def step_model(self) -> StepModel: ...
-    @property
-    def allowance(self) -> Allowance:
-        """What guessing may still lose."""
+    def allowance(self, num_decodes: int, /) -> Allowance:
+        """What speculation may still lose in steps of about so many decodes."""
 
-    def offers(self, works: Items[V], /) -> Items[Offer | None]:
-        """What these works, which decode, could guess ahead; ``None``: nothing."""
+    def candidates(self, works: Items[V], /) -> Items[Candidate | None]:
+        """What these works, which decode and are all of the step, could propose; ``None``: nothing."""
 
     def count_private_blocks(self, work: V, /) -> int: ...
     def cached_prefix(self, work: V, /) -> tuple[int, int]:
@@ -84,7 +83,7 @@ class BatchRules:
 class BatchVerdict(Generic[W]):
     """Who computes how many tokens: decodes first.  ``held`` says why the first waiting sequence was not admitted.
 
-    Behind the decodes come ``num_guessing`` others that verify ``counts[i] - 1`` tokens of what they offered, too.
+    Behind the decodes come ``num_guessing`` others that verify ``counts[i] - 1`` proposed tokens, too.
     ``levels`` are those of the admitted.  ``again``: these gave way to somebody who waits; carry it out and ask again.
     ``token_budget``: the most tokens that this step could have been given.
     """

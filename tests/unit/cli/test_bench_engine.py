@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.cli.bench_engine import measure
+from penstock.cli.bench_batch import measure
 from penstock.cost.time import StepTime
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop

@@ -13,7 +13,7 @@ from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Pooling, Sequence, StepPlan, StepResult, TokenScore
 from penstock.events.list import Event, SequenceEnded, StepDone
 from penstock.policy.batch import BatchRules
-from penstock.policy.speculate import Allowance
+from penstock.policy.speculate import Allowance, mix
 from penstock.sim.clock import VirtualClock
 from penstock.sim.executor import SimulatedExecutor
 from penstock.sim.replay import Recorder
@@ -239,8 +239,7 @@ def guessed(guesses: list[int]) -> tuple[Loop, Sequence, Recorder, StepPlan, lis
     loop.commit(*planned(loop))
     speculation = loop.scheduler._speculation
     assert speculation is not None
-    speculation.allowance = Allowance(1.0, 1.0)
-    speculation.offers([guessing])
+    speculation._allowances[mix(1)] = Allowance(1.0, 1.0, num_plain=10, to_come=10)
     plan = loop.plan()
     assert plan is not None
     plan.num_guesses, plan.counts, plan.num_decodes = {0: len(guesses)}, [1 + len(guesses)], 0

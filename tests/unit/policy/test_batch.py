@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from penstock.policy.batch import BatchRules, BatchVerdict
 from penstock.policy.batch import batch as decide
 from penstock.policy.fair import Counters, FairRules
-from penstock.policy.speculate import Allowance, Offer
+from penstock.policy.speculate import Allowance, Candidate
 from penstock.policy.step_time import StepModel
 
 RULES = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4)
@@ -50,8 +50,7 @@ class FakeView:
     num_idle_blocks: int = 100
     cached: int = 0
     step_model: StepModel = field(default_factory=StepModel)
-    allowance: Allowance = field(default_factory=Allowance)
-    offered: dict[int, Offer] = field(default_factory=dict)
+    proposable: dict[int, Candidate] = field(default_factory=dict)
     """By position among the running works."""
 
     @property
@@ -62,8 +61,11 @@ class FakeView:
             line.works.append(work)
         return list(lines.values())
 
-    def offers(self, works: Sequence[FakeWork]) -> list[Offer | None]:
-        return [self.offered.get(self.running.index(work)) for work in works]
+    def allowance(self, num_decodes: int) -> Allowance:
+        return Allowance(seconds=1.0, plain_s=1.0, decodes=num_decodes, num_plain=10)
+
+    def candidates(self, works: Sequence[FakeWork]) -> list[Candidate | None]:
+        return [self.proposable.get(self.running.index(work)) for work in works]
 
     def count_private_blocks(self, work: FakeWork) -> int:
         return len(work.block_ids)
@@ -316,44 +318,52 @@ def test_nobody_gives_way_in_vain() -> None:
     assert (verdict.preempted, verdict.held) == ([], "blocks")
 
 
-GUESSING = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4, num_guesses=8)
+PROPOSING = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4, num_guesses=8)
 CHEAP_ROWS = StepModel(rates=(1.0, 1e-6, 0.0, 0.0, 0.0), num_steps=100)
-RICH = Allowance(1.0, 2.0)
 
 
-def test_guesses_come_behind_the_decodes_and_get_what_is_left_of_the_step() -> None:
-    """Three decodes and four tokens of a prompt leave room for three guesses of a budget of ten."""
-    works = [running(6, 5), running(6, 5), running(6, 5), running(4, 0)]
-    view = FakeView(works, [], step_model=CHEAP_ROWS, allowance=RICH, offered={0: Offer(0.9, 8), 1: Offer(0.01, 8)})
+def test_proposals_come_behind_the_decodes_and_get_what_is_left_of_the_step() -> None:
+    """Three decodes leave room for seven proposed tokens of a budget of ten."""
+    works = [running(6, 5), running(6, 5), running(6, 5)]
+    view = FakeView(works, [], step_model=CHEAP_ROWS, proposable={0: Candidate(0.9, 8), 1: Candidate(0.01, 8)})
 
-    verdict = batch(view, GUESSING)
+    verdict = batch(view, PROPOSING)
 
-    assert verdict.works == [works[1], works[2], works[0], works[3]]
-    assert verdict.counts == [1, 1, 4, 4]
+    assert verdict.works == [works[1], works[2], works[0]]
+    assert verdict.counts == [1, 1, 8]
     assert (verdict.num_decodes, verdict.num_guessing) == (2, 1)
 
 
-def test_a_guess_makes_nobody_give_way_and_takes_no_block_that_somebody_will_need() -> None:
-    """Without idle blocks guesses fill the block that is there; one block per running sequence is not theirs."""
+def test_a_proposal_makes_nobody_give_way_and_takes_no_block_that_somebody_will_need() -> None:
+    """Without idle blocks proposals fill the block that is there; one block per running sequence is not theirs."""
     for num_idle, expected in ((0, 2), (2, 2), (3, 6)):
         works = [running(6, 5), running(6, 5)]
-        view = FakeView(works, [], num_idle, step_model=CHEAP_ROWS, allowance=RICH, offered={0: Offer(0.9, 6)})
-        verdict = batch(view, GUESSING)
+        view = FakeView(works, [], num_idle, step_model=CHEAP_ROWS, proposable={0: Candidate(0.9, 6)})
+        verdict = batch(view, PROPOSING)
         assert (verdict.counts, verdict.preempted) == ([1, 1 + expected], [])
 
 
-def test_guesses_do_not_break_an_inter_token_target() -> None:
+def test_proposals_do_not_break_an_inter_token_target() -> None:
     """A step of 1 s with rows of 0.1 s has room for three more of them before 1.45 s, however likely they are right."""
     model = StepModel(rates=(1.0, 0.1, 0.0, 0.0, 0.0), num_steps=100, spread=0.0)
     works = [running(6, 5)]
     works[0].itl_target_s = 1.45
-    view = FakeView(works, [], step_model=model, allowance=RICH, offered={0: Offer(1.0, 8)})
-    assert batch(view, GUESSING).counts == [4]
+    view = FakeView(works, [], step_model=model, proposable={0: Candidate(1.0, 8)})
+    assert batch(view, PROPOSING).counts == [4]
 
 
-def test_a_step_without_offers_is_as_without_guessing() -> None:
-    """Nothing changes place and nothing is granted."""
+def test_a_step_with_a_prompt_proposes_nothing() -> None:
+    """However good it would be: nothing changes place and nothing is added."""
     works = [running(6, 5), running(40, 8), running(6, 5)]
-    verdict = batch(FakeView(works, [], step_model=CHEAP_ROWS, allowance=RICH), GUESSING)
+    view = FakeView(works, [], step_model=CHEAP_ROWS, proposable={0: Candidate(0.9, 8)})
+    verdict = batch(view, PROPOSING)
     assert (verdict.works, verdict.counts) == ([works[0], works[2], works[1]], [1, 1, 8])
+    assert (verdict.num_decodes, verdict.num_guessing) == (2, 0)
+
+
+def test_a_step_in_which_nothing_can_be_proposed_is_as_without_speculation() -> None:
+    """Nothing changes place and nothing is added."""
+    works = [running(6, 5), running(6, 5)]
+    verdict = batch(FakeView(works, [], step_model=CHEAP_ROWS), PROPOSING)
+    assert (verdict.works, verdict.counts) == (works, [1, 1])
     assert (verdict.num_decodes, verdict.num_guessing) == (2, 0)
