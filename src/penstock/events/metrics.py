@@ -263,11 +263,11 @@ STEP_ERROR = _metric(
 PROPOSALS = _metric(
     "penstock_engine_spec_decode_num_drafts_total",
     "counter",
-    "proposals",
+    "drafts",
     "Proposals of speculative decoding that were verified; mean accepted length: 1 + accepted tokens / drafts.",
 )
 PROPOSED_TOKENS = _metric(
-    "penstock_engine_spec_decode_num_draft_tokens_total", "counter", "proposed_tokens", "Tokens of these proposals."
+    "penstock_engine_spec_decode_num_draft_tokens_total", "counter", "draft_tokens", "Tokens of these proposals."
 )
 ACCEPTED_TOKENS = _metric(
     "penstock_engine_spec_decode_num_accepted_tokens_total",
