@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from abuse import (
     Victim,
     check_flat,
     check_kept,
+    differences,
     endings,
     footprint,
     kept,
@@ -25,6 +27,8 @@ from abuse import (
     write_adapters,
 )
 from seeded import write_seeded_checkpoint
+
+from penstock.wire.engine import GenerateRequest, Grammar, Sampling
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -92,6 +96,35 @@ def test_a_hundred_requests_and_more_end_once_and_right(checkpoint: Path, way: s
         asyncio.run(abuse(checkpoint, victim, rounds=1, count=160, sample=8))
     finally:
         victim.close()
+
+
+def test_answers_under_a_schema_are_speculated_and_the_same(checkpoint: Path) -> None:
+    """Lists of equal objects, greedy, drawn and penalised: what is proposed is sampled under its own masks."""
+    item = {"properties": {"name": {"enum": ["x", "y"]}, "size": {"type": "integer"}}, "required": ["name", "size"]}
+    schema = {"type": "array", "items": {"type": "object", "additionalProperties": False, **item}, "minItems": 20}
+    grammar = Grammar(kind="json_schema", value=json.dumps(schema), param="response_format")
+    samplings = [
+        Sampling(seed=1, temperature=0.0),
+        Sampling(seed=2, temperature=0.9),
+        Sampling(seed=3, temperature=1.2, top_p=0.9, frequency_penalty=0.1),
+    ]
+    victim, reference = speculating(checkpoint, "prompt-lookup"), Victim(checkpoint)
+
+    async def ask() -> None:
+        with victim.running(), reference.running():
+            for number, sampling in enumerate(samplings):
+                asked = GenerateRequest(
+                    id=f"schema-{number}", text="List: ", max_tokens=300, sampling=sampling, grammar=grammar, logprobs=0
+                )
+                speculated, alone = await asyncio.gather(victim.ask(asked), reference.ask(asked))
+                assert not differences(speculated, alone) and len(alone.token_ids) == 300
+
+    try:
+        asyncio.run(ask())
+    finally:
+        victim.close()
+        reference.close()
+    assert victim.num_proposed > victim.num_accepted > 100
 
 
 @pytest.mark.soak

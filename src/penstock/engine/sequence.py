@@ -63,6 +63,16 @@ class Constraint(Protocol):
         Called in the step's thread, at times more than once for one position; may block for as long as it computes.
         """
 
+    @property
+    def foresees(self) -> bool:
+        """Whether :meth:`foresee` is of use now."""
+
+    def foresee(self, token_ids: list[int]) -> None:
+        """These may come next, in this order: :meth:`masks` will be asked about them.  Returns at once."""
+
+    def masks(self, token_ids: list[int]) -> list[bytes | None]:
+        """:meth:`mask`, and what it will be behind each of these tokens, as far as they may come and it is known."""
+
     def advance(self, token_id: int) -> bool:
         """Take the next token.  False: it ends the output and is no part of it.
 

@@ -89,6 +89,9 @@ class Speculation:
             plan.proposals = {
                 i: self._proposers[plan.sequences[i].id].token_ids[: plan.counts[i] - 1] for i in proposing
             }
+            for i, proposal in plan.proposals.items():
+                if (constraint := plan.sequences[i].constraint) is not None:
+                    constraint.foresee(list(proposal))
             return True
         drafts = {}
         for i in proposing:
@@ -144,7 +147,8 @@ class Speculation:
         self._proposers.pop(sequence.id, None)
 
     def _candidate(self, sequence: Sequence) -> Candidate | None:
-        if sequence.constraint is not None:  # its masks are known for one position at a time
+        constraint = sequence.constraint
+        if constraint is not None and (self._drafts or not constraint.foresees):
             return None
         proposer = self._proposer(sequence)
         if proposer.pause:

@@ -101,6 +101,13 @@ class GrammarConstraint:
         self._prelude = None if thinking is None else _Prelude(thinking, tokenizer)
         self._session: Session
         self._mask: bytes | None = None
+        self._allowed: bytes | None = None
+        """The grammar's own mask for the next token, once it is here."""
+        self._taken: list[int] = []
+        """Tokens that the grammar process has not been told of, since their masks were known before."""
+        self._ahead: list[int] = []
+        """Tokens that may come next; ``_further``: masks behind some of them, as the grammar process tells them."""
+        self._further: list[bytes] = []
 
     def begin(self, emitted_token_ids: list[int]) -> None:
         """Replay what was emitted.  To be called once, first."""
@@ -124,12 +131,33 @@ class GrammarConstraint:
             return None if prelude.forced is None else _with_bits(b"", [prelude.forced])
         if self._mask is None:
             try:
-                self._mask = self._with_ends(self._channel.wait(self._session))
+                self._mask = self._with_ends(self._wait())
             except Problem:
                 return None
             if prelude is not None and prelude.forced is not None:
                 self._mask = _with_bits(self._mask, [prelude.forced])
         return self._mask
+
+    @property
+    def foresees(self) -> bool:
+        """Whether masks behind tokens that may come can be told: not while it thinks, or has not begun to."""
+        return self._prelude is None
+
+    def foresee(self, token_ids: list[int]) -> None:
+        """Have the masks behind these made, which may come next in this order; returns at once."""
+        self._channel.advance(self._session, self._taken, token_ids)
+        self._taken, self._ahead, self._further = [], token_ids, []
+        self._allowed = self._mask = None
+
+    def masks(self, token_ids: list[int]) -> list[bytes | None]:
+        """:meth:`mask`, and those behind each of these tokens, as far as they were foreseen and may come."""
+        masks = [self.mask()]
+        if self._prelude is None:
+            for token_id, foreseen, mask in zip(token_ids, self._ahead, self._further, strict=False):
+                if token_id != foreseen:
+                    break
+                masks.append(self._with_ends(mask))
+        return masks
 
     def advance(self, token_id: int) -> bool:
         """Take the next token.  False: it ends the output and is no part of it.
@@ -149,14 +177,27 @@ class GrammarConstraint:
         self._channel.close(self._session)
 
     def _take(self, token_id: int) -> bool:
-        allowed = self._channel.wait(self._session)
+        allowed = self._wait()
         if token_id != self._end and _has_bit(allowed, token_id):
-            self._channel.advance(self._session, token_id)
+            self._taken.append(token_id)
+            if self._further and self._ahead[0] == token_id:
+                del self._ahead[0]
+                self._allowed = self._further.pop(0)
+            else:
+                self._channel.advance(self._session, self._taken, [])
+                self._taken, self._ahead, self._further, self._allowed = [], [], [], None
             return True
         if _has_bit(allowed, self._end):
             return False
         message = f"Token {token_id} was drawn and the grammar does not allow it: the model's logits are not finite."
         raise Problem("internal_error", message)
+
+    def _wait(self) -> bytes:
+        """The grammar's mask, in its own tokens."""
+        if self._allowed is None:
+            reply = self._channel.wait(self._session)
+            self._allowed, self._further = reply.mask, reply.further
+        return self._allowed
 
     def _with_ends(self, allowed: bytes) -> bytes:
         """The mask in the model's tokens: its stop tokens where the text may end."""

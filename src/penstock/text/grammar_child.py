@@ -31,6 +31,8 @@ _MEMORY_BYTES = 2 << 30
 _STEP_CPU_S = 0.02
 _SPARE_CPU_S = 0.5
 """What a sequence may use beyond ``_STEP_CPU_S`` a token, altogether."""
+_AHEAD_CPU_S = 0.005
+"""A request that took longer looks ahead no further: what might come is worth no more."""
 _KEPT_MATCHERS = 64
 _HEADER_BYTES = 4
 _BUSY = struct.Struct("q")
@@ -52,10 +54,11 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Advance(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """One more token."""
+    """More tokens, which are taken, and ``ahead`` of them some that may come behind these."""
 
     session: int
-    token_id: int
+    token_ids: list[int]
+    ahead: list[int]
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -65,10 +68,14 @@ class Close(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Allowed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Bit ``i % 8`` of byte ``i // 8``: token ``i`` may come next; ``i = len(tokens)``: the text may end here."""
+    """Bit ``i % 8`` of byte ``i // 8``: token ``i`` may come next; ``i = len(tokens)``: the text may end here.
+
+    ``further``: so behind each of the tokens that were asked about ahead, up to the first that may not come, or fewer.
+    """
 
     session: int
     mask: bytes
+    further: list[bytes] = []
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -156,11 +163,10 @@ class Worker:
                 begin = time.process_time()
             else:
                 matcher, left = self._open.pop(request.session)
-                matcher.consume_token(request.token_id)
-            mask = matcher.compute_bitmask()
-            _check(matcher)
-            if not matcher.is_accepting():
-                mask = _without(mask, self._tokenizer.eos_token)
+                for token_id in request.token_ids:
+                    matcher.consume_token(token_id)
+                left += _STEP_CPU_S * max(0, len(request.token_ids) - 1)
+            mask = self._mask(matcher)
             if not any(mask):
                 raise Problem("grammar_invalid", "The grammar allows no text that this model's vocabulary can spell.")
             left += _STEP_CPU_S - (time.process_time() - begin)
@@ -169,7 +175,31 @@ class Worker:
         except Problem as problem:
             return Refused(request.session, problem.code, problem.message)
         self._open[request.session] = matcher, min(left, _SPARE_CPU_S)
-        return Allowed(request.session, mask)
+        further = self._further(matcher, mask, request.ahead, begin) if isinstance(request, Advance) else []
+        return Allowed(request.session, mask, further)
+
+    def _mask(self, matcher: LLMatcher) -> bytes:
+        mask: bytes = matcher.compute_bitmask()
+        _check(matcher)
+        return mask if matcher.is_accepting() else _without(mask, self._tokenizer.eos_token)
+
+    def _further(self, matcher: LLMatcher, mask: bytes, ahead: list[int], begin: float) -> list[bytes]:
+        """Masks behind tokens that may come, on a copy: whatever goes wrong there has not happened."""
+        further: list[bytes] = []
+        if not ahead:
+            return further
+        copy = matcher.deep_copy()
+        for token_id in ahead:
+            late = time.process_time() - begin > _AHEAD_CPU_S
+            if late or token_id >= self._tokenizer.eos_token or not mask[token_id // 8] >> token_id % 8 & 1:
+                break
+            try:
+                copy.consume_token(token_id)
+                mask = self._mask(copy)
+            except Problem:
+                break
+            further.append(mask)
+        return further
 
     def _started(self, grammar: Grammar) -> LLMatcher:
         """A matcher at its start; those used last are kept, and copies share what they computed until they differ."""

@@ -63,22 +63,22 @@ class Channel:
         self._ask(session, child.Open(session.number, grammar, token_ids))
         return session
 
-    def advance(self, session: Session, token_id: int) -> None:
-        """One more token, which the last answer allowed; returns at once."""
-        session.token_ids.append(token_id)
-        self._ask(session, child.Advance(session.number, token_id))
+    def advance(self, session: Session, token_ids: list[int], ahead: list[int]) -> None:
+        """More tokens, which the last answers allowed, and ``ahead`` what may come behind them; returns at once."""
+        session.token_ids += token_ids
+        self._ask(session, child.Advance(session.number, token_ids, ahead))
 
     def close(self, session: Session) -> None:
         """Forget a session."""
         with self._sending:
             self._send(child.Close(session.number))
 
-    def wait(self, session: Session) -> bytes:
-        """The mask for the position behind the session's tokens.  Raises the ``Problem`` that ended the session."""
+    def wait(self, session: Session) -> child.Allowed:
+        """What may come behind the session's tokens.  Raises the ``Problem`` that ended the session."""
         while isinstance(reply := self._reply(session), child.Unknown):
             self._ask(session, child.Open(session.number, session.grammar, session.token_ids))
         if isinstance(reply, child.Allowed):
-            return reply.mask
+            return reply
         if isinstance(reply, child.Refused):
             raise Problem(reply.code, reply.message, param=session.grammar.param)
         by = _ENDED_BY.get(signal.Signals(reply.signal)) if reply.signal else None

@@ -117,6 +117,39 @@ def test_where_ends_are_ignored_a_complete_text_still_ends(follow, tokenizer: To
     assert ended.constraint.advance(ord("x")) is False
 
 
+@pytest.mark.parametrize("proposed", ["", "b", "bcd", "bcx", "xbc", "bcdefgh"])
+@pytest.mark.parametrize("written", ["bcd", "bcdef", "bce", "c"])
+def test_what_is_foreseen_changes_no_mask(follow, tokenizer: Tokenizer, proposed: str, written: str) -> None:
+    """Masks are those of an output for which nothing is foreseen, whether it comes as proposed or not."""
+    pattern = "a(b|c)(c|d|e)*(f|g)?"
+    foreseeing, plain = follow("regex", pattern).write("a"), follow("regex", pattern).write("a")
+    ahead = tokenizer.spell(proposed.encode())
+    if ahead:
+        foreseeing.constraint.foresee(list(ahead))
+    masks = foreseeing.constraint.masks(ahead)
+    for depth, token_id in enumerate(tokenizer.spell(written.encode())):
+        if depth < len(masks) and written[:depth] == proposed[:depth]:
+            assert masks[depth] == plain.constraint.mask()
+        assert foreseeing.constraint.mask() == plain.constraint.mask()
+        if token_id not in plain.ids:
+            break
+        assert foreseeing.constraint.advance(token_id) and plain.constraint.advance(token_id)
+    assert foreseeing.constraint.mask() == plain.constraint.mask()
+
+
+def test_masks_are_foreseen_as_far_as_the_grammar_goes(follow, tokenizer: Tokenizer, stops) -> None:
+    """Up to what may not come, for the proposal that was foreseen and for no other; an end is foreseen, too."""
+    text = follow("regex", "abc?")
+    ahead = tokenizer.spell(b"abx")
+    text.constraint.foresee(list(ahead))
+    masks = text.constraint.masks(ahead)
+    assert len(masks) == 3 and stops < set(allowed_ids(masks[2]))
+    assert len(text.constraint.masks(tokenizer.spell(b"x"))) == 1
+    assert len(text.constraint.masks(tokenizer.spell(b"ab"))) == 3
+    text.write("ab")
+    assert text.bytes == {b"c"} and stops < text.ids
+
+
 def test_special_tokens_are_no_text(follow, tokenizer: Tokenizer) -> None:
     """Neither their ids nor empty tokens appear inside a JSON string, and what spells them in bytes may."""
     text = follow("json_schema", '{"type": "string"}').write('"<s')
@@ -283,6 +316,7 @@ HOSTILE = {
     ),
     "nesting of brackets": ("lark", "start: " + "(" * 50_000 + '"a"' + ")" * 50_000),
     "a long expression": ("regex", "(a|bc)*" * 30_000),
+    "an expression of a megabyte": ("regex", "(a|bc)*" * 150_000),
     "groups in groups": ("regex", "(" * 20_000 + "a" + ")" * 20_000),
     "a long pattern": ("json_schema", json.dumps({"type": "string", "pattern": "ab?" * 80_000})),
     "a product of alternatives": (
@@ -363,10 +397,19 @@ def own(tokenizer: Tokenizer, stops: frozenset[int]) -> Iterator[tuple[Grammars,
     grammars.close()
 
 
-def test_a_worker_that_dies_over_one_output_disturbs_no_other(own) -> None:
-    """The output whose step ended the worker fails; the others are replayed and allow what they allowed before."""
+@pytest.mark.parametrize("foreseen", ["", "3-", "3-a"])
+def test_a_worker_that_dies_over_one_output_disturbs_no_other(own, tokenizer: Tokenizer, foreseen: str) -> None:
+    """The output whose step ended the worker fails; the others are replayed and allow what they allowed before.
+
+    Also where the worker was not told of their last tokens yet, since their masks had been foreseen.
+    """
     grammars, start, worker = own
-    others = [start("[0-9]{3}-[a-z]+").write("123-") for _ in range(3)]
+    others = [start("[0-9]{3}-[a-z]+").write("12") for _ in range(3)]
+    for other in others:
+        if ahead := tokenizer.spell(foreseen.encode()):
+            other.constraint.foresee(list(ahead))
+            assert len(other.constraint.masks(ahead)) == 1 + len(ahead)
+        other.write("3-")
     expected = others[0].ids
     culprit = start("z+")
     channel = grammars._process.steps

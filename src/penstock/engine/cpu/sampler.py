@@ -79,8 +79,10 @@ class Sampler:
         sampled, first = [], 0
         for rule, plain, sequence, proposal in zip(self._rules, self._plain, sequences, proposals, strict=True):
             token_ids: list[int] = []
-            for row in range(first, first + 1 + len(proposal)):
-                token_ids.append(best[row] if plain else _after(logits[row], rule, sequence, token_ids))
+            constraint = sequence.constraint
+            masks = [None] * (1 + len(proposal)) if constraint is None else constraint.masks(proposal)
+            for row, mask in zip(range(first, first + 1 + len(proposal)), masks, strict=False):
+                token_ids.append(best[row] if plain else _after(logits[row], rule, sequence, token_ids, mask))
                 if token_ids != proposal[: len(token_ids)]:
                     break
             sampled.append(token_ids)
@@ -92,7 +94,7 @@ class Sampler:
         if self.is_plain(sequences):
             return arg_max(logits)
         rows = zip(logits, self._rules, sequences, guessed, strict=True)
-        return [_after(row, rule, sequence, own) for row, rule, sequence, own in rows]
+        return [_after(row, rule, sequence, own, None) for row, rule, sequence, own in rows]
 
     def _learn(self, sequences: list[Sequence]) -> None:
         """What holds for as long as the same sequences are sampled, step after step."""
@@ -112,13 +114,11 @@ def arg_max(logits: Tensor) -> list[int]:
     return token_ids
 
 
-def _after(logits: Tensor, rule: Rules, sequence: Sequence, guessed: list[int]) -> int:
-    """The token behind the sequence's own and these ``guessed`` ones, from its row of logits [V]."""
-    assert not guessed or sequence.constraint is None, "a constraint tells its mask for one position at a time"
+def _after(logits: Tensor, rule: Rules, sequence: Sequence, guessed: list[int], mask: bytes | None) -> int:
+    """The token behind the sequence's own and these ``guessed`` ones, from its row of logits [V] under ``mask``."""
     own = logits
     if _needs_adjusting(rule, sequence, len(guessed)):
         own = _adjust(logits, rule, sequence, guessed)
-    mask = None if sequence.constraint is None else sequence.constraint.mask()
     if mask is not None:
         own = _constrain(own, logits, mask)
     return _taken(own, rule, sequence.num_tokens + len(guessed))

@@ -22,16 +22,31 @@ VOCAB = 40
 
 
 class Allows:
-    """A constraint that allows the same tokens always."""
+    """A constraint that allows these tokens now, ``then`` others behind them, and later any of all."""
 
-    def __init__(self, *token_ids: int) -> None:
-        self._mask = bytes(sum(1 << i % 8 for i in token_ids if i // 8 == byte) for byte in range(8))
+    def __init__(self, *token_ids: int, then: tuple[int, ...] | None = None, num_known: int = 99) -> None:
+        """``num_known``: masks that it can tell at a time."""
+        self._masks: list[bytes | None] = [_bits(token_ids), _bits(token_ids if then is None else then)]
+        self._num_known = num_known
+
+    @property
+    def foresees(self) -> bool:
+        return self._num_known > 1
+
+    def foresee(self, token_ids: list[int]) -> None: ...
+
+    def masks(self, token_ids: list[int]) -> list[bytes | None]:
+        return [self._masks[min(depth, 1)] for depth in range(1 + len(token_ids))][: self._num_known]
 
     def mask(self) -> bytes | None:
-        return self._mask
+        return self._masks[0]
 
     def advance(self, token_id: int) -> bool:
         return True
+
+
+def _bits(token_ids: tuple[int, ...]) -> bytes:
+    return bytes(sum(1 << i % 8 for i in token_ids if i // 8 == byte) for byte in range(8))
 
 
 def sequence(
@@ -332,3 +347,23 @@ def test_sequences_of_a_step_are_verified_each_by_its_own_rules() -> None:
     ]
     drawn = Sampler(SamplingDefaults()).verify(logits, several, [[best[0], 39], [], [best[4]]])
     assert drawn == [[best[0], best[1]], [6], [best[4], best[5]]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_each_row_of_a_proposal_is_sampled_under_its_own_mask(temperature: float) -> None:
+    """What was proposed decides how far it is looked at, never what is drawn."""
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(1))
+    constrained = sequence(Sampling(seed=1, temperature=temperature), constraint=Allows(5, 6, then=(7, 8)))
+    first = verified(logits, constrained, [])[0]
+    second = verified(logits, constrained, [first])[1]
+    assert first in (5, 6) and second in (7, 8)
+    assert verified(logits, constrained, [11 - first, second]) == [first]
+    assert verified(logits, constrained, [first, 15 - second]) == [first, second]
+    assert verified(logits, constrained, [first, second])[:2] == [first, second]
+
+
+def test_a_row_whose_mask_is_not_known_is_not_sampled() -> None:
+    """However right what was proposed is: the token comes with the next step."""
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(1))
+    one = sequence(Sampling(seed=1, temperature=0.0), constraint=Allows(5, then=(7,), num_known=1))
+    assert verified(logits, one, [5, 7]) == [5]
