@@ -82,15 +82,15 @@ def test_every_step_keeps_the_laws_and_every_request_ends_once(
     max_num_seqs: int,
     num_blocks: int,
     caching: bool,
-    guesses: tuple[int, bool],
+    speculation: tuple[int, bool],
 ) -> None:
     """Whatever the traffic and the memory: blocks are conserved at every step and each request ends exactly once."""
     rules = BatchRules(
         max_step_tokens=max_step_tokens,
         max_num_seqs=max_num_seqs,
         block_tokens=BLOCK_TOKENS,
-        num_guesses=guesses[0],
-        drafts=guesses[1],
+        speculative_tokens=speculation[0],
+        drafts=speculation[1],
     )
     ended = replay(
         trace,
@@ -112,10 +112,12 @@ def test_every_step_keeps_the_laws_and_every_request_ends_once(
 def test_memory_and_company_do_not_change_tokens(
     trace: list[TracedRequest], max_step_tokens: int, num_blocks: int
 ) -> None:
-    """A request's tokens are the same alone with all the memory and in a crowd that preempts it and guesses."""
+    """A request's tokens are the same alone with all the memory and in a crowd that preempts it and speculates."""
     crowded = replay(
         trace,
-        rules=BatchRules(max_step_tokens=max_step_tokens, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=5),
+        rules=BatchRules(
+            max_step_tokens=max_step_tokens, max_num_seqs=8, block_tokens=BLOCK_TOKENS, speculative_tokens=5
+        ),
         num_blocks=num_blocks,
         step_time=STEP_TIME,
         vocab_size=2,
@@ -139,7 +141,7 @@ class Lottery:
         self.dice = random.Random(seed)
         self.clock = VirtualClock()
         self.executor = SimulatedExecutor(self.clock, STEP_TIME, vocab_size=2)
-        rules = BatchRules(max_step_tokens=16, max_num_seqs=6, block_tokens=BLOCK_TOKENS, num_guesses=4)
+        rules = BatchRules(max_step_tokens=16, max_num_seqs=6, block_tokens=BLOCK_TOKENS, speculative_tokens=4)
         self.loop = Loop(Scheduler(rules, BlockPool(20)), lambda event: None)
         self.recorders: list[Recorder] = []
 
@@ -206,9 +208,11 @@ def test_a_thousand_requests_replay_in_seconds_and_twice_the_same() -> None:
 
 
 @pytest.mark.parametrize("drafts", [False, True])
-def test_guesses_that_are_right_and_wrong_leave_the_blocks_of_what_was_right(drafts: bool) -> None:
-    """The laws above are checked over steps that accept some guesses and refuse others, block after block."""
-    rules = BatchRules(max_step_tokens=64, max_num_seqs=8, block_tokens=BLOCK_TOKENS, num_guesses=9, drafts=drafts)
+def test_proposals_that_are_right_and_wrong_leave_the_blocks_of_what_was_right(drafts: bool) -> None:
+    """The laws above are checked over steps that accept some proposed tokens and refuse others, block after block."""
+    rules = BatchRules(
+        max_step_tokens=64, max_num_seqs=8, block_tokens=BLOCK_TOKENS, speculative_tokens=9, drafts=drafts
+    )
     trace = [TracedRequest(0.0, [i % 2, 1, 0, 1], 200) for i in range(6)]
     ended = replay(trace, rules=rules, num_blocks=320, step_time=STEP_TIME, vocab_size=2, after_step=check_laws)
 

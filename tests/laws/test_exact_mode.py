@@ -148,14 +148,14 @@ class Engine:
         *,
         num_blocks: int = 64,
         max_step_tokens: int = 512,
-        num_guesses: int = 0,
+        speculative_tokens: int = 0,
         draft: Decoder | None = None,
     ) -> None:
         rules = BatchRules(
             max_step_tokens=max_step_tokens,
             max_num_seqs=8,
             block_tokens=BLOCK_TOKENS,
-            num_guesses=num_guesses,
+            speculative_tokens=speculative_tokens,
             drafts=draft is not None,
         )
         self.events: list[Event] = []
@@ -198,7 +198,7 @@ class Engine:
     def compute(self, plan: StepPlan) -> None:
         result = self.executor.execute(plan)
         # As if rows were cheap, so that whether speculation pays does not depend on who else uses this machine.
-        draft_s = 1e-5 * sum(draft.num_rows + draft.num_guesses for draft in plan.drafts.values())
+        draft_s = 1e-5 * sum(draft.num_rows + draft.num_proposed for draft in plan.drafts.values())
         seconds = 0.01 + 1e-5 * plan.num_tokens + draft_s
         self.loop.commit(plan, replace(result, seconds=seconds, draft_s=draft_s))
 
@@ -240,7 +240,7 @@ def requests(dice: random.Random, count: int, adapters: list[Adapter | None]) ->
 
 
 def check_traffic(model: str, dtype: str, seed: int) -> None:
-    """Batches, chunks, prefix hits, guesses, preemptions, aborts, resumes elsewhere: each gets what it gets alone."""
+    """Batches, chunks, prefix hits, proposals, preemptions, aborts, resumes elsewhere: each gets what it gets alone."""
     torch.set_num_threads(1 + seed % 2)  # with two, work is cut into parts, which must not show either
     dice = random.Random(seed)
     decoder = decoder_of(model, dtype)
@@ -251,10 +251,10 @@ def check_traffic(model: str, dtype: str, seed: int) -> None:
             decoder,
             num_blocks=dice.randint(16, 28),
             max_step_tokens=dice.randint(3, 40),
-            num_guesses=guesses,
-            draft=decoder if guesses and seed % 2 else None,
+            speculative_tokens=most,
+            draft=decoder if most and seed % 2 else None,
         )
-        for guesses in (0, 6)
+        for most in (0, 6)
     ]
     arriving = list(range(len(asked)))
     running: dict[tuple[int, str], int] = {}
@@ -285,8 +285,8 @@ def test_random_traffic_changes_no_bit(model: str, dtype: str, seed: int) -> Non
     check_traffic(model, dtype, seed)
 
 
-def guessed_and_not(decoder: Decoder, draft: Decoder | None) -> tuple[int, int]:
-    """Requests that repeat themselves get the same bits guessed ahead and one by one, however they are sampled.
+def speculated_and_not(decoder: Decoder, draft: Decoder | None) -> tuple[int, int]:
+    """Requests that repeat themselves get the same bits by speculation and one by one, however they are sampled.
 
     How many tokens were proposed, and how many were right.
     """
@@ -300,8 +300,8 @@ def guessed_and_not(decoder: Decoder, draft: Decoder | None) -> tuple[int, int]:
     ]
     asked = [Asked((1, 2, 3, 0, 2, 1, 2, 3, 0), 100, sampling) for sampling in samplings]
     said = []
-    for guesses in (0, 6):
-        engine = Engine(decoder, num_blocks=256, num_guesses=guesses, draft=draft if guesses else None)
+    for most in (0, 6):
+        engine = Engine(decoder, num_blocks=256, speculative_tokens=most, draft=draft if most else None)
         got = [Said() for _ in asked]
         for request, sink in zip(asked, got, strict=True):
             engine.submit(request, sink)
@@ -315,17 +315,17 @@ def guessed_and_not(decoder: Decoder, draft: Decoder | None) -> tuple[int, int]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", MODELS)
-def test_guessing_by_look_up_changes_no_bit(model: str, dtype: str) -> None:
-    """Tokens and log-probabilities are the same, where some guesses are right and some are wrong."""
-    proposed, accepted = guessed_and_not(decoder_of(model, dtype), None)
+def test_speculation_by_look_up_changes_no_bit(model: str, dtype: str) -> None:
+    """Tokens and log-probabilities are the same, where some proposals are right and some are wrong."""
+    proposed, accepted = speculated_and_not(decoder_of(model, dtype), None)
     assert proposed > accepted > 50
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_guessing_by_another_model_changes_no_bit(model: str) -> None:
+def test_speculation_by_another_model_changes_no_bit(model: str) -> None:
     """A draft model that knows nothing of the large one is hardly ever right, and changes nothing."""
     other = next(name for name in MODELS if name != model)
-    proposed, accepted = guessed_and_not(decoder_of(model, "float32"), decoder_of(other, "bfloat16"))
+    proposed, accepted = speculated_and_not(decoder_of(model, "float32"), decoder_of(other, "bfloat16"))
     assert proposed > 2 * accepted
 
 
@@ -334,7 +334,7 @@ def test_guessing_by_another_model_changes_no_bit(model: str) -> None:
 def test_a_model_that_drafts_for_itself_is_always_right(model: str, dtype: str) -> None:
     """Greedy and drawn: its keys and values are kept in step, and it draws by the same rules and the same numbers."""
     decoder = decoder_of(model, dtype)
-    proposed, accepted = guessed_and_not(decoder, decoder)
+    proposed, accepted = speculated_and_not(decoder, decoder)
     assert proposed == accepted > 300
 
 
@@ -407,7 +407,7 @@ def test_the_exact_table_computes_the_same_model(model: str) -> None:
 def test_a_draft_model_computes_a_shared_beginning_once() -> None:
     """A second request with the same beginning is drafted for from the blocks that the first one left."""
     decoder = decoder_of(next(iter(MODELS)), "float32")
-    engine = Engine(decoder, num_blocks=64, num_guesses=6, draft=decoder)
+    engine = Engine(decoder, num_blocks=64, speculative_tokens=6, draft=decoder)
     prompt = tuple(i % VOCAB for i in range(41))
     starts = []
     for _ in range(2):

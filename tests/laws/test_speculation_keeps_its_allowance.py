@@ -59,7 +59,7 @@ class Machine:
         stalls: float = 0.0,
         proposes: bool = True,
     ) -> None:
-        rules = BatchRules(512, 32, 16, num_guesses=8 if proposes else 0)
+        rules = BatchRules(512, 32, 16, speculative_tokens=8 if proposes else 0)
         self.num_tokens = self.num_proposed = 0
         self.loop = Loop(Scheduler(rules, BlockPool(16_384)), self._note)
         self.num_looked = 0

@@ -226,7 +226,7 @@ class _CheapRows(Loop):
     """A loop whose steps take hardly longer for more rows, a draft model's included: speculation always pays."""
 
     def commit(self, plan: StepPlan, result: StepResult) -> None:
-        draft_s = 1e-6 * sum(draft.num_rows + draft.num_guesses for draft in plan.drafts.values())
+        draft_s = 1e-6 * sum(draft.num_rows + draft.num_proposed for draft in plan.drafts.values())
         super().commit(plan, replace(result, seconds=0.01 + 1e-6 * plan.num_tokens + draft_s, draft_s=draft_s))
 
 

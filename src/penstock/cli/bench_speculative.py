@@ -181,7 +181,7 @@ def _loop(booted: Booted, *, speculates: bool, emit: Callable[[Event], None] = l
     from penstock.engine.scheduler import Scheduler
 
     scheduler = booted.loop.scheduler
-    rules = scheduler.rules if speculates else replace(scheduler.rules, num_guesses=0, drafts=False)
+    rules = scheduler.rules if speculates else replace(scheduler.rules, speculative_tokens=0, drafts=False)
     return Loop(Scheduler(rules, BlockPool(scheduler.pool.num_blocks), prefix_caching=False), emit)
 
 

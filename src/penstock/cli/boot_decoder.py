@@ -173,7 +173,7 @@ def _loop(settings: EngineSettings, num_blocks: int, emit: Emit) -> Loop:
         max_step_tokens=settings.max_step_tokens,
         max_num_seqs=settings.max_num_seqs,
         block_tokens=settings.block_tokens,
-        num_guesses=0 if settings.speculative == NO_SPECULATION else settings.speculative_tokens,
+        speculative_tokens=0 if settings.speculative == NO_SPECULATION else settings.speculative_tokens,
         drafts=settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP),
     )
     return Loop(Scheduler(rules, BlockPool(num_blocks), prefix_caching=settings.prefix_caching), emit)

@@ -1,6 +1,6 @@
 """The draft model of an engine, from its directory.
 
-In: settings and the large model's tokenizer; out: a decoder, or what keeps it from guessing for that one.
+In: settings and the large model's tokenizer; out: a decoder, or what keeps it from drafting for that one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load_draft(settings: EngineSettings, tokenizer: Tokenizer, context: int, pro
 
     directory = Path(settings.speculative)
     if is_encoder(directory):
-        raise _refused(f"{directory} is an encoder, which guesses nothing.")
+        raise _refused(f"{directory} is an encoder, which drafts nothing.")
     config = ModelConfig.from_directory(directory)
     if config.max_position < context:
         message = f"{directory} takes {config.max_position} tokens and the model {context}; bound them by"

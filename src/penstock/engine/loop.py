@@ -80,8 +80,8 @@ class Loop:
         self._apply_aborts()
         for i, sequence in enumerate(plan.sequences):
             if sequence.epoch == plan.epochs[i] and sequence.id in self._sequences:
-                if i in plan.num_guesses:
-                    self._take_guessed(sequence, plan.num_guesses[i], i, result)
+                if i in plan.proposed:
+                    self._take_verified(sequence, plan.proposed[i], i, result)
                     continue
                 self.scheduler.computed(sequence, plan.counts[i])
                 if sequence.score_prompt:
@@ -127,11 +127,11 @@ class Loop:
         elif num_output >= sequence.max_tokens:
             self._finish(sequence, "length")
 
-    def _take_guessed(self, sequence: Sequence, num_guesses: int, i: int, result: StepResult) -> None:
-        """Its next token, and one more for each guess that was right, as if each had had a step of its own."""
+    def _take_verified(self, sequence: Sequence, num_proposed: int, i: int, result: StepResult) -> None:
+        """Its next token, and one more for each proposed token that was right, as if each had had a step of its own."""
         token_id, further = result.token_ids[i], result.further.get(i, [])
         assert token_id is not None
-        self.scheduler.verified(sequence, num_guesses, len(further))
+        self.scheduler.verified(sequence, num_proposed, len(further))
         self.scheduler.computed(sequence, 1)
         self._take(sequence, token_id, result.scores[i])
         self._take_further(sequence, further)
@@ -194,7 +194,7 @@ class Loop:
                 seconds=result.seconds,
                 decode_tokens=plan.num_streams * result.num_rounds + accepted,
                 prefill_tokens=plan.num_tokens - plan.num_proposed - plan.num_streams,
-                proposals=len(plan.num_guesses),
+                proposals=len(plan.proposed),
                 proposed_tokens=plan.num_proposed,
                 accepted_tokens=accepted,
                 token_budget=None if plan is _NO_STEP else plan.token_budget,

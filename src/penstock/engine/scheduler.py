@@ -37,8 +37,8 @@ class Scheduler:
         self.num_preempted = 0
         """Preemptions since the start."""
         self._speculation: Speculation | None = None
-        if rules.num_guesses:
-            self._speculation = Speculation(rules.num_guesses, rules.block_tokens, drafts=rules.drafts)
+        if rules.speculative_tokens:
+            self._speculation = Speculation(rules.speculative_tokens, rules.block_tokens, drafts=rules.drafts)
         self._times = StepTimes(self._speculation)
         self._step = 0
         self._held = ""
@@ -122,7 +122,7 @@ class Scheduler:
             num_decodes=verdict.num_decodes,
             token_budget=verdict.token_budget,
         )
-        is_plain = self._speculation is None or not self._speculation.fill(plan, verdict.num_guessing)
+        is_plain = self._speculation is None or not self._speculation.fill(plan, verdict.num_proposing)
         if is_plain and plan.num_decodes == len(plan.sequences) == len(self.running) and not self.waiting:
             plan.rounds = self._rounds(plan)
         return plan
@@ -159,7 +159,7 @@ class Scheduler:
                 self.pool.register(sequence.block_ids[block], sequence.block_keys[block])
 
     def computed_further(self, sequence: Sequence) -> None:
-        """Take note of a token beyond the planned one, of a right guess or another round: its tenant pays for it."""
+        """Take note of a token beyond the planned one, of an accepted one or another round: its tenant pays for it."""
         self.computed(sequence, 1)
         tenant = sequence.tenant
         self._spent[tenant] = self._spent.get(tenant, 0.0) + OUTPUT_COST / sequence.weight

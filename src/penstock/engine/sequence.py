@@ -146,12 +146,12 @@ class Sequence:
 class Draft(NamedTuple):
     """What the draft model computes of a sequence: its tokens from ``start`` on, ``num_rows`` of them.
 
-    With ``num_guesses`` these are all that it lacks, and behind them it guesses so many.
+    With ``num_proposed`` these are all that it lacks, and behind them it proposes so many.
     """
 
     start: int
     num_rows: int
-    num_guesses: int
+    num_proposed: int
 
 
 @dataclass(slots=True)
@@ -159,7 +159,7 @@ class StepPlan:
     """What one step computes: for sequence ``i``, tokens ``starts[i] .. starts[i] + counts[i] - 1``.
 
     Decodes (count 1, reaching the sequence's end) come first; ``num_decodes`` says how many.
-    ``num_guesses[i]`` tokens that are guessed to follow sequence ``i``'s last one count among its tokens here.
+    ``proposed[i]`` tokens that may follow sequence ``i``'s last one count among its tokens here.
     ``proposals[i]`` are these, where they are known already; else ``drafts[i]`` says how to make them.
     ``token_budget``: the most tokens that it could have been given.
     ``rounds``: so many steps may be computed as one, each of the sequences, which all decode, getting so many tokens.
@@ -173,7 +173,7 @@ class StepPlan:
     epochs: list[int]
     num_decodes: int
     token_budget: int = 0
-    num_guesses: Mapping[int, int] = field(default_factory=dict)
+    proposed: Mapping[int, int] = field(default_factory=dict)
     proposals: Mapping[int, list[int]] = field(default_factory=dict)
     drafts: Mapping[int, Draft] = field(default_factory=dict)
     rounds: int = 1
@@ -185,11 +185,11 @@ class StepPlan:
     @property
     def num_streams(self) -> int:
         """Sequences that decode, with a proposal or without."""
-        return self.num_decodes + len(self.num_guesses)
+        return self.num_decodes + len(self.proposed)
 
     @property
     def num_proposed(self) -> int:
-        return sum(self.num_guesses.values())
+        return sum(self.proposed.values())
 
     def reaches_end(self, i: int) -> bool:
         return self.starts[i] + self.counts[i] >= self.sequences[i].num_tokens

@@ -84,7 +84,7 @@ class Speculation:
         if not self._has_looked:
             return False
         proposing = range(plan.num_decodes, plan.num_decodes + num_proposing)
-        plan.num_guesses = {i: plan.counts[i] - 1 for i in proposing}
+        plan.proposed = {i: plan.counts[i] - 1 for i in proposing}
         if not self._drafts:
             plan.proposals = {
                 i: self._proposers[plan.sequences[i].id].token_ids[: plan.counts[i] - 1] for i in proposing
@@ -131,7 +131,7 @@ class Speculation:
         self._allowances[key] = speculated(allowance, model, shape, result.seconds, result.num_accepted, result.draft_s)
         for i, draft in plan.drafts.items():
             proposer = self._proposers.get(plan.sequences[i].id)
-            if not draft.num_guesses and proposer is not None and proposer.epoch == plan.epochs[i]:
+            if not draft.num_proposed and proposer is not None and proposer.epoch == plan.epochs[i]:
                 self._note_drafted(plan.sequences[i], proposer, draft.start + draft.num_rows)
 
     def interrupted(self) -> None:

@@ -34,7 +34,7 @@ def batch(view: BatchView[W], rules: BatchRules, counters: Counters, now: float)
     else:
         draft.decode()
         draft.prefill()
-        if rules.num_guesses and not draft.verdict.again:
+        if rules.speculative_tokens and not draft.verdict.again:
             draft.speculate()
     return draft.verdict, counters if draft.verdict.again else draft.close()
 
@@ -143,8 +143,8 @@ class _Draft(Generic[W]):
         order = sorted(range(num_decodes), key=lambda i: num_proposed[i] > 0)
         verdict.works = [decodes[i] for i in order]
         verdict.counts = [1 + num_proposed[i] for i in order]
-        verdict.num_guessing = sum(count > 0 for count in num_proposed)
-        verdict.num_decodes -= verdict.num_guessing
+        verdict.num_proposing = sum(count > 0 for count in num_proposed)
+        verdict.num_decodes -= verdict.num_proposing
 
     def _with_blocks(self, work: W, count: int) -> int:
         """As many of ``count`` proposed tokens as there are blocks for that nobody else is to have."""

@@ -66,7 +66,7 @@ class BatchRules:
 
     ``stateless``: the model keeps nothing from one step to the next (an encoder, where every token sees the later
     ones too), so that a prompt is computed whole and needs no blocks.
-    ``num_guesses``: the most tokens that a sequence guesses ahead; 0: none does.  ``drafts``: a draft model guesses
+    ``speculative_tokens``: the most that a sequence proposes; 0: none does.  ``drafts``: a draft model does it for
     them, not the sequence's own text.
     """
 
@@ -74,7 +74,7 @@ class BatchRules:
     max_num_seqs: int
     block_tokens: int
     stateless: bool = False
-    num_guesses: int = 0
+    speculative_tokens: int = 0
     drafts: bool = False
     fair: FairRules = FairRules()
 
@@ -83,7 +83,7 @@ class BatchRules:
 class BatchVerdict(Generic[W]):
     """Who computes how many tokens: decodes first.  ``held`` says why the first waiting sequence was not admitted.
 
-    Behind the decodes come ``num_guessing`` others that verify ``counts[i] - 1`` proposed tokens, too.
+    Behind the decodes come ``num_proposing`` others that verify ``counts[i] - 1`` proposed tokens, too.
     ``levels`` are those of the admitted.  ``again``: these gave way to somebody who waits; carry it out and ask again.
     ``token_budget``: the most tokens that this step could have been given.
     """
@@ -91,7 +91,7 @@ class BatchVerdict(Generic[W]):
     works: list[W] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     num_decodes: int = 0
-    num_guessing: int = 0
+    num_proposing: int = 0
     admitted: list[W] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
     preempted: list[W] = field(default_factory=list)

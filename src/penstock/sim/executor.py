@@ -39,7 +39,7 @@ class SimulatedExecutor:
             scores=nothing,
             prompt_scores=[[] for _ in token_ids],
             seconds=seconds,
-            further={i: self._further(plan.sequences[i], self._proposal(plan, i)) for i in plan.num_guesses},
+            further={i: self._further(plan.sequences[i], self._proposal(plan, i)) for i in plan.proposed},
             later=[
                 [self._draw(sequence, sequence.num_tokens + nth) for sequence in plan.sequences]
                 for nth in range(1, plan.rounds)
@@ -50,15 +50,15 @@ class SimulatedExecutor:
         if i in plan.proposals:
             return plan.proposals[i]
         # As a draft model that is right about the first half.
-        sequence, count = plan.sequences[i], plan.num_guesses[i]
+        sequence, count = plan.sequences[i], plan.proposed[i]
         right = [self._draw(sequence, sequence.num_tokens + depth) for depth in range(-(-count // 2))]
         return right + [self._vocab_size] * (count - len(right))
 
     def _further(self, sequence: Sequence, proposal: list[int]) -> list[tuple[int, TokenScore | None]]:
         position = sequence.num_tokens
         drawn: list[tuple[int, TokenScore | None]] = []
-        for guess in proposal:
-            if guess != self._draw(sequence, position):
+        for proposed in proposal:
+            if proposed != self._draw(sequence, position):
                 break
             position += 1
             drawn.append((self._draw(sequence, position), None))

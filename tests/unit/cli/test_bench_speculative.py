@@ -24,7 +24,7 @@ from penstock.wire.errors import Problem
 
 def engine(clock: VirtualClock, context_tokens: int = 4096) -> Any:
     """An engine whose rows are cheap, and whose text is its characters' numbers."""
-    rules = BatchRules(max_step_tokens=512, max_num_seqs=64, block_tokens=32, num_guesses=8)
+    rules = BatchRules(max_step_tokens=512, max_num_seqs=64, block_tokens=32, speculative_tokens=8)
     return SimpleNamespace(
         loop=Loop(Scheduler(rules, BlockPool(4096), prefix_caching=False), lambda event: None),
         executor=SimulatedExecutor(clock, StepTime(0.01, 0.0001, 0.0)),
@@ -68,7 +68,7 @@ def test_a_script_takes_what_was_proposed_as_far_as_it_agrees(proposal: list[int
     sequence = Sequence("offline-0", [1, 2, 4], 2, 9, Sampling(seed=1), Recorder(clock, 0.0), num_computed=2)
     plan = StepPlan(1, [sequence], [2], [1 + len(proposal)], [0], 0 if proposal else 1)
     if proposal:
-        plan.num_guesses, plan.proposals = {0: len(proposal)}, {0: proposal}
+        plan.proposed, plan.proposals = {0: len(proposal)}, {0: proposal}
     executor = Scripted(SimulatedExecutor(clock, StepTime(0.01, 0.0, 0.0)), [[4, 5, 6, 7, 8]])
 
     result = executor.execute(plan)

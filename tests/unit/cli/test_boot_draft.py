@@ -1,4 +1,4 @@
-"""A draft model beside the model: what is loaded, what is refused, and that guesses come out of it."""
+"""A draft model beside the model: what is loaded, what is refused, and that proposals come out of it."""
 
 from __future__ import annotations
 

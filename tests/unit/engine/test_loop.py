@@ -229,39 +229,39 @@ def test_a_preempted_mean_starts_again_from_nothing() -> None:
     assert plan is not None and plan.starts == [0]
 
 
-def guessed(guesses: list[int]) -> tuple[Loop, Sequence, Recorder, StepPlan, list[Event]]:
-    """A sequence with six prompt tokens and one of output in a step that verifies ``guesses``."""
+def verifying(proposal: list[int]) -> tuple[Loop, Sequence, Recorder, StepPlan, list[Event]]:
+    """A sequence with six prompt tokens and one of output in a step that verifies ``proposal``."""
     events: list[Event] = []
     loop = loop_of(events=events)
-    loop.scheduler = Scheduler(replace(loop.scheduler.rules, num_guesses=8), BlockPool(8))
-    guessing, recorder = sequence("a", max_tokens=9, stop_token_ids=frozenset({99}), tenant="t")
-    loop.submit(guessing)
+    loop.scheduler = Scheduler(replace(loop.scheduler.rules, speculative_tokens=8), BlockPool(8))
+    proposing, recorder = sequence("a", max_tokens=9, stop_token_ids=frozenset({99}), tenant="t")
+    loop.submit(proposing)
     loop.commit(*planned(loop))
     speculation = loop.scheduler._speculation
     assert speculation is not None
     speculation._allowances[mix(1)] = Allowance(1.0, 1.0, num_plain=10, to_come=10)
     plan = loop.plan()
     assert plan is not None
-    plan.num_guesses, plan.counts, plan.num_decodes = {0: len(guesses)}, [1 + len(guesses)], 0
-    guessing.block_ids += loop.scheduler.pool.lease(
-        -(-(guessing.num_tokens + len(guesses)) // 4) - len(guessing.block_ids)
+    plan.proposed, plan.counts, plan.num_decodes = {0: len(proposal)}, [1 + len(proposal)], 0
+    proposing.block_ids += loop.scheduler.pool.lease(
+        -(-(proposing.num_tokens + len(proposal)) // 4) - len(proposing.block_ids)
     )
-    return loop, guessing, recorder, plan, events
+    return loop, proposing, recorder, plan, events
 
 
 def result_of(plan: StepPlan, first: int, *further: int) -> StepResult:
     return StepResult(plan.step, [first], [None], [[]], 0.01, further={0: [(token, None) for token in further]})
 
 
-def test_right_guesses_are_taken_one_after_the_other_and_wrong_ones_leave_nothing() -> None:
-    """Of five guesses with two right three tokens come; blocks that hold none of them are free again."""
-    loop, guessing, recorder, plan, events = guessed([11, 12, 13, 14, 15])
+def test_right_tokens_are_taken_one_after_the_other_and_wrong_ones_leave_nothing() -> None:
+    """Of five proposed tokens with two right three tokens come; blocks that hold none of them are free again."""
+    loop, proposing, recorder, plan, events = verifying([11, 12, 13, 14, 15])
     before = loop.scheduler.counters.charged.get("t", -8192.0)
 
     loop.commit(plan, result_of(plan, 11, 12, 55))
 
     assert recorder.token_ids[1:] == [11, 12, 55]
-    assert (guessing.num_tokens, guessing.num_computed, len(guessing.block_ids)) == (10, 9, 3)
+    assert (proposing.num_tokens, proposing.num_computed, len(proposing.block_ids)) == (10, 9, 3)
     loop.scheduler.pool.check()
     assert loop.scheduler.pool.num_used == 3
     last = events[-1]
@@ -275,13 +275,13 @@ def test_right_guesses_are_taken_one_after_the_other_and_wrong_ones_leave_nothin
 @pytest.mark.parametrize(
     ("drawn", "reason", "kept"), [((11, 99, 13), "stop", [11, 99]), ((11, 12, 13), "length", [11])]
 )
-def test_an_end_among_right_guesses_ends_the_sequence_there(
+def test_an_end_among_right_tokens_ends_the_sequence_there(
     drawn: tuple[int, ...], reason: str, kept: list[int]
 ) -> None:
     """What was right behind a stop token or behind max_tokens is nobody's."""
-    loop, guessing, recorder, plan, _ = guessed([11, 99 if reason == "stop" else 12, 13])
+    loop, proposing, recorder, plan, _ = verifying([11, 99 if reason == "stop" else 12, 13])
     if reason == "length":
-        guessing.max_tokens = guessing.num_output_tokens + 1
+        proposing.max_tokens = proposing.num_output_tokens + 1
 
     loop.commit(plan, result_of(plan, *drawn))
 
@@ -291,9 +291,9 @@ def test_an_end_among_right_guesses_ends_the_sequence_there(
     assert loop.scheduler.pool.num_used == 0
 
 
-def test_an_abort_while_guesses_are_verified_drops_them_all() -> None:
+def test_an_abort_while_tokens_are_verified_drops_them_all() -> None:
     """The step's tokens reach nobody and its blocks are idle."""
-    loop, _, recorder, plan, _ = guessed([11, 12])
+    loop, _, recorder, plan, _ = verifying([11, 12])
     loop.abort("a")
 
     loop.commit(plan, result_of(plan, 11, 12, 13))
@@ -303,9 +303,9 @@ def test_an_abort_while_guesses_are_verified_drops_them_all() -> None:
     loop.scheduler.pool.check()
 
 
-def test_only_right_guesses_enter_the_prefix_cache() -> None:
-    """A later prompt that goes on with the wrong guesses starts from the block before them."""
-    loop, _, _, plan, _ = guessed([11, 12, 13, 14, 15, 16])
+def test_only_right_tokens_enter_the_prefix_cache() -> None:
+    """A later prompt that goes on with the wrong tokens starts from the block before them."""
+    loop, _, _, plan, _ = verifying([11, 12, 13, 14, 15, 16])
     loop.commit(plan, result_of(plan, 11, 12, 55))
     first = list(plan.sequences[0].token_ids)
     loop.abort("a")

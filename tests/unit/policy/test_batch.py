@@ -318,7 +318,7 @@ def test_nobody_gives_way_in_vain() -> None:
     assert (verdict.preempted, verdict.held) == ([], "blocks")
 
 
-PROPOSING = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4, num_guesses=8)
+PROPOSING = BatchRules(max_step_tokens=10, max_num_seqs=4, block_tokens=4, speculative_tokens=8)
 CHEAP_ROWS = StepModel(rates=(1.0, 1e-6, 0.0, 0.0, 0.0), num_steps=100)
 
 
@@ -331,7 +331,7 @@ def test_proposals_come_behind_the_decodes_and_get_what_is_left_of_the_step() ->
 
     assert verdict.works == [works[1], works[2], works[0]]
     assert verdict.counts == [1, 1, 8]
-    assert (verdict.num_decodes, verdict.num_guessing) == (2, 1)
+    assert (verdict.num_decodes, verdict.num_proposing) == (2, 1)
 
 
 def test_a_proposal_makes_nobody_give_way_and_takes_no_block_that_somebody_will_need() -> None:
@@ -358,7 +358,7 @@ def test_a_step_with_a_prompt_proposes_nothing() -> None:
     view = FakeView(works, [], step_model=CHEAP_ROWS, proposable={0: Candidate(0.9, 8)})
     verdict = batch(view, PROPOSING)
     assert (verdict.works, verdict.counts) == ([works[0], works[2], works[1]], [1, 1, 8])
-    assert (verdict.num_decodes, verdict.num_guessing) == (2, 0)
+    assert (verdict.num_decodes, verdict.num_proposing) == (2, 0)
 
 
 def test_a_step_in_which_nothing_can_be_proposed_is_as_without_speculation() -> None:
@@ -366,4 +366,4 @@ def test_a_step_in_which_nothing_can_be_proposed_is_as_without_speculation() -> 
     works = [running(6, 5), running(6, 5)]
     verdict = batch(FakeView(works, [], step_model=CHEAP_ROWS), PROPOSING)
     assert (verdict.works, verdict.counts) == (works, [1, 1])
-    assert (verdict.num_decodes, verdict.num_guessing) == (2, 0)
+    assert (verdict.num_decodes, verdict.num_proposing) == (2, 0)

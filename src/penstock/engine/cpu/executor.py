@@ -107,7 +107,7 @@ class CpuExecutor:
         )
 
     def _sample(self, plan: StepPlan, parts: list[Part], outputs: StepOutputs) -> list[list[Drawn]]:
-        """What each sequence gets, in order: nothing where no token is due, more than one where guesses were right."""
+        """What each sequence gets, in order: nothing where no token is due, more where proposals were right."""
         drawn: list[list[Drawn]] = [[] for _ in plan.sequences]
         for number, part in enumerate(parts):
             if number == 0 and outputs.logits is not None:

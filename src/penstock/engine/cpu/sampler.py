@@ -62,12 +62,12 @@ class Sampler:
     def verify(
         self, logits: Tensor, sequences: list[Sequence], proposals: list[list[int]], known_best: Tensor | None = None
     ) -> list[list[int]]:
-        """Tokens of sequences that may have guessed: one, and one more behind each guess that was right.
+        """Tokens of sequences that may have proposals: one, and one more behind each proposed token that was right.
 
         ``known_best``: the best token of each row, where somebody has found it and all sequences are plain.
         Sequence i has ``1 + len(proposals[i])`` rows of ``logits``, one behind the other: its last token's, and those
-        of its guesses.  What is sampled does not depend on what was guessed: each token is the one that
-        :meth:`sample` would give after those before it, so a wrong guess costs time and changes nothing.
+        of its proposal.  What is sampled does not depend on what was proposed: each token is the one that
+        :meth:`sample` would give after those before it, so a wrong one costs time and changes nothing.
         """
         if sequences != self._known:
             self._learn(sequences)
@@ -89,11 +89,11 @@ class Sampler:
             first += 1 + len(proposal)
         return sampled
 
-    def ahead(self, logits: Tensor, sequences: list[Sequence], guessed: list[list[int]]) -> list[int]:
-        """A token of each row of logits [R, V], behind the sequence's own tokens and those ``guessed`` to follow."""
+    def ahead(self, logits: Tensor, sequences: list[Sequence], proposed: list[list[int]]) -> list[int]:
+        """A token of each row of logits [R, V], behind the sequence's own tokens and those ``proposed`` to follow."""
         if self.is_plain(sequences):
             return arg_max(logits)
-        rows = zip(logits, self._rules, sequences, guessed, strict=True)
+        rows = zip(logits, self._rules, sequences, proposed, strict=True)
         return [_after(row, rule, sequence, own, None) for row, rule, sequence, own in rows]
 
     def _learn(self, sequences: list[Sequence]) -> None:
@@ -114,24 +114,24 @@ def arg_max(logits: Tensor) -> list[int]:
     return token_ids
 
 
-def _after(logits: Tensor, rule: Rules, sequence: Sequence, guessed: list[int], mask: bytes | None) -> int:
-    """The token behind the sequence's own and these ``guessed`` ones, from its row of logits [V] under ``mask``."""
+def _after(logits: Tensor, rule: Rules, sequence: Sequence, proposed: list[int], mask: bytes | None) -> int:
+    """The token behind the sequence's own and these ``proposed`` ones, from its row of logits [V] under ``mask``."""
     own = logits
-    if _needs_adjusting(rule, sequence, len(guessed)):
-        own = _adjust(logits, rule, sequence, guessed)
+    if _needs_adjusting(rule, sequence, len(proposed)):
+        own = _adjust(logits, rule, sequence, proposed)
     if mask is not None:
         own = _constrain(own, logits, mask)
-    return _taken(own, rule, sequence.num_tokens + len(guessed))
+    return _taken(own, rule, sequence.num_tokens + len(proposed))
 
 
 def _taken(logits: Tensor, rules: Rules, position: int) -> int:
     return arg_max(logits[None])[0] if rules.greedy else draw(logits, rules, uniform(rules.seed, position))
 
 
-def _needs_adjusting(rules: Rules, sequence: Sequence, num_guessed: int = 0) -> bool:
+def _needs_adjusting(rules: Rules, sequence: Sequence, num_proposed: int = 0) -> bool:
     if rules.penalised:
         return True
-    return _bars_stops(sequence) and sequence.num_output_tokens + num_guessed < sequence.min_tokens
+    return _bars_stops(sequence) and sequence.num_output_tokens + num_proposed < sequence.min_tokens
 
 
 def _bars_stops(sequence: Sequence) -> bool:
@@ -152,19 +152,19 @@ def _constrain(adjusted: Tensor, logits: Tensor, mask: bytes) -> Tensor:
     return constrained
 
 
-def _adjust(logits: Tensor, rules: Rules, sequence: Sequence, guessed: Items[int] = ()) -> Tensor:
+def _adjust(logits: Tensor, rules: Rules, sequence: Sequence, proposed: Items[int] = ()) -> Tensor:
     """A copy of logits [V] with penalties and biases added, and stop tokens barred before ``min_tokens``.
 
-    ``guessed`` tokens are taken to follow the sequence's own.
+    ``proposed`` tokens are taken to follow the sequence's own.
     The repetition penalty (arXiv 1909.05858) looks at prompt and output, presence and frequency at the output alone,
     as OpenAI defines them.
     """
     logits = logits.clone()
     if rules.repetition_penalty != 1.0:
-        seen = torch.tensor([*sequence.token_ids, *guessed])
+        seen = torch.tensor([*sequence.token_ids, *proposed])
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / rules.repetition_penalty, values * rules.repetition_penalty)
-    output = [*sequence.token_ids[sequence.num_prompt_tokens :], *guessed]
+    output = [*sequence.token_ids[sequence.num_prompt_tokens :], *proposed]
     if output and (rules.presence_penalty or rules.frequency_penalty):
         tokens, counts = torch.unique(torch.tensor(output), return_counts=True)
         logits[tokens] -= rules.presence_penalty + rules.frequency_penalty * counts

@@ -309,8 +309,8 @@ SAMPLINGS = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(SAMPLINGS, st.integers(0, 1 << 30), st.integers(0, 4), st.integers(0, 4))
-def test_what_is_guessed_changes_no_token(sampling: Sampling, seed: int, num_right: int, num_wrong: int) -> None:
-    """However a row is sampled: right guesses bring the tokens that come one by one, and the first wrong one ends them.
+def test_what_is_proposed_changes_no_token(sampling: Sampling, seed: int, num_right: int, num_wrong: int) -> None:
+    """However a row is sampled: right proposals bring the tokens that come one by one, and a wrong one ends them.
 
     So their distribution is the sampler's, and seeds mean the same with speculation and without.
     """
@@ -321,8 +321,8 @@ def test_what_is_guessed_changes_no_token(sampling: Sampling, seed: int, num_rig
     assert verified(logits, one, proposal) == expected
 
 
-def test_drawn_pairs_have_their_probabilities_whatever_is_guessed() -> None:
-    """Over 6,000 seeds the pairs behind a guess that is right 3 times of 10 pass a chi-square test at 1 in 1,000."""
+def test_drawn_pairs_have_their_probabilities_whatever_is_proposed() -> None:
+    """Over 6,000 seeds the pairs behind a proposal that is right 3 times of 10 pass a chi-square test at 1 in 1,000."""
     first, second = [0.3, 0.5, 0.2], [0.6, 0.1, 0.3]
     logits = torch.tensor([logs(*first), logs(*second)])
     counts: Counter[tuple[int, ...]] = Counter()
