@@ -183,6 +183,9 @@ def plain(
     """
     decodes, context = shape.num_decodes, shape.context_tokens
     if not allowance.num_plain:
+        # One behind prompts is like no other.
+        if not settled:
+            return allowance
         return allowance._replace(
             seconds=_FIRST_STEPS * seconds, plain_s=seconds, decodes=decodes, context=context, num_plain=1, to_come=-1
         )
@@ -193,9 +196,11 @@ def plain(
     earned = _SHARE * usual_s * num_steps
     if settled:
         num_plain = min(num_plain + 1, _IN_A_ROW)
-        weight = max(1 / num_plain, _NEWEST)
+        weight = max(1 / num_plain, min(_NEWEST * num_steps, 0.5))
+        mean_s = allowance.plain_s + weight * (seconds - allowance.plain_s)
         allowance = allowance._replace(
-            plain_s=allowance.plain_s + weight * (seconds - allowance.plain_s),
+            # The first ones of a mix come slowly, so the fastest of them counts.
+            plain_s=mean_s if num_plain > _WATCHED else min(allowance.plain_s, seconds),
             decodes=allowance.decodes + weight * (decodes - allowance.decodes),
             context=allowance.context + weight * (context - allowance.context),
             stall_rate=max(_STALL_RATE, allowance.stall_rate + weight * (has_stalled - allowance.stall_rate)),

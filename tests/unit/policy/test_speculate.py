@@ -173,6 +173,15 @@ def test_what_a_step_leaves_for_the_next_to_do_again_is_lost_too() -> None:
     assert after.plain_s == before.plain_s
 
 
+def test_of_the_first_plain_steps_the_fastest_counts() -> None:
+    """Buffers are made and caches are cold: what they take would hide a loss. One behind prompts is none of them."""
+    model, allowance = machine(1.0, 0.0), Allowance()
+    assert plain(allowance, model, LONE, 9.0, settled=False) == allowance
+    for seconds in (1.6, 1.0, 0.8, 0.9):
+        allowance = plain(allowance, model, LONE, seconds, settled=True)
+    assert (allowance.plain_s, allowance.num_plain) == (0.8, 4)
+
+
 def test_steps_that_scatter_are_doubted() -> None:
     """Of two means the one of scattered steps counts for less beside steps that speculate."""
     dice = random.Random(1)
