@@ -31,16 +31,21 @@ def kept(compiler: Callable[[Any], T]) -> Callable[[Any], T]:
     """
 
     def compiled(function: Any) -> T:
-        sources = Path(function.__code__.co_filename).parent
         with _lock:
             given = config.CACHE_DIR
-            config.CACHE_DIR = str(_base(given, sources) / f"kernels-{digest(sources)}")
+            config.CACHE_DIR = str(_folder(given, function))
             try:
                 return compiler(function)
             finally:
                 config.CACHE_DIR = given
 
     return compiled
+
+
+def folder_of(function: Any) -> Path:
+    """Where what ``function`` is compiled to is kept."""
+    with _lock:
+        return _folder(config.CACHE_DIR, function)
 
 
 @cache
@@ -51,6 +56,11 @@ def digest(sources: Path) -> str:
         text = path.read_bytes()
         total.update(f"\n{path.name} {len(text)}\n".encode() + text)
     return total.hexdigest()[:16]
+
+
+def _folder(given: str, function: Any) -> Path:
+    sources = Path(function.__code__.co_filename).parent
+    return _base(given, sources) / f"kernels-{digest(sources)}"
 
 
 def _base(given: str, sources: Path) -> Path:

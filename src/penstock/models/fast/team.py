@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from llvmlite import ir
-from numba import cfunc, types
+from numba import types
 from numba.extending import intrinsic
 
-from penstock.models.kept import kept
+from penstock.models.machine_code import Code
 
 Ints = npt.NDArray[np.int64]
 
@@ -45,9 +45,8 @@ class Job:
     @cached_property
     def address(self) -> int:
         """Of the compiled function, as C calls it."""
-        self._kept = kept(cfunc(types.void(types.CPointer(types.int64)), cache=True))(self._function)
-        address: int = self._kept.address
-        return address
+        self._code = Code(self._function)
+        return self._code.address
 
     def compile(self) -> None:
         """Now, or from the disk; otherwise that is done by its first use."""

@@ -10,9 +10,10 @@ import pytest
 import torch
 from random_checkpoints import make_checkpoint
 
+from penstock.models import machine_code
 from penstock.models.attention import packed_causal, packed_positions
 from penstock.models.decoder import Decoder
-from penstock.models.fast import activations, int8, products, team
+from penstock.models.fast import activations, int8, products
 from penstock.models.fast.compile import kernels
 from penstock.models.fast.pack import packing
 from penstock.models.load import load_decoder
@@ -52,7 +53,7 @@ def test_the_first_step_compiles_nothing(quantization: Any, tmp_path: Path, monk
         vars(job).pop("address", None)
     for job in kernels("bfloat16", quantization):
         job.compile()
-    monkeypatch.setattr(team, "cfunc", None)
+    monkeypatch.setattr(machine_code, "cfunc", None)
     decoder = load_decoder(tmp_path, "bfloat16", pack=packing(quantization))
     with torch.inference_mode():
         assert decoder.logits(decoder(torch.arange(8), packed_positions([8]), packed_causal([8]))).isfinite().all()
