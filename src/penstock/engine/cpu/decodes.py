@@ -57,7 +57,7 @@ class Decodes:
             sequence.num_logprobs is None
             and sequence.pooling is None
             and not sequence.score_prompt
-            and (sequence.adapter is None or self._planned.adapts)
+            and sequence.adapter is None
             for sequence in plan.sequences
         )
 

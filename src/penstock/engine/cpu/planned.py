@@ -74,12 +74,13 @@ class PlannedStep:
             self._step = self._made_for(1 << (num_rows - 1).bit_length())
         threads = self._threads.threads(num_rows)
         begin = time.perf_counter()
-        self._batch = batch
-        self._inputs = self._inputs_of(batch, np.array(rows[:LOGITS_ROWS], np.int64), best, threads)
-        return self._forward(self._inputs, threads, begin)
+        inputs = self._inputs_of(batch, np.array(rows[:LOGITS_ROWS], np.int64), best, threads)
+        # Not an adapter's: it may be unloaded before there is another step.
+        self._batch, self._inputs = (None, None) if batch.adapted else (batch, inputs)
+        return self._forward(inputs, threads, begin)
 
     def go_on(self) -> StepOutputs:
-        """The batch of the last call, all decodes, which was changed in place to the next token of each."""
+        """The batch of the last call, decodes without adapters, changed in place to the next token of each."""
         assert self._batch is not None and self._inputs is not None
         threads = self._threads.threads(len(self._inputs))
         begin = time.perf_counter()
