@@ -37,24 +37,25 @@ class _Kept(msgspec.Struct, frozen=True):
     code: bytes
 
 
-class Code:
-    """A function as C calls it, at ``address`` for as long as this lives."""
+_owners: list[object] = []
+"""Of code in memory: addresses hold until the process ends."""
 
-    def __init__(self, function: Callable[[Any], None]) -> None:
-        """``function`` takes an int64 pointer."""
-        if sys.platform != "linux":  # what its code refers to has other names elsewhere
-            self._owner = kept(cfunc(_SIGNATURE, cache=True))(function)
-            self.address: int = self._owner.address
-            return
-        path = folder_of(function) / f"{function.__module__}.{function.__qualname__}-{_machine()}.o"
-        found = _read(path)
-        if found is not None:
-            self._owner, self.address = _loaded(found)
-        else:
-            self._owner = cfunc(_SIGNATURE)(function)
-            self.address = self._owner.address
-            code = self._owner._library._get_compiled_object()  # noqa: SLF001  # what Numba's own cache writes
-            _write(path, _Kept(self._owner.native_name, code))
+
+def address_of(function: Callable[[Any], None]) -> int:
+    """Of ``function``, which takes an int64 pointer, as C calls it."""
+    if sys.platform != "linux":  # what its code refers to has other names elsewhere
+        owner = kept(cfunc(_SIGNATURE, cache=True))(function)
+        _owners.append(owner)
+        return int(owner.address)
+    path = folder_of(function) / f"{function.__module__}.{function.__qualname__}-{_machine()}.o"
+    found = _read(path)
+    if found is not None:
+        return _loaded(found)
+    owner = cfunc(_SIGNATURE)(function)
+    _owners.append(owner)
+    code = owner._library._get_compiled_object()  # noqa: SLF001  # what Numba's own cache writes
+    _write(path, _Kept(owner.native_name, code))
+    return int(owner.address)
 
 
 @cache
@@ -65,7 +66,7 @@ def _machine() -> str:
     return hashlib.sha256(made_for.encode()).hexdigest()[:16]
 
 
-def _loaded(found: _Kept) -> tuple[object, int]:
+def _loaded(found: _Kept) -> int:
     _ready_llvm()
     machine = binding.Target.from_default_triple().create_target_machine()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
@@ -73,7 +74,8 @@ def _loaded(found: _Kept) -> tuple[object, int]:
     engine.finalize_object()
     address = engine.get_function_address(found.symbol)
     assert address, found.symbol
-    return engine, address
+    _owners.append(engine)
+    return int(address)
 
 
 @cache
@@ -81,7 +83,8 @@ def _ready_llvm() -> None:
     """Tell it of this processor, and by which names code calls Numba's own: memory of arrays, and errors."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    for prefix, helpers in (("numba_", _helperlib.c_helpers), ("NRT_", _nrt_python.c_helpers)):
+    own = _nrt_python.c_helpers  # type: ignore[attr-defined]  # there at run time
+    for prefix, helpers in (("numba_", _helperlib.c_helpers), ("NRT_", own)):
         for name, address in helpers.items():
             binding.add_symbol(name if name.startswith("_") else prefix + name, address)
 

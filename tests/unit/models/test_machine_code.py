@@ -24,9 +24,9 @@ def advance(numbers):
 
 compiled = []
 machine_code.cfunc = lambda *known: compiled.append(1) or cfunc(*known)
-code = machine_code.Code(advance)
+address = machine_code.address_of(advance)
 numbers = np.array([1, 4], np.int64)
-ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address)(numbers.ctypes.data)
+ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(numbers.ctypes.data)
 print(numbers[0], len(compiled))
 """
 

@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from penstock.models.machine_code import Code
+from penstock.models.machine_code import address_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -45,8 +45,7 @@ class Job:
     @cached_property
     def address(self) -> int:
         """Of the compiled function, as C calls it."""
-        self._code = Code(self._function)
-        return self._code.address
+        return address_of(self._function)
 
     def compile(self) -> None:
         """Now, or from the disk; otherwise that is done by its first use."""
