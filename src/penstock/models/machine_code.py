@@ -83,8 +83,8 @@ def _ready_llvm() -> None:
     """Tell it of this processor, and by which names code calls Numba's own: memory of arrays, and errors."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    own = _nrt_python.c_helpers  # type: ignore[attr-defined]  # there at run time
-    for prefix, helpers in (("numba_", _helperlib.c_helpers), ("NRT_", own)):
+    errors = _helperlib.c_helpers  # type: ignore[attr-defined]  # it is there at run time
+    for prefix, helpers in (("numba_", errors), ("NRT_", _nrt_python.c_helpers)):
         for name, address in helpers.items():
             binding.add_symbol(name if name.startswith("_") else prefix + name, address)
 
