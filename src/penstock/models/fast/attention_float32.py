@@ -69,16 +69,7 @@ def attend_float32(
                 base = index * page_tokens
                 first, end = max(lowest - base, 0), min(end_key - base, page_tokens)
                 key, value = keys[pages[index], head], values[pages[index], head]
-                highest = peak
-                for j in range(first, end):
-                    score = np.float32(0.0)
-                    for i in range(head_dim):
-                        score += q[row, query, i] * key[j, i]
-                    score *= scale
-                    if cap != np.float32(0.0):
-                        score = cap * np.float32(math.tanh(score / cap))
-                    scores[j] = score
-                    highest = max(highest, score)
+                highest = max(peak, _score(q[row, query], key, first, end, scale, cap, scores))
                 shrink = np.float32(math.exp(peak - highest))
                 total *= shrink
                 mixed *= shrink
@@ -94,3 +85,21 @@ def attend_float32(
                 part = parts[work[PART] + member, query]
                 part[:head_dim] = mixed
                 part[head_dim], part[head_dim + 1] = peak, total
+
+
+@compiled
+def _score(
+    query: Floats, key: Floats, first: int, end: int, scale: np.float32, cap: np.float32, scores: Floats
+) -> np.float32:
+    """scores[first:end] of a query [D] and a page's keys [S, D]; the highest of them."""
+    highest = HIDDEN32
+    for j in range(first, end):
+        score = np.float32(0.0)
+        for i in range(len(query)):
+            score += query[i] * key[j, i]
+        score *= scale
+        if cap != np.float32(0.0):
+            score = cap * np.float32(math.tanh(score / cap))
+        scores[j] = score
+        highest = max(highest, score)
+    return highest

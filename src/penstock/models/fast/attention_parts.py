@@ -21,6 +21,7 @@ LINE_BYTES = 64
 HIDDEN = -1e30
 """A score that nothing is: less than any, and still a number."""
 LOG2_E = 1.4426950408889634
+_ZERO = simd.constant(FLOATS, 0.0)
 
 Intrinsic = Callable[..., Any]
 
@@ -46,18 +47,32 @@ def _add_products(b: Any, source: Any, lines: Any, ahead: Any, rows: Any, i: Any
     return totals
 
 
+def _summed(b: Any, num_pairs: Any, before: list[Any], one_pair: Callable[[Any, Any], list[Any]]) -> list[Any]:
+    """What ``one_pair`` adds to ``before``; few sums in two parts each, to hide the latency of an addition."""
+    if len(before) >= 8:
+        return list(simd.loop(b, num_pairs, before, one_pair))
+    sums = simd.loop(b, num_pairs, [part for total in before for part in (total, _ZERO)], one_pair)
+    return [b.fadd(even, odd) for even, odd in zip(sums[::2], sums[1::2], strict=True)]
+
+
 def _fetch(b: Any, address: Any) -> None:
     """Into the second cache: what comes a block later would drive out of the first what is read now."""
     simd.prefetch(b, address, level=2)
 
 
 def _all(b: Any, count: Any, at_once: int, body: Callable[[Any, int], Any]) -> None:
-    """``body(first, number)`` for ``count`` things: ``at_once`` of them at a time, then what is left one by one."""
-    whole = b.udiv(count, ir.Constant(I64, at_once))
-    simd.loop(b, whole, [], lambda i, _: body(b.mul(i, ir.Constant(I64, at_once)), at_once))
-    if at_once > 1:
-        done = b.mul(whole, ir.Constant(I64, at_once))
-        simd.loop(b, b.sub(count, done), [], lambda i, _: body(b.add(done, i), 1))
+    """``body(first, number)`` for ``count`` things: ``at_once`` of them at a time, then half as many, down to one."""
+    done: Any = ir.Constant(I64, 0)
+    while at_once:
+        step = ir.Constant(I64, at_once)
+        times = b.udiv(b.sub(count, done), step)
+
+        def some(i: Any, _: Any, done: Any = done, step: Any = step, number: int = at_once) -> Any:
+            return body(b.add(done, b.mul(i, step)), number)
+
+        simd.loop(b, times, [], some)
+        done = b.add(done, b.mul(times, step))
+        at_once //= 2
 
 
 def _score(num_queries: int, num_tiles: int) -> Intrinsic:
@@ -85,12 +100,7 @@ def _score(num_queries: int, num_tiles: int) -> Intrinsic:
                     lines = [b.add(tile, b.mul(i, ir.Constant(I64, LINE_BYTES))) for tile in offsets]
                     return _add_products(b, keys, lines, ahead, rows, i, sums)
 
-                # Of few scores the even dimensions and the odd ones apart, to hide the latency of a sum.
-                apart = 2 if num_queries * num < 8 else 1
-                zeros = [simd.constant(FLOATS, 0.0)] * (num_queries * num * apart)
-                sums = simd.loop(b, num_pairs, zeros, one_pair)
-                for nth in range(num_queries * num):
-                    total = sums[nth * apart] if apart == 1 else b.fadd(*sums[nth * apart : (nth + 1) * apart])
+                for nth, total in enumerate(_summed(b, num_pairs, [_ZERO] * (num_queries * num), one_pair)):
                     tile = b.add(first, ir.Constant(I64, nth % num))
                     simd.store(b, total, b.add(places[nth // num], b.mul(tile, ir.Constant(I64, LINE_BYTES))))
                 return []
@@ -206,8 +216,8 @@ def _mix(num_queries: int, num_groups: int) -> Intrinsic:
                     lines = [b.add(row, ir.Constant(I64, g * LINE_BYTES)) for g in range(num)]
                     return _add_products(b, values, lines, ahead, rows, i, sums)
 
-                sums = simd.loop(b, num_pairs, [simd.load(b, place, FLOATS) for place in places], one_pair)
-                for place, total in zip(places, sums, strict=True):
+                before = [simd.load(b, place, FLOATS) for place in places]
+                for place, total in zip(places, _summed(b, num_pairs, before, one_pair), strict=True):
                     simd.store(b, total, place)
                 return []
 

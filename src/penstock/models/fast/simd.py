@@ -42,7 +42,6 @@ class _Bfloat(ir.types.Type):  # type: ignore[misc]  # llvmlite has no types
         return hash(_Bfloat)
 
 
-BFLOATS = ir.VectorType(_Bfloat(), 2 * LANES)
 HALF_BFLOATS = ir.VectorType(_Bfloat(), LANES)
 
 
@@ -131,19 +130,6 @@ def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
     return call(b, "llvm.fma.v16f32", FLOATS, [x, y, z])
 
 
-def dot_bf16(b: Builder, total: Value, left: Value, right: Value) -> Value:
-    """total[i] + left[2i] * right[2i] + left[2i + 1] * right[2i + 1]: 16 float32 and twice 32 bfloat16."""
-    if has("avx512bf16"):
-        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [total, left, right])
-    return dot_halves(b, total, left, right)
-
-
-def dot_halves(b: Builder, total: Value, left: Value, right: Value) -> Value:
-    """As ``dot_bf16``, by two multiply-adds of any CPU's."""
-    (even, odd), (other_even, other_odd) = (halves(b, b.bitcast(pairs, INTS)) for pairs in (left, right))
-    return multiply_add(b, odd, other_odd, multiply_add(b, even, other_even, total))
-
-
 def halves(b: Builder, pairs: Value) -> tuple[Value, Value]:
     """The even and the odd ones of 32 bfloat16, given as 16 int32, in float32."""
     return (
@@ -180,11 +166,6 @@ def _pairs_of_words(b: Builder, left: Value, right: Value) -> Value:
         words = [b.shuffle_vector(words, words, lanes) for words in (left, right)]
         parts.append(call(b, "llvm.x86.avx2.pmadd.wd", sums, words))
     return b.shuffle_vector(*parts, ir.Constant(INTS, list(range(LANES))))
-
-
-def spread_pair(b: Builder, address: Value) -> Value:
-    """The two bfloat16 at ``address`` in every pair of lanes."""
-    return b.bitcast(spread(b, load(b, address, I32)), BFLOATS)
 
 
 def to_bf16(b: Builder, values: Value) -> Value:
