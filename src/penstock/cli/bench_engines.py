@@ -70,8 +70,11 @@ def engines(
     from penstock.cli.bench_turns import Launch, in_turns
     from penstock.cli.console import say
     from penstock.cli.diagnosis.probe import read_cpu
+    from penstock.cli.plot import check_png
     from penstock.loadgen.turns import figures
 
+    if png is not None:
+        check_png(png)
     launches = [Launch(_OURS, sys.executable, model, (quantization, "exact" if exact else "fast"))]
     for text in beside or []:
         launches.append(Launch.parse(text, [launch.name for launch in launches]))
@@ -96,12 +99,12 @@ def engines(
         cpu_count=cpu.allowed_cores,
         engines={name: _engine(one, figures(parts, one.seconds)) for name, one in turns.items()},
     )
-    if png is not None:
-        _draw(png, report)
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
         _print(report)
+    if png is not None:
+        _draw(png, report)
 
 
 def curves_of(report: EnginesReport) -> dict[str, dict[str, list[tuple[float, float]]]]:

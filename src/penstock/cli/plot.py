@@ -41,13 +41,22 @@ def braille(points: Points, *, width: int = 64, height: int = 12) -> list[str]:
     return lines
 
 
-def write_png(path: Path, curves: Sequence[tuple[str, Points]], title: str, x_label: str) -> None:
-    """One panel per (name, points), below one another.  Raises ``invalid_setting`` where matplotlib is missing."""
+def check_png(path: Path) -> None:
+    """Ahead of long work: raises ``invalid_setting`` where matplotlib or the folder of ``path`` is missing."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401  # whether it is there
     except ImportError:
         message = "--png draws with matplotlib, which is not installed: pip install 'penstock[train]'."
         raise Problem("invalid_setting", message, param="--png") from None
+    if not path.parent.is_dir():
+        raise Problem("invalid_setting", f"{path} cannot be written: {path.parent} is no folder.", param="--png")
+
+
+def write_png(path: Path, curves: Sequence[tuple[str, Points]], title: str, x_label: str) -> None:
+    """One panel per (name, points), below one another.  Raises ``invalid_setting`` as :func:`check_png` does."""
+    check_png(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 2.6 * len(curves)), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(len(curves), 1, squeeze=False)

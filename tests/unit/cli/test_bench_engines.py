@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from seeded import write_seeded_checkpoint
 
+from penstock.cli.bench_engines import engines
 from penstock.cli.bench_turns import Launch
 from penstock.wire.errors import Problem
 
@@ -49,6 +51,19 @@ def test_curves_are_a_table_and_lines(checkpoint: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "token 256 x 64, ms" in done.stdout
     assert "time of a token, ms, over the batch: penstock" in done.stdout
+
+
+@pytest.mark.parametrize("lacks", ["matplotlib", "folder"])
+def test_what_a_drawing_lacks_is_said_before_minutes_of_work(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read or started for a file that cannot be written in the end."""
+    figure = None if lacks == "matplotlib" else types.ModuleType("matplotlib.figure")
+    monkeypatch.setitem(sys.modules, "matplotlib", types.ModuleType("matplotlib"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", figure)
+    path = tmp_path / "curves.png" if lacks == "matplotlib" else tmp_path / "gone" / "curves.png"
+    with pytest.raises(Problem, match=lacks):
+        engines("/no/such/model", workload="curves", png=path)
 
 
 @pytest.mark.slow
