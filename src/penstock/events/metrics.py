@@ -223,7 +223,7 @@ STEP = _metric(
     "penstock_engine_step_seconds",
     "histogram",
     "seconds",
-    "Time to compute and commit one engine step.",
+    "Time to compute and commit one engine step; steps that are computed in one call are one.",
     (),
     STEP_BUCKETS,
 )

@@ -33,6 +33,8 @@ class Decodes:
         """The tokens of all sequences, for each of the plan's rounds; ``None``: it is no plan for this."""
         # Not kept meanwhile: what raises half-way leaves nothing behind, and another plan changes what is prepared.
         kept, self._kept = self._kept, None
+        if plan.drafts or plan.proposals:
+            return None
         if kept is not None and kept.is_followed_by(plan):
             kept.advance([sequence.token_ids[-1] for sequence in plan.sequences])
             outputs = self._planned.go_on()
@@ -51,7 +53,7 @@ class Decodes:
 
     def _suits(self, plan: StepPlan) -> bool:
         """Whether each sequence gets one token, of which nothing but its number is wanted."""
-        if not plan.num_decodes == len(plan.sequences) <= LOGITS_ROWS or plan.proposals or not self._planned.has_head:
+        if not plan.num_decodes == len(plan.sequences) <= LOGITS_ROWS or not self._planned.has_head:
             return False
         return all(
             sequence.num_logprobs is None

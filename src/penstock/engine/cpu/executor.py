@@ -84,7 +84,7 @@ class CpuExecutor:
                 assert self._drafter is not None
                 plan = dataclasses.replace(plan, proposals=self._drafter.propose(plan))
             draft_s = time.perf_counter() - begin if plan.drafts else 0.0
-            decoded = None if self._decodes is None or plan.drafts else self._decodes.execute(plan)
+            decoded = None if self._decodes is None else self._decodes.execute(plan)
             if decoded is not None:
                 return _only_tokens(plan, decoded, time.perf_counter() - begin)
             batch = step_batch(plan, self._block_tokens)

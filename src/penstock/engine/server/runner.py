@@ -86,12 +86,13 @@ class Runner:
         self.num_steps += 1
         seconds_per_token = result.seconds / (plan.num_tokens * result.num_rounds)
         self._slowest_s_per_token = max(self._slowest_s_per_token * _FORGET, seconds_per_token)
-        self.loop.commit(plan, dataclasses.replace(result, seconds=self._turn_s()))
+        self.loop.commit(plan, dataclasses.replace(result, seconds=self._turn_s(result.num_rounds)))
         return True
 
-    def _turn_s(self) -> float:
+    def _turn_s(self, rounds: int) -> float:
         """Seconds since the step before: all that lies between two tokens of a stream, and not the computing alone."""
         now = time.perf_counter()
         seconds, self._turned_at = now - self._turned_at, now
-        self.step_time_s += 0.1 * (seconds - self.step_time_s) if self.step_time_s else seconds
+        each_s = seconds / rounds
+        self.step_time_s += 0.1 * (each_s - self.step_time_s) if self.step_time_s else each_s
         return seconds
