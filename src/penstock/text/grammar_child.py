@@ -31,6 +31,8 @@ _MEMORY_BYTES = 2 << 30
 _STEP_CPU_S = 0.02
 _SPARE_CPU_S = 0.5
 """What a sequence may use beyond ``_STEP_CPU_S`` a token, altogether."""
+_KEPT_CPU_S = 0.25
+"""What of it is not for looking ahead, so that no output ends for having been looked ahead for."""
 _AHEAD_CPU_S = 0.005
 """A request that took longer looks ahead no further: what might come is worth no more."""
 _KEPT_MATCHERS = 64
@@ -145,8 +147,8 @@ class Worker:
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._tokenizer = tokenizer
         self._fresh: OrderedDict[Grammar, LLMatcher] = OrderedDict()
-        self._open: dict[int, tuple[LLMatcher, float]] = {}
-        """By session: its matcher, and the processor time it may still use."""
+        self._open: dict[int, tuple[LLMatcher, bytes, float]] = {}
+        """By session: its matcher, the mask of what may come next, and the processor time it may still use."""
 
     def answer(self, request: Request) -> Reply | None:
         """Do one request."""
@@ -161,21 +163,27 @@ class Worker:
                 matcher, left = self._started(request.grammar), _SPARE_CPU_S
                 self._replay(matcher, request.token_ids)
                 begin = time.process_time()
+                mask = self._mask(matcher)
             else:
-                matcher, left = self._open.pop(request.session)
+                matcher, mask, left = self._open.pop(request.session)
                 for token_id in request.token_ids:
                     matcher.consume_token(token_id)
-                left += _STEP_CPU_S * max(0, len(request.token_ids) - 1)
-            mask = self._mask(matcher)
+                if request.token_ids:
+                    mask = self._mask(matcher)
+                left += _STEP_CPU_S * len(request.token_ids)
             if not any(mask):
                 raise Problem("grammar_invalid", "The grammar allows no text that this model's vocabulary can spell.")
-            left += _STEP_CPU_S - (time.process_time() - begin)
+            left = min(left - (time.process_time() - begin), _SPARE_CPU_S)
             if left < 0:
                 raise Problem("grammar_too_complex", "Following the grammar takes too long.")
         except Problem as problem:
             return Refused(request.session, problem.code, problem.message)
-        self._open[request.session] = matcher, min(left, _SPARE_CPU_S)
-        further = self._further(matcher, mask, request.ahead, begin) if isinstance(request, Advance) else []
+        further: list[bytes] = []
+        if isinstance(request, Advance) and request.ahead and left > _KEPT_CPU_S:
+            before = time.process_time()
+            further = self._further(matcher, mask, request.ahead, begin)
+            left -= time.process_time() - before
+        self._open[request.session] = matcher, mask, left
         return Allowed(request.session, mask, further)
 
     def _mask(self, matcher: LLMatcher) -> bytes:
@@ -186,8 +194,6 @@ class Worker:
     def _further(self, matcher: LLMatcher, mask: bytes, ahead: list[int], begin: float) -> list[bytes]:
         """Masks behind tokens that may come, on a copy: whatever goes wrong there has not happened."""
         further: list[bytes] = []
-        if not ahead:
-            return further
         copy = matcher.deep_copy()
         for token_id in ahead:
             late = time.process_time() - begin > _AHEAD_CPU_S

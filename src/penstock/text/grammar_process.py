@@ -40,7 +40,11 @@ class Session:
         self.token_ids = token_ids
         self.num_unanswered = 0
         self.reply: child.Reply | None = None
-        """The answer to the last request, once there is one."""
+        """The answer to the last request, once there is one, or what ended the session: nothing comes behind that."""
+
+    @property
+    def has_ended(self) -> bool:
+        return isinstance(self.reply, child.Refused | child.Died)
 
 
 class Channel:
@@ -97,7 +101,8 @@ class Channel:
     def _ask(self, session: Session, request: child.Open | child.Advance) -> None:
         with self._sending:
             with self._answered:
-                session.reply = None
+                if not session.has_ended:
+                    session.reply = None
                 session.num_unanswered += 1
             self._pending.append(session)
             self._send(request)
@@ -116,7 +121,9 @@ class Channel:
             session = self._pending.popleft()
             with self._answered:
                 session.num_unanswered -= 1
-                if not session.num_unanswered:
+                # Requests may have been sent behind the one that ended it, whose answers say that it is unknown.
+                ends = isinstance(reply, child.Refused | child.Died)
+                if not session.has_ended and (ends or not session.num_unanswered):
                     session.reply = reply
                     self._answered.notify_all()
         self._lose()
