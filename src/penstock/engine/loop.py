@@ -97,6 +97,7 @@ class Loop:
     def fail(self, plan: StepPlan, problem: Problem) -> None:
         """The step raised: its sequences end with ``problem``, everybody else goes on."""
         self._in_step = False
+        self.scheduler.failed()
         self._apply_aborts()
         for sequence in plan.sequences:
             if sequence.id in self._sequences:

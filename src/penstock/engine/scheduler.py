@@ -178,6 +178,11 @@ class Scheduler:
         if self._held:
             self.waiting.held(self._held, result.seconds)
 
+    def failed(self) -> None:
+        """Take note that a step came to nothing: of its time nothing is known."""
+        if self._speculation is not None:
+            self._speculation.interrupted()
+
     def _decide(self) -> BatchVerdict[Sequence]:
         if self._spent:
             self.counters = charged(self.counters, self.rules.fair, self._spent)

@@ -135,7 +135,7 @@ class Speculation:
                 self._note_drafted(plan.sequences[i], proposer, draft.start + draft.num_rows)
 
     def interrupted(self) -> None:
-        """A step computed prompts: it looked for nothing, and a plain one behind it is not like others."""
+        """A step computed prompts or raised: it looked for nothing, and a plain one behind it is not like others."""
         self._has_looked = self._was_plain = False
 
     def leased(self, block_ids: Iterable[int]) -> None:

@@ -114,6 +114,19 @@ def test_a_step_that_raises_ends_its_sequences_and_no_others() -> None:
     assert (untouched.reason, len(untouched.token_ids)) == ("length", 2)
 
 
+def test_a_step_that_raised_is_not_taken_for_one_that_looked_for_proposals() -> None:
+    """The step behind it, of somebody's prompt alone, looks for none and is plain."""
+    loop, _, recorder, plan, _ = verifying([11])
+    speculation = loop.scheduler._speculation
+    assert speculation is not None
+    loop.fail(plan, Problem("internal_error", "the step raised"))
+    assert recorder.reason == "internal_error"
+
+    loop.submit(sequence("b")[0])
+    later = loop.plan()
+    assert later is not None and not speculation.fill(later, 0)
+
+
 def test_a_stop_token_ends_a_sequence_only_behind_min_tokens() -> None:
     """The same token is text before min_tokens and the end afterwards."""
     loop = loop_of()

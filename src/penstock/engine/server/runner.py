@@ -80,6 +80,7 @@ class Runner:
             _log.exception("step %d with %d sequences raised", plan.step, len(plan.sequences))
             message = f"The engine could not compute a step: {type(error).__name__}."
             self.loop.fail(plan, error if isinstance(error, Problem) else Problem("internal_error", message))
+            self._turned_at = time.perf_counter()
             return True
         finally:
             self._began, self._num_planned = None, 0

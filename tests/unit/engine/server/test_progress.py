@@ -7,13 +7,17 @@ import threading
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence, StepPlan, StepResult
+from penstock.engine.server import runner as runner_module
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
+from penstock.events.list import Event, StepDone
 from penstock.policy.batch import BatchRules
 from penstock.wire.engine import Progress, ProgressRequest, Sampling
 
@@ -90,3 +94,35 @@ async def test_steps_are_told_apart_from_a_standstill() -> None:
             await asyncio.sleep(0.001)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_step_behind_one_that_raised_is_not_charged_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of a second behind one that raised after a hundred has taken a second."""
+    executor, now_s, seconds = Executor(), 0.0, list[float]()
+
+    class Failing:
+        def execute(self, plan: StepPlan) -> StepResult:
+            nonlocal now_s
+            if plan.sequences[0].id == "a":
+                now_s += 100.0
+                raise RuntimeError
+            now_s += 1.0
+            return executor.execute(plan)
+
+    def note(event: Event) -> None:
+        if isinstance(event, StepDone):
+            seconds.append(event.seconds)
+
+    monkeypatch.setattr(runner_module, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    rules = BatchRules(max_step_tokens=8, max_num_seqs=1, block_tokens=4)
+    loop = Loop(Scheduler(rules, BlockPool(2000), prefix_caching=False), note)
+    runner = Runner(loop, Failing())
+    for id in "ab":
+        runner.submit(sequence(id, 3))
+    running = asyncio.create_task(runner.run())
+    async with asyncio.timeout(10):
+        while not runner.num_steps:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert seconds[0] == 1.0
