@@ -60,13 +60,14 @@ class Machine:
         proposes: bool = True,
     ) -> None:
         rules = BatchRules(512, 32, 16, speculative_tokens=8 if proposes else 0)
-        self.num_tokens = self.num_proposed = 0
+        self.num_tokens = self.num_proposed = self.num_accepted = 0
         self.loop = Loop(Scheduler(rules, BlockPool(16_384)), self._note)
         self.num_looked = 0
         self.now_s = 0.0
         self.streams = streams
         self.num_steps = 0
         self.step_s = STEP_S / 2000 if short else STEP_S
+        self.call_s = self.step_s * (1 + turn)
         self._accepts, self._row, self._look, self._rework, self._turn = accepts, row, look, rework, turn
         self._scatter, self._stalls = scatter, stalls
         self._dice, self._tokens = random.Random(1), random.Random(2)
@@ -75,6 +76,7 @@ class Machine:
     def _note(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self.num_proposed += event.proposed_tokens
+            self.num_accepted += event.accepted_tokens
             self.num_tokens += event.decode_tokens
 
     def generate(self, num_tokens: int) -> float:
@@ -145,7 +147,7 @@ def one_of_two(machine: Machine, proposed: int) -> int:
 
 def just_before_it_ends(machine: Machine, proposed: int) -> int:
     """Keeps it going at the least price: accepts one token when there is hardly anything left to lose."""
-    return int(machine.loop.scheduler.allowance(machine.streams).seconds < 0.4 * machine.step_s)
+    return int(machine.loop.scheduler.allowance(machine.streams).seconds < 0.5 * machine.call_s)
 
 
 def until_it_is_believed(machine: Machine, proposed: int) -> int:
@@ -195,6 +197,8 @@ def test_steps_that_are_several_in_a_call_count_for_what_they_are_without(
         machines.append(machine)
         took[proposes] = machine.generate(6000)
         assert machine.num_steps < 2000
+    assert machines[-1].num_proposed > 0
+    assert (machines[-1].num_accepted > 0) == (accepts is not never)
     assert took[True] < 1.02 * took[False]
 
 
