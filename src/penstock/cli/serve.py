@@ -116,14 +116,14 @@ def serve(
         str,
         option(
             "--speculative",
-            help="Guess tokens ahead and verify them in one step: none, prompt-lookup (what followed the same words "
+            help="Propose tokens and verify them in one step: none, prompt-lookup (what followed the same words "
             "before), or a small model of the same vocabulary, named as MODEL. The answers stay the same; where it "
             "does not pay it rests.",
             metavar="none|prompt-lookup|MODEL",
         ),
     ] = NO_SPECULATION,
     speculative_tokens: Annotated[
-        int, option("--speculative-tokens", help="Tokens guessed at a time, at most.", **count(1, 32))
+        int, option("--speculative-tokens", help="Tokens proposed at a time, at most.", **count(1, 32))
     ] = 8,
     threads: Annotated[int | None, option("--threads", help="CPU threads of each replica.", **count(1))] = None,
     reasoning_parser: Annotated[
