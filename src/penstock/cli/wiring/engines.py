@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.cli.wiring.commands import command
+from penstock.cli.wiring.commands import command, engine_id
 from penstock.cli.wiring.mock import mock_settings_of
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.drivers.local import Launch, LocalDriver
@@ -103,7 +103,7 @@ class Engines:
         made = []
         count = self._settings.replicas + sum(other.replicas for other in self._settings.also.values())
         for _ in range(number):
-            id = f"engine-{self._number}"
+            id = engine_id(self._number)
             of = "" if model == self._name else model
             member = Member(id=id, kind="engine", socket=str(self._run.sockets / f"{id}.sock"), model=of)
             made.append((member, _launch(member, self._settings, model, source, count)))

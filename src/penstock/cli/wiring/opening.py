@@ -55,13 +55,20 @@ def _run_dir(home: Path) -> Iterator[RunDir]:
 
 @contextmanager
 def _waiting(settings: ServeSettings, run: RunDir) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """The first engine's process, which waits for its settings; none for a model that is only pretended."""
-    if settings.source is not None and is_mock(settings.source):
-        yield {}
-        return
-    with open_log(run.path / f"{FIRST_ENGINE}.log") as log:
-        process = spawn(command("engine"), log)
+    """The first engine's process, which waits for its settings; none for a model that is only pretended,
+    nor where it cannot be started."""
+    process = None if settings.source is not None and is_mock(settings.source) else _ahead(run)
     try:
-        yield {FIRST_ENGINE: process}
+        yield {} if process is None else {FIRST_ENGINE: process}
     finally:
-        discard(process)
+        if process is not None:
+            discard(process)
+
+
+def _ahead(run: RunDir) -> subprocess.Popen[bytes] | None:
+    """``None``: not now.  The driver starts it then, tells what is in the way and tries again."""
+    try:
+        with open_log(run.path / f"{FIRST_ENGINE}.log") as log:
+            return spawn(command("engine"), log)
+    except OSError:  # no memory, no process slots, no disk
+        return None
