@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -90,7 +89,7 @@ def _ready_llvm() -> None:
 
 
 def _read(path: Path) -> _Kept | None:
-    """``None``: nothing is there, or it is damaged; what LLVM is given as code has to be whole."""
+    """``None``: nothing is there, or it is damaged or another version's; what LLVM is given has to be whole."""
     try:
         stored = path.read_bytes()
     except OSError:
@@ -98,16 +97,22 @@ def _read(path: Path) -> _Kept | None:
     digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         return None
-    return msgspec.msgpack.decode(content, type=_Kept)
+    try:
+        return msgspec.msgpack.decode(content, type=_Kept)
+    except msgspec.MsgspecError:  # whole, but not what this file writes: the folder is named after the kernels alone
+        return None
 
 
 def _write(path: Path, made: _Kept) -> None:
     content = msgspec.msgpack.encode(made)
+    scratch = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(scratch, "wb") as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        Path(name).replace(path)  # at once: others may start at the same time
+        try:
+            with scratch.open("xb") as file:  # as the umask says: other users may read it
+                file.write(hashlib.sha256(content).digest() + content)
+            scratch.replace(path)  # at once: others may start at the same time
+        finally:
+            scratch.unlink(missing_ok=True)  # a full disk must not get fuller with every start
     except OSError as error:
         _log.info("%s is not kept, and compiled again at the next start: %s", path.name, error)

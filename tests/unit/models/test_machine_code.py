@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from penstock.models import machine_code
 
 KERNEL = """
 import ctypes, math, sys
@@ -29,6 +34,8 @@ numbers = np.array([1, 4], np.int64)
 ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(numbers.ctypes.data)
 print(numbers[0], len(compiled))
 """
+
+OF_ANOTHER_VERSION = msgspec.msgpack.encode({"name": "advance", "parts": [b"code"]})
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Numba's own files are kept")
 
@@ -57,10 +64,16 @@ def test_another_processor_has_code_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda code: code[:-1], lambda code: b"", lambda code: code[:99] + b"?" + code[100:]]
+    "damage",
+    [
+        lambda code: code[:-1],
+        lambda code: b"",
+        lambda code: code[:99] + b"?" + code[100:],
+        lambda code: hashlib.sha256(OF_ANOTHER_VERSION).digest() + OF_ANOTHER_VERSION,
+    ],
 )
 def test_damaged_code_is_compiled_anew(damage: object, tmp_path: Path) -> None:
-    """And is whole again afterwards."""
+    """And so is what another version wrote; it is whole again afterwards."""
     assert run(tmp_path) == ["6", "1"]
     (kept,) = tmp_path.rglob("*.o")
     assert callable(damage)
@@ -74,3 +87,28 @@ def test_a_folder_that_cannot_be_written_costs_the_next_start_and_no_more(tmp_pa
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     assert run(tmp_path, NUMBA_CACHE_DIR=str(in_the_way)) == ["6", "1"]
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither where the disk is full, nor where a file cannot get its name: every start would leave one more."""
+    made = machine_code._Kept("advance", bytes(4096))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        machine_code._write(tmp_path / "full.o", made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "taken.o").mkdir()
+    machine_code._write(tmp_path / "taken.o", made)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.o"]
+
+
+def test_code_is_for_whoever_the_umask_lets_read_files(tmp_path: Path) -> None:
+    """Users who share a folder of kernels do not compile each other's."""
+    before = os.umask(0o022)
+    try:
+        machine_code._write(tmp_path / "kept.o", machine_code._Kept("advance", b"code"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "kept.o").stat().st_mode & 0o777 == 0o644
