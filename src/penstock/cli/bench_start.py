@@ -27,6 +27,8 @@ from penstock.wire.errors import Problem
 
 _POLL_S = 0.01
 _LIMIT_S = 300.0
+_END_S = 30.0
+"""What a service may take to end: longer than it gives its own processes."""
 _PART = "penstock_engine_start_seconds{"
 
 
@@ -84,7 +86,7 @@ def _run(model: str | None, quantization: Quantization, admin_port: int) -> Star
         begin = time.perf_counter()
         with _serving(model, quantization, Path(home), admin_port) as process:
             admin_url = f"http://127.0.0.1:{admin_port}"
-            _wait_until_ready(process, admin_url)
+            _wait_until_ready(process, admin_url, _said(Path(home)))
             ready_s = time.perf_counter() - begin
             return StartRun(ready_s=ready_s, parts=_parts(_get(f"{admin_url}/metrics") or ""))
 
@@ -96,20 +98,30 @@ def _serving(
     command = [sys.executable, "-P", "-m", "penstock", "serve", *([] if model is None else [model])]
     command += ["--port", "0", "--admin-port", str(admin_port), "--quantization", quantization]
     environment = {**os.environ, "PENSTOCK_HOME": str(home)}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+    with _said(home).open("wb") as said:  # and no pipe: nobody reads before the end, and a full one blocks
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
         try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], admin_url: str) -> None:
+def _said(home: Path) -> Path:
+    """Where the standard error of the service with this home is kept."""
+    return home / "stderr"
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], admin_url: str, said: Path) -> None:
     end = time.monotonic() + _LIMIT_S
     while _get(f"{admin_url}/ready") is None:
         if process.poll() is not None:
-            assert process.stderr is not None
-            said = process.stderr.read().decode(errors="replace").strip()
-            raise Problem("endpoint_error", f"penstock serve ended before it was ready: {said}")
+            words = said.read_text(errors="replace").strip()
+            raise Problem("endpoint_error", f"penstock serve ended before it was ready: {words}")
         if time.monotonic() > end:
             raise Problem("endpoint_error", f"penstock serve was not ready after {_LIMIT_S:.0f} s.")
         time.sleep(_POLL_S)
