@@ -19,6 +19,7 @@ from penstock.cost.memory import (
     KV_SHARE_OF_FREE,
     LOGITS_ROWS,
     KvNeeds,
+    copies_room_bytes,
     kv_blocks,
     kv_bytes_per_token,
     workspace_bytes,
@@ -67,13 +68,15 @@ def boot_decoder(
     chosen = numerics(settings, config)
     decoder = _load(settings, directory, chosen, context, progress)
     config = decoder.config
-    draft = None
-    if settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP):
-        draft = load_draft(settings, tokenizer, context, progress)
-    parts.done("weights")
+    drafts = settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP)
+    draft = load_draft(settings, tokenizer, context, progress) if drafts else None
     room = AdapterRules(settings.max_loras, room_bytes(config, settings.max_lora_rank) if settings.max_loras else 0)
     needs = _kv_needs([config] if draft is None else [config, draft.config], settings, context)
-    num_blocks = _num_blocks(needs, room, settings, _workspace_bytes(config, settings, context))
+    workspace = _workspace_bytes(config, settings, context)
+    if chosen.quantization == "none" and chosen.pack is not None:
+        prefer_onednn(decoder, _copies_room_bytes(needs, room, settings, workspace), perf_counter)
+    parts.done("weights")
+    num_blocks = _num_blocks(needs, room, settings, workspace)
     executor = CpuExecutor(
         decoder,
         num_blocks=num_blocks,
@@ -122,10 +125,19 @@ def _load(settings: EngineSettings, directory: Path, chosen: Numerics, context: 
         progress(done / len(compiling), f"{done} of {len(compiling)} kernels, compiled at a machine's first start")
     for compiled in compiling:
         compiled.result()
-    decoder.requires_grad_(False)
-    if chosen.quantization == "none" and chosen.pack is not None:
-        prefer_onednn(decoder, free_memory_bytes() // 2, perf_counter)
-    return decoder
+    return decoder.requires_grad_(False)
+
+
+def _copies_room_bytes(needs: KvNeeds, room: AdapterRules, settings: EngineSettings, workspace: int) -> int:
+    """Asked when all weights are loaded, the draft model's too."""
+    return copies_room_bytes(
+        needs,
+        free_bytes=free_memory_bytes(),
+        adapters_bytes=room.all_bytes,
+        share=settings.kv_share,
+        workspace=workspace,
+        override_bytes=settings.kv_memory_bytes,
+    )
 
 
 def _num_blocks(needs: KvNeeds, room: AdapterRules, settings: EngineSettings, workspace: int) -> int:

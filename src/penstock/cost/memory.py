@@ -70,6 +70,11 @@ class KvNeeds:
     def blocks_per_context(self) -> int:
         return -(-self.context_tokens // self.block_tokens)
 
+    @property
+    def least_bytes(self) -> int:
+        """Of the blocks of a question and an answer, or of a context that is shorter."""
+        return -(-min(self.context_tokens, SHORT_SEQUENCE_TOKENS) // self.block_tokens) * self.block_bytes
+
 
 def kv_blocks(
     needs: KvNeeds, *, free_bytes: int, share: float = 1.0, workspace: int = 0, override_bytes: int | None = None
@@ -98,15 +103,34 @@ def kv_blocks(
                 param="kv_memory",
             )
     blocks = budget // needs.block_bytes
-    least = -(-min(needs.context_tokens, SHORT_SEQUENCE_TOKENS) // needs.block_tokens)
-    if blocks < least:
+    if blocks * needs.block_bytes < needs.least_bytes:
         raise Problem(
             "insufficient_memory",
-            f"The KV cache needs at least {megabytes(least * needs.block_bytes)}"
+            f"The KV cache needs at least {megabytes(needs.least_bytes)}"
             f" for one sequence of {min(needs.context_tokens, SHORT_SEQUENCE_TOKENS)} tokens, but {origin}.",
             param="kv_memory",
         )
     return min(blocks, needs.max_num_seqs * needs.blocks_per_context)
+
+
+def copies_room_bytes(
+    needs: KvNeeds,
+    *,
+    free_bytes: int,
+    adapters_bytes: int,
+    share: float,
+    workspace: int,
+    override_bytes: int | None = None,
+) -> int:
+    """What copies of weights that are only faster may take, so that :func:`kv_blocks` is not refused for their sake.
+
+    ``share`` is this engine's part of ``free_bytes``: others may take theirs at the same time.  Half of what is left of
+    it beside the adapters' room and either the KV memory that was asked for or the least that does.
+    """
+    kept = override_bytes
+    if kept is None:
+        kept = math.ceil((workspace + needs.least_bytes) / (KV_SHARE_OF_FREE * (1.0 - _RESERVED_SHARE)))
+    return max(0, int(free_bytes * share) - adapters_bytes - kept) // 2
 
 
 def megabytes(num_bytes: int) -> str:

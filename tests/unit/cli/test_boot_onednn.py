@@ -58,3 +58,23 @@ def test_where_onednn_is_faster_weights_are_there_twice(
         found = weights_bytes(tmp_path, dtype="bfloat16", **changes)
     assert (found > 1.5 * plain) == copied == ("oneDNN multiplies 16 rows and more" in caplog.text)
     assert copied or found == plain
+
+
+def test_copies_are_given_what_is_left_when_all_else_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 MB free, half is this engine's, 20 MB were asked for as KV memory: copies have half of 180 MB."""
+    write_seeded_checkpoint(tmp_path)
+    make_checkpoint("qwen3", tmp_path)
+    rooms: list[int] = []
+    monkeypatch.setattr(boot_decoder, "free_memory_bytes", lambda: 400_000_000)
+    monkeypatch.setattr(boot_decoder, "prefer_onednn", lambda decoder, room_bytes, clock: rooms.append(room_bytes))
+    settings = EngineSettings(
+        replica="0",
+        socket="",
+        model_dir=str(tmp_path),
+        served_name="m",
+        dtype="bfloat16",
+        kv_memory_bytes=20_000_000,
+        kv_share=0.5,
+    )
+    boot(settings, lambda *_: None).grammars.close()
+    assert rooms == [90_000_000]

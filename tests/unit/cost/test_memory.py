@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from penstock.cost.memory import KvNeeds, kv_blocks, kv_bytes_per_token, weights_bytes, workspace_bytes
+from penstock.cost.memory import (
+    KV_SHARE_OF_FREE,
+    KvNeeds,
+    copies_room_bytes,
+    kv_blocks,
+    kv_bytes_per_token,
+    weights_bytes,
+    workspace_bytes,
+)
 from penstock.wire.errors import Problem
 
 QWEN3_06B = KvNeeds(
@@ -94,3 +104,47 @@ def test_capped_scores_need_their_own_workspace() -> None:
     plain = workspace_bytes(**sizes, context_tokens=8192, logits_rows=64)
     capped = workspace_bytes(**sizes, context_tokens=8192, logits_rows=64, num_masks=2, capped_heads=2)
     assert capped - plain == (8 - 1) * 512 * 8192 * 4
+
+
+def test_copies_take_half_of_what_an_engines_share_leaves() -> None:
+    """Of 10 GB for two engines: 5, less 1 for adapters and the 2 that were asked for, or the 0.133 GB that must be."""
+    room_bytes = partial(copies_room_bytes, QWEN3_06B, free_bytes=10**10, adapters_bytes=10**9, share=0.5)
+    assert room_bytes(workspace=0, override_bytes=2 * 10**9) == 10**9
+    least = 256 * 112 * 1024
+    assert room_bytes(workspace=60_000_000 - least) == (4 * 10**9 - 133_333_334) // 2
+    assert room_bytes(workspace=0, override_bytes=4 * 10**9) == 0
+    assert room_bytes(workspace=0, override_bytes=9 * 10**9) == 0
+
+
+@given(
+    free_bytes=st.integers(2 * 10**9, 10**10),
+    engines=st.integers(1, 4),
+    workspace=st.integers(0, 2 * 10**8),
+    adapters_bytes=st.integers(0, 10**8),
+    override_bytes=st.none() | st.integers(3 * 10**7, 4 * 10**9),
+)
+def test_what_starts_without_copies_starts_with_them(
+    free_bytes: int, engines: int, workspace: int, adapters_bytes: int, override_bytes: int | None
+) -> None:
+    """Also where every engine has made its copies before any of them takes its KV memory."""
+
+    def blocks(free_bytes: int) -> int:
+        share = KV_SHARE_OF_FREE / engines
+        free_bytes -= adapters_bytes
+        return kv_blocks(
+            QWEN3_06B, free_bytes=free_bytes, share=share, workspace=workspace, override_bytes=override_bytes
+        )
+
+    try:
+        blocks(free_bytes)
+    except Problem:
+        assume(False)
+    copies = copies_room_bytes(
+        QWEN3_06B,
+        free_bytes=free_bytes,
+        adapters_bytes=adapters_bytes,
+        share=1 / engines,
+        workspace=workspace,
+        override_bytes=override_bytes,
+    )
+    assert blocks(free_bytes - engines * copies) > 0
