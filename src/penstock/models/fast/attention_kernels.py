@@ -63,8 +63,8 @@ def attend_bf16(
 ) -> None:
     """Take units from ``counter`` until none is left.  All bits are bfloat16's.
 
-    works [W, 6]: see above.  members: batch rows.  positions [T]: a row sees the keys up to its own position, and of
-    those the last ``window`` (0: all).  table: pages.  q, out [T, Hq, D].
+    works [W, 6]: fields as in works.py.  members: batch rows.  positions [T]: a row sees the keys up to its own
+    position, and of those the last ``window`` (0: all).  table: pages.  q, out [T, Hq, D].
     keys [P, Hkv, S/16, D/2, 16, 2], values [P, Hkv, S/2, D, 2].  ``cap`` 0: no softcap.
     parts [N, Hq, D + 2] float32: a row's part of a work: unscaled sums, peak and total.
     """
