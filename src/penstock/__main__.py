@@ -1,7 +1,18 @@
-"""``python -m penstock``: the same as the ``penstock`` command; child processes are started this way."""
+"""``python -m penstock``: the same as the ``penstock`` command."""
 
 from __future__ import annotations
 
-from penstock.cli.main import main
+import sys
 
-main()
+
+def run() -> None:
+    """The command, which Ctrl-C ends quietly also while its modules are still imported."""
+    try:
+        from penstock.cli.main import main
+    except KeyboardInterrupt:
+        sys.exit(130)
+    main()
+
+
+if __name__ == "__main__":
+    run()

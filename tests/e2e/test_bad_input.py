@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import socket
 import struct
 import time
@@ -239,8 +240,9 @@ def test_a_thousand_requests_at_once(service: Any) -> None:
 
 
 @pytest.mark.slow
-def test_terminating_lets_running_streams_finish(serve: Any) -> None:
-    """SIGTERM during a stream: the stream ends as asked, new requests are refused, the exit code is 0."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminating_lets_running_streams_finish(serve: Any, number: signal.Signals) -> None:
+    """SIGTERM, or the end of its terminal, during a stream: it ends as asked, new requests are refused, exit code 0."""
     running = serve()
 
     async def drained() -> tuple[str, int]:
@@ -248,7 +250,7 @@ def test_terminating_lets_running_streams_finish(serve: Any) -> None:
             body = GOOD | {"stream": True, "max_tokens": 300, "ignore_eos": True}
             async with session.post(CHAT, json=body) as stream:
                 await stream.content.readany()
-                running.process.terminate()
+                running.process.send_signal(number)
                 while "draining" not in running.log.read_text():
                     await asyncio.sleep(0.02)
                 status = 200

@@ -33,20 +33,22 @@ _PART = "penstock_engine_start_seconds{"
 
 
 class StartRun(msgspec.Struct, frozen=True, kw_only=True):
-    """``ready_s``: from the command to a 200 of ``/ready``; ``parts``: of the engine's process, one after another."""
+    """``ready_s``: from the command to a 200 of ``/ready``; ``parts``: of the engine's process.
+
+    They overlap: it imports while it waits for its settings, and is started before the controller is complete.
+    """
 
     ready_s: float
     parts: dict[str, float]
 
 
 class StartReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Field names are stable.  Medians of ``runs``, of which ``first`` is none; ``outside_s``: in no part."""
+    """Field names are stable.  Medians of ``runs``, of which ``first`` is none."""
 
     model: str | None
     quantization: Quantization
     ready_s: float
     parts: dict[str, float]
-    outside_s: float
     first: StartRun
     runs: list[StartRun]
 
@@ -74,7 +76,6 @@ def start(
         quantization=quantization,
         ready_s=statistics.median(run.ready_s for run in counting),
         parts=parts,
-        outside_s=statistics.median(run.ready_s - sum(run.parts.values()) for run in counting),
         first=first,
         runs=counting,
     )
@@ -154,5 +155,4 @@ def _lines(report: StartReport) -> list[str]:
         f"ready       {report.ready_s:.2f} s ({each[0]:.2f} to {each[-1]:.2f} in {len(each)}), "
         f"the first {report.first.ready_s:.2f} s"
     ]
-    lines += [f"{part:<11} {seconds:.2f} s" for part, seconds in report.parts.items()]
-    return [*lines, f"outside     {report.outside_s:.2f} s: before the engine's process began, and until it was asked"]
+    return lines + [f"{part:<11} {seconds:.2f} s" for part, seconds in report.parts.items()]

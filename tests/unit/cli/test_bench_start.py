@@ -36,7 +36,7 @@ def test_a_start_is_timed_from_the_command_to_the_first_answer() -> None:
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
     assert len(report["runs"]) == 1
-    assert report["ready_s"] == report["runs"][0]["ready_s"] == report["outside_s"] > 0
+    assert report["ready_s"] == report["runs"][0]["ready_s"] > 0
     assert report["parts"] == {}
 
 

@@ -50,6 +50,19 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n  {hidden} " not in out
 
 
+def test_an_interrupt_while_modules_are_imported_is_no_traceback() -> None:
+    """Ctrl-C in the first moments: 130, as later, and not a word."""
+    script = (
+        "import builtins, runpy\nreal = builtins.__import__\n"
+        "def interrupted(name, *more, **other):\n"
+        "    if name == 'penstock.cli.main': raise KeyboardInterrupt\n"
+        "    return real(name, *more, **other)\n"
+        "builtins.__import__ = interrupted\nrunpy.run_module('penstock', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_a_problem_is_one_message_with_its_hint_and_exit_code_one(tmp_path: Path) -> None:
     """No traceback, and nothing on standard output."""
     ended = penstock("serve", str(tmp_path / "nowhere"), "--port", "0", "--admin-port", "0", home=tmp_path / "home")

@@ -159,8 +159,9 @@ async def _control(
         names=settings.names,
         emit=folds,
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # of a nohup, which wants it to go on
+            asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
     page = Gather(fleet.scrapes, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     fleet.engines.driver, fleet.engines.page = driver, page
     with closing(access.store), closing(DesiredStore(store_path(run))) as store:
