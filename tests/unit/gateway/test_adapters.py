@@ -52,6 +52,15 @@ async def listen(world: World, heard: Heard, model: str = "tuned") -> None:
     await world.forwarder.stream(model, REQUEST, 3, [], push)
 
 
+async def begun(world: World) -> tuple[Heard, asyncio.Task[None]]:
+    """A stream of which some tokens were heard, and the listening to the rest."""
+    heard = Heard()
+    listening = asyncio.create_task(listen(world, heard))
+    while len(heard.tokens) < 5:
+        await asyncio.sleep(0.01)
+    return heard, listening
+
+
 def test_only_replicas_that_have_it_are_asked() -> None:
     """Of three replicas one has it: all its requests go there, and the base model's to any."""
 
@@ -80,10 +89,7 @@ def test_a_stream_goes_on_where_its_adapter_is() -> None:
         give(world, "d1", "e0", "e1")
         publish(world, *world.names)
         await asyncio.sleep(1)
-        heard = Heard()
-        listening = asyncio.create_task(listen(world, heard))
-        while len(heard.tokens) < 5:
-            await asyncio.sleep(0.01)
+        heard, listening = await begun(world)
         [running] = [name for name in ("e0", "e1") if world.fleet.lives[name].mock.num_open]
         world.fleet.kill(running)
         await listening
@@ -100,10 +106,7 @@ def test_a_stream_waits_for_an_engine_that_is_given_its_adapter_again() -> None:
         give(world, "d1", "e0")
         publish(world, "e0")
         await asyncio.sleep(1)
-        heard = Heard()
-        listening = asyncio.create_task(listen(world, heard))
-        while len(heard.tokens) < 5:
-            await asyncio.sleep(0.01)
+        heard, listening = await begun(world)
         world.fleet.kill("e0")
         world.fleet.start("e0", SCRIPT)
         await asyncio.sleep(3)
@@ -122,10 +125,7 @@ def test_a_stream_never_goes_on_with_another_content_of_its_name() -> None:
         give(world, "d2", "e1")
         publish(world, *world.names)
         await asyncio.sleep(1)
-        heard = Heard()
-        listening = asyncio.create_task(listen(world, heard))
-        while len(heard.tokens) < 5:
-            await asyncio.sleep(0.01)
+        heard, listening = await begun(world)
         publish(world, *world.names, adapter="d2")
         await asyncio.sleep(0.1)
         world.fleet.kill("e0")
@@ -148,10 +148,7 @@ def test_once_unloaded_it_is_not_served() -> None:
         give(world, "d1", "e0")
         publish(world, "e0")
         await asyncio.sleep(1)
-        heard = Heard()
-        listening = asyncio.create_task(listen(world, heard))
-        while len(heard.tokens) < 5:
-            await asyncio.sleep(0.01)
+        heard, listening = await begun(world)
         publish(world, "e0", adapter="")
         await asyncio.sleep(0.1)
         with pytest.raises(Problem) as refused:
