@@ -33,7 +33,7 @@ class Decodes:
         """The tokens of all sequences, for each of the plan's rounds; ``None``: it is no plan for this."""
         # Not kept meanwhile: what raises half-way leaves nothing behind, and another plan changes what is prepared.
         kept, self._kept = self._kept, None
-        if plan.drafts or plan.proposals:
+        if plan.drafts:  # whose time is told apart
             return None
         if kept is not None and kept.is_followed_by(plan):
             kept.advance([sequence.token_ids[-1] for sequence in plan.sequences])

@@ -6,19 +6,21 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from random_checkpoints import make_checkpoint
 
 from penstock.engine.cpu.defaults import SamplingDefaults
+from penstock.engine.cpu.drafter import Drafter
 from penstock.engine.cpu.executor import CpuExecutor
 from penstock.engine.cpu.planned import PlannedStep
 from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
-from penstock.engine.sequence import Sequence, StepPlan
+from penstock.engine.sequence import Draft, Sequence, StepPlan
 from penstock.models.decoder import Decoder
 from penstock.models.fast import pack
 from penstock.models.fast.step import StepOutputs
@@ -159,8 +161,11 @@ def test_a_step_that_raises_leaves_nothing_behind(decoder: Decoder, monkeypatch:
     assert expected.token_ids == before
 
 
-def test_another_plan_between_two_decodes_changes_nothing(decoder: Decoder) -> None:
-    """A sequence may be left out of a step that computes somebody else's prompt, and go on after it."""
+@pytest.mark.parametrize("drafts", [{}, {0: Draft(0, 1, 0)}], ids=["a prompt", "a draft"])
+def test_another_plan_between_two_decodes_changes_nothing(decoder: Decoder, drafts: dict[int, Draft]) -> None:
+    """A sequence may be left out of a step that computes somebody else's prompt, or drafts for it, and go on after it;
+    what drafts take is told apart.
+    """
 
     def tokens_of(executor: CpuExecutor) -> list[int | None]:
         (_, one), (_, other) = some(2, 5, decoder.config.vocab_size)
@@ -169,11 +174,15 @@ def test_another_plan_between_two_decodes_changes_nothing(decoder: Decoder) -> N
             sequence.sampling, sequence.num_logprobs, sequence.min_tokens = Sampling(seed=0, temperature=0.0), None, 0
             sequence.block_ids = block_ids
         found: list[int | None] = []
+        between = (other, 20, 1) if drafts else (other, 0, 21)
         for step, (sequence, start, count) in enumerate(
-            [(one, 0, 20), (one, 20, 1), (one, 21, 1), (other, 0, 20), (one, 22, 1), (one, 23, 1)]
+            [(other, 0, 20), (one, 0, 20), (one, 20, 1), (one, 21, 1), between, (one, 22, 1), (one, 23, 1)]
         ):
             plan = StepPlan(step, [sequence], [start], [count], [0], int(count == 1))
-            (token_id,) = executor.execute(plan).token_ids
+            plan.drafts = drafts if step == 4 else {}
+            result = executor.execute(plan)
+            assert (result.draft_s > 0) == bool(plan.drafts)
+            (token_id,) = result.token_ids
             assert token_id is not None
             found.append(token_id)
             sequence.token_ids.append(token_id)
@@ -181,4 +190,6 @@ def test_another_plan_between_two_decodes_changes_nothing(decoder: Decoder) -> N
 
     anew, going_on = executor_of(decoder, 8), executor_of(decoder, 8)
     anew._decodes = None
+    for executor in (anew, going_on):
+        executor._drafter = cast(Drafter, SimpleNamespace(propose=lambda plan: {}))
     assert tokens_of(going_on) == tokens_of(anew)

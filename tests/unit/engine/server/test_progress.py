@@ -126,3 +126,30 @@ async def test_a_step_behind_one_that_raised_is_not_charged_with_its_time(monkey
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert seconds[0] == 1.0
+
+
+async def test_steps_that_are_one_call_are_told_as_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them takes its share of the call's time, as if it had been alone."""
+    now_s, rounds = 0.0, list[int]()
+
+    class Quick:
+        def execute(self, plan: StepPlan) -> StepResult:
+            nonlocal now_s
+            now_s += 0.0004 * plan.rounds
+            rounds.append(plan.rounds)
+            return StepResult(
+                plan.step, [1], [None], [[]], seconds=0.0004 * plan.rounds, later=[[1]] * (plan.rounds - 1)
+            )
+
+    monkeypatch.setattr(runner_module, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    rules = BatchRules(max_step_tokens=8, max_num_seqs=1, block_tokens=16)
+    loop = Loop(Scheduler(rules, BlockPool(2000), prefix_caching=False), lambda event: None)
+    runner = Runner(loop, Quick())
+    runner.submit(sequence("a", 3))
+    running = asyncio.create_task(runner.run())
+    async with asyncio.timeout(10):
+        while runner.num_steps < 50:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert max(rounds) > 1 and runner.step_time_s == pytest.approx(0.0004)
