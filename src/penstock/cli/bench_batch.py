@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.engine.loop import Loop
     from penstock.engine.offline import OfflineRun
     from penstock.engine.sequence import Executor
+    from penstock.models.fast.profile import StepKind
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     ``adapted``: the batches with adapters, of which the first warms up, too; ``adapted_cost``: how many times the time
     of the batch before it each of them takes, the median.
     ``batch_shares``, ``lone_shares``: of the time in compiled steps by kind of job; empty if nobody asked.
+    ``prefill_shares``, ``decode_shares``: the same of the batch's steps of one kind.
     """
 
     requests: int
@@ -40,15 +42,17 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     adapted: list[OfflineRun] = []
     adapted_cost: float | None = None
     batch_shares: dict[str, float] = {}
+    prefill_shares: dict[str, float] = {}
+    decode_shares: dict[str, float] = {}
     lone_shares: dict[str, float] = {}
 
 
 class Watched(Protocol):
-    """What sums how long each kind of job takes."""
+    """What sums how long each kind of job takes, in all steps or in those of one kind."""
 
     def watch(self) -> None: ...
 
-    def shares(self) -> dict[str, float]: ...
+    def shares(self, kind: StepKind | None = None) -> dict[str, float]: ...
 
 
 def measure(
@@ -102,7 +106,7 @@ def measure(
         batches.append(batch(run))
         if adapters:
             adapted.append(batch(run, adapters))
-    batch_shares = watched.shares() if watched is not None else {}
+    batch_shares, prefill_shares, decode_shares = _shares(watched)
     if watched is not None:
         watched.watch()
     costs = [one.seconds / plain.seconds for one, plain in zip(adapted[1:], batches[1:], strict=bool(adapted))]
@@ -119,5 +123,14 @@ def measure(
         adapted=adapted,
         adapted_cost=statistics.median(costs) if costs else None,
         batch_shares=batch_shares,
+        prefill_shares=prefill_shares,
+        decode_shares=decode_shares,
         lone_shares=watched.shares() if watched is not None else {},
     )
+
+
+def _shares(watched: Watched | None) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Of all steps, of those that read prompts, and of those that only decode."""
+    if watched is None:
+        return {}, {}, {}
+    return watched.shares(), watched.shares("prefill"), watched.shares("decode")

@@ -87,7 +87,8 @@ def engine(
     ] = None,
     max_lora_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=1, max=4096)] = 16,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Say also where the time of compiled steps goes, by kind of job.")
+        bool,
+        typer.Option("--profile", help="Say also where the time of compiled steps goes, by kinds of jobs and steps."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -208,7 +209,13 @@ def _measured_lines(measured: Measured) -> list[str]:
     ]
     if measured.adapted_cost is not None:
         lines.append(f"adapters    {measured.adapted_cost:.3f} times as long as the batch without")
-    for name, shares in (("batch", measured.batch_shares), ("lone", measured.lone_shares)):
+    told = {
+        "batch": measured.batch_shares,
+        "prefill": measured.prefill_shares,
+        "decode": measured.decode_shares,
+        "lone": measured.lone_shares,
+    }
+    for name, shares in told.items():
         if shares:
             lines.append(f"of {name:<8} {', '.join(f'{job} {share:.1%}' for job, share in shares.items())}")
     lines += [f"scheduling  {1 - last.executor_s / last.seconds:.1%} of the time"]

@@ -14,6 +14,7 @@ from penstock.engine.kv_cache import BlockPool
 from penstock.engine.loop import Loop
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import StepPlan, StepResult
+from penstock.models.fast.profile import StepKind
 from penstock.policy.batch import BatchRules
 from penstock.sim.clock import VirtualClock
 from penstock.sim.executor import SimulatedExecutor
@@ -84,12 +85,13 @@ def test_a_profile_is_of_batches_that_count_and_of_lone_requests() -> None:
         def watch(self) -> None:
             self.said.append("watch")
 
-        def shares(self) -> dict[str, float]:
-            self.said.append("shares")
+        def shares(self, kind: StepKind | None = None) -> dict[str, float]:
+            self.said.append(kind or "all")
             return {"multiply": 1.0 / len(self.said)}
 
     loop, executor, clock = _engine()
     watched = Watched()
     measured = measure(loop, executor, 2, 3, 15000, 4096, lambda text: None, clock.now, watched=watched)
-    assert watched.said == ["watch", "shares", "watch", "shares"]
-    assert (measured.batch_shares, measured.lone_shares) == ({"multiply": 0.5}, {"multiply": 0.25})
+    assert watched.said == ["watch", "all", "prefill", "decode", "watch", "all"]
+    shares = measured.batch_shares, measured.prefill_shares, measured.decode_shares, measured.lone_shares
+    assert shares == tuple({"multiply": 1 / n} for n in (2, 3, 4, 6))

@@ -21,6 +21,7 @@ from penstock.engine.cpu.thread_choice import ThreadChoice
 from penstock.models.decoder import Decoder
 from penstock.models.fast.actions import NotPlain
 from penstock.models.fast.plan import plan_of
+from penstock.models.fast.profile import Profile, StepKind
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import END_KEY, MEMBERS, Heads, Works, attention_works
 
@@ -31,7 +32,7 @@ _LEAST_ROWS = 16
 
 
 class PlannedStep:
-    """The steps of one decoder over the pages of ``attention``."""
+    """The steps of one decoder over the pages of ``attention``; ``profile``: of their time, if somebody watches."""
 
     def __init__(self, decoder: Decoder, attention: FastAttention) -> None:
         """Raises ``NotPlain``."""
@@ -42,17 +43,17 @@ class PlannedStep:
         self._works = _StepWorks(decoder, attention.block_tokens)
         self._batch: StepBatch | None = None
         self._inputs: StepInputs | None = None
-        self._is_watched = False
+        self.profile: Profile | None = None
         self._step = self._made_for(_LEAST_ROWS)
 
     def watch(self) -> None:
         """Sums from now on how long each kind of job takes."""
-        self._is_watched = True
-        self._step.program.watch()
+        self.profile = Profile(self._step.names)
 
-    def shares(self) -> dict[str, float]:
-        """Of the time in compiled calls since :meth:`watch`, or since a step had more rows than all before."""
-        return self._step.program.shares()
+    def shares(self, kind: StepKind | None = None) -> dict[str, float]:
+        """Of the time in compiled calls of ``kind`` (all) since :meth:`watch`, by kind of job."""
+        assert self.profile is not None, "nobody watched"
+        return self.profile.shares(kind)
 
     @property
     def adapts(self) -> bool:
@@ -77,7 +78,8 @@ class PlannedStep:
         inputs = self._inputs_of(batch, np.array(rows[:LOGITS_ROWS], np.int64), best, threads)
         # Not an adapter's: it may be unloaded before there is another step.
         self._batch, self._inputs = (None, None) if batch.adapted else (batch, inputs)
-        return self._forward(inputs, threads, begin)
+        only_decodes = batch.num_decodes == len(batch.spans)
+        return self._forward(inputs, threads, begin, "decode" if only_decodes else "prefill")
 
     def go_on(self) -> StepOutputs:
         """The batch of the last call, decodes without adapters, changed in place to the next token of each."""
@@ -86,19 +88,18 @@ class PlannedStep:
         begin = time.perf_counter()
         if not self._works.grow():
             self._inputs = replace(self._inputs, works=self._works.of(self._batch, threads))
-        return self._forward(self._inputs, threads, begin)
+        return self._forward(self._inputs, threads, begin, "decode")
 
-    def _forward(self, inputs: StepInputs, threads: int, begin: float) -> StepOutputs:
+    def _forward(self, inputs: StepInputs, threads: int, begin: float, kind: StepKind) -> StepOutputs:
+        if self.profile is not None:
+            self._step.program.count_into(self.profile.ticks[kind])
         outputs = self._step.forward(inputs, threads)
         self._threads.took(len(inputs), threads, time.perf_counter() - begin)
         return outputs
 
     def _made_for(self, num_rows: int) -> FastStep:
         pages = self._attention.pages
-        step = FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows, LOGITS_ROWS)
-        if self._is_watched:
-            step.program.watch()
-        return step
+        return FastStep(self._plan, self._decoder, pages.keys, pages.values, num_rows, LOGITS_ROWS)
 
     def _inputs_of(self, batch: StepBatch, sampled: Ints, best: bool, threads: int) -> StepInputs:
         return StepInputs(

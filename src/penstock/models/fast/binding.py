@@ -97,7 +97,8 @@ class _Binder:
         logits, best = torch.empty(num_rows, width), torch.empty(num_rows, dtype=torch.int64)
         to = picked.values, picked.scales, picked.sums, form.num_groups, form.offset, picked.row_bytes
         pick = bound.add(jobs.pick, self._at(hidden), 0, hidden.width, *to, by_row=False)
-        product = bound.add(weight.job, *weight.arguments(None, picked, logits.data_ptr(), wide=True), by_row=False)
+        own = weight.arguments(None, picked, logits.data_ptr(), wide=True)
+        product = bound.add(weight.job, *own, by_row=False, shape=_shape(weight))
         finds = logits.data_ptr(), 4 * width, weight.num_rows // LANES, best.data_ptr()
         return Head(pick, product, bound.add(BEST, *finds, by_row=False), weight, logits, best)
 
@@ -148,7 +149,7 @@ class _Binder:
         weight = self._weights[action]
         bias = None if action.bias is None else self._decoder.get_parameter(action.bias)
         own = weight.arguments(bias, self._rows_at(action.x), self._at(action.out), wide=True)
-        place = self.bound.add(weight.job, *own, by_row=False)
+        place = self.bound.add(weight.job, *own, by_row=False, shape=_shape(weight))
         self.bound.products.setdefault(len(weight.blocks), []).append(place)
         if isinstance(weight, Bf16Weight) and weight.many is not None:
             x = self._taken_floats(action.x)[:, : action.x.width]
@@ -258,3 +259,7 @@ class _Binder:
             self._kept[key] = torch.empty(self._num_rows, width, dtype=dtype)
             self.bound.keep(self._kept[key])
         return self._kept[key]
+
+
+def _shape(weight: ByJob) -> str:
+    return f"{weight.num_rows}x{weight.row_width}"

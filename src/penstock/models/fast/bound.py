@@ -47,7 +47,7 @@ class Outside:
 
 @dataclass(slots=True)
 class Bound:
-    """``jobs`` in order and their own ``arguments``; all else are places in that order.
+    """``jobs`` in order, their ``names`` and own ``arguments``; all else are places in that order.
 
     ``by_row``: jobs whose items are the step's rows.  ``products``: by number of blocks.
     ``prepares``: of each layer.  ``attends``, ``combines``: by window.
@@ -60,6 +60,7 @@ class Bound:
 
     decoder: Decoder
     jobs: list[Job] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     arguments: list[list[int]] = field(default_factory=list)
     by_row: list[int] = field(default_factory=list)
     products: dict[int, list[int]] = field(default_factory=dict)
@@ -73,12 +74,13 @@ class Bound:
     head: Head | None = None
     buffers: list[Tensor] = field(default_factory=list)
 
-    def add(self, job: Job, *own: int, by_row: bool = True) -> int:
-        """Append a job; its place."""
+    def add(self, job: Job, *own: int, by_row: bool = True, shape: str = "") -> int:
+        """Append a job; its place.  ``shape``: tells it from others of its kind."""
         place = len(self.jobs)
         if by_row:
             self.by_row.append(place)
         self.jobs.append(job)
+        self.names.append(f"{job.name} {shape}".strip())
         self.arguments.append(list(own))
         return place
 

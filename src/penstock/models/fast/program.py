@@ -8,7 +8,6 @@ briefly and then gives way, since on a busy machine the other thread may not be 
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -44,23 +43,14 @@ class Program:
 
     def __init__(self, jobs: Sequence[Job], arguments: Ints) -> None:
         self.arguments = arguments
-        self._names = [job.name for job in jobs]
         self._addresses = np.array([job.address for job in jobs], np.int64)
         self._ticks: Ints | None = None
         self._counting = np.zeros(1, np.int64)
 
-    def watch(self) -> None:
-        """From now on the processor's ticks are summed per job, waiting for other threads included."""
-        self._ticks = np.zeros(len(self._names), np.int64)
-
-    def shares(self) -> dict[str, float]:
-        """Of the time in runs since :meth:`watch`, by jobs of one name, the largest first."""
-        assert self._ticks is not None, "nobody watched"
-        sums: Counter[str] = Counter()
-        for name, ticks in zip(self._names, self._ticks.tolist(), strict=True):
-            sums[name] += ticks
-        total = max(1, sums.total())
-        return {name: ticks / total for name, ticks in sums.most_common()}
+    def count_into(self, ticks: Ints) -> None:
+        """From now on the processor's ticks are added up in ``ticks`` [J], waiting for other threads included."""
+        assert ticks.shape == self._addresses.shape
+        self._ticks = ticks
 
     def run(self, num_threads: int, first: int = 0, end: int | None = None) -> None:
         """Jobs ``first`` .. ``end`` (all), by ``num_threads`` threads, or one where there are fewer to be had."""

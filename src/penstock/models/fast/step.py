@@ -71,7 +71,10 @@ class StepOutputs:
 
 
 class FastStep:
-    """One plan for up to ``num_rows`` rows.  Not to be called by two threads at a time."""
+    """One plan for up to ``num_rows`` rows.  Not to be called by two threads at a time.
+
+    ``program``: its jobs, which ``names`` tell apart.
+    """
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class FastStep:
         for row, own in zip(arguments, self._bound.arguments, strict=True):
             row[FIRST : FIRST + len(own)] = own
         self.program = Program(self._bound.jobs, arguments)
+        self.names = self._bound.names
         self._cells = _Cells(self._bound)
         self._changes = Changes(list(self._bound.adapted.values()))
         self._adapted: tuple[Ints, ...] = ()

@@ -132,6 +132,29 @@ def test_tokens_are_those_of_steps_that_begin_anew(
     assert num_gone_on > num_further_rounds and (num_further_rounds > 0) == (step_s < 1)
 
 
+def test_a_profile_tells_steps_with_prompts_from_decodes(decoder: Decoder) -> None:
+    """Through larger steps too, for which all is made anew; a decode that goes on is a decode."""
+    executor = executor_of(decoder, 64)
+    loop = Loop(Scheduler(BatchRules(64, 8, BLOCK_TOKENS), BlockPool(64)), lambda event: None)
+    planned = executor.planned
+    assert planned is not None
+    planned.watch()
+    assert planned.profile is not None
+    ticks, counted = planned.profile.ticks, []
+    for length in (5, 40):
+        sequence = some(1, 0, decoder.config.vocab_size)[0][1]
+        sequence.token_ids, sequence.num_prompt_tokens, sequence.max_tokens = [1] * length, length, 4
+        sequence.stop_token_ids, sequence.num_logprobs = frozenset(), None
+        loop.submit(sequence)
+        while (plan := loop.plan()) is not None:
+            before = {kind: own.sum() for kind, own in ticks.items()}
+            loop.commit(plan, executor.execute(plan))
+            grown = [kind for kind, own in ticks.items() if own.sum() > before[kind]]
+            counted.append((plan.num_tokens, grown))
+    decodes = [(1, ["decode"])] * 3
+    assert counted == [(5, ["prefill"]), *decodes, (40, ["prefill"]), *decodes]
+
+
 def test_a_step_that_raises_leaves_nothing_behind(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one begins anew, with whoever is left."""
     executor = executor_of(decoder, 64)

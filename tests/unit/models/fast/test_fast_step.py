@@ -21,6 +21,7 @@ from penstock.models.fast import attention, int8, onednn, pack
 from penstock.models.fast.actions import AddNorm, Attend, Embed, Gate, NotPlain, Product
 from penstock.models.fast.bf16 import Bf16Weight, Copy, ManyRows
 from penstock.models.fast.plan import plan_of
+from penstock.models.fast.profile import Profile
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
 from penstock.models.fast.works import Heads, attention_works
 from penstock.models.linear import Linear
@@ -117,7 +118,11 @@ class Sequences:
         )
         self._step = FastStep(plan_of(config), self.packed, keys, values, num_rows=sum(lengths), logits_rows=4)
 
-        self.watch, self.shares = self._step.program.watch, self._step.program.shares
+    def watch(self) -> Profile:
+        """From now on all steps count as decodes."""
+        profile = Profile(self._step.names)
+        self._step.program.count_into(profile.ticks["decode"])
+        return profile
 
     def step(self, counts: list[int]) -> list[Tensor]:
         """So many further tokens of each: their hidden states."""
@@ -282,13 +287,13 @@ def test_somebody_else_may_multiply_many_rows(traits: str, copy: Callable[[Tenso
     torch.set_num_threads(num_threads)
     sequences, alone = (Sequences(config(**PLAIN[traits]), [40, 7, 21], num_threads, copy=c) for c in (copy, None))
     TorchCopy.times = 0
-    sequences.watch()
+    profile = sequences.watch()
     steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
     own = [alone.step(counts) for counts in ([33, 5, 1], [1, 1, 17])]
     torch.set_num_threads(before)
     assert not torch.equal(steps[0][0], own[0][0])
     assert TorchCopy.times == (2 * 4 * 2 if copy is TorchCopy else 0)
-    assert set(sequences.shares()) >= {"multiply bf16", "attention bf16"}
+    assert set(profile.shares()) >= {"multiply bf16 96x128", "attention bf16"}
     for i, expected in enumerate(sequences.expected(sequences.decoder)):
         got = torch.cat([step[i] for step in steps])
         torch.testing.assert_close(got.float(), expected.float(), atol=BOUND, rtol=0)
@@ -392,13 +397,26 @@ def test_a_weight_that_is_not_packed_has_no_step() -> None:
 
 @needs_int8
 def test_a_watched_step_says_where_its_time_goes() -> None:
-    """Shares of all jobs by what they compute; watching again forgets what was before."""
+    """Shares of all jobs by what they compute, products by their shapes; what was before nobody knows."""
     sequences = Sequences(config(), [9], num_threads=2, quantization="int8")
-    sequences.watch()
+    profile = sequences.watch()
     sequences.step([8])
-    shares = sequences.shares()
+    shares = profile.shares()
     assert sum(shares.values()) == pytest.approx(1.0)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    assert shares["multiply int8"] > 0 and shares["attention bf16"] > 0
-    sequences.watch()
-    assert sum(sequences.shares().values()) == 0
+    # Queries, keys and values; what attention leaves; gate and up; down; the head.
+    for shape in ("256x96", "96x128", "160x96", "96x80", "64x96"):
+        assert shares[f"multiply int8 {shape}"] > 0
+    assert shares["attention bf16"] > 0
+    assert sum(sequences.watch().shares().values()) == 0
+
+
+def test_steps_of_two_kinds_are_told_apart() -> None:
+    """Each kind's shares are of its own time, all shares of both; a kind that there was none of has none."""
+    profile = Profile(["norm", "multiply", "norm"])
+    profile.ticks["prefill"][:] = 1, 8, 1
+    assert profile.shares("prefill") == {"multiply": 0.8, "norm": 0.2}
+    assert not any(profile.shares("decode").values())
+    profile.ticks["decode"][:] = 20, 10, 0
+    assert profile.shares("decode") == {"norm": 20 / 30, "multiply": 10 / 30}
+    assert profile.shares() == {"norm": 22 / 40, "multiply": 18 / 40}
