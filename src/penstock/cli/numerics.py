@@ -58,8 +58,9 @@ def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels
     from penstock.models.exact.ops import EXACT
+    from penstock.models.fast.compile import SAMPLING
 
-    return Numerics(EXACT, ExactAttention, [compile_kernels])
+    return Numerics(EXACT, ExactAttention, [compile_kernels, *(job.compile for job in SAMPLING)])
 
 
 def _check_quantization(settings: EngineSettings, config: ModelConfig, dtype: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from penstock.models.fast import attention_jobs, best, bf16, embed_jobs, program, step_jobs
+from penstock.models.fast import attention_jobs, best, bf16, draw, embed_jobs, program, step_jobs
 from penstock.models.fast.activations import quantise_job
 from penstock.models.fast.low_rank_jobs import add_low_rank
 from penstock.models.fast.products import multiply_bf16, multiply_int4, multiply_int8
@@ -22,13 +22,17 @@ _QUANTISED: dict[Literal["none", "int8", "int4"], tuple[Job, ...]] = {
 """For what most weights are kept in; some stay in bfloat16, and the head has eight bits at least."""
 
 
+SAMPLING = (best.BEST, draw.draw_job)
+"""What tokens are taken by, whatever computes the logits."""
+
+
 def kernels(dtype_name: str, quantization: Literal["none", "int8", "int4"]) -> tuple[Job, ...]:
     """All for models in ``bfloat16`` or ``float32`` that this machine has a use for; what packs weights comes first."""
     if dtype_name == "float32":
-        jobs: tuple[Job, ...] = (*attention_jobs.FLOAT32_JOBS, best.BEST)
+        jobs: tuple[Job, ...] = attention_jobs.FLOAT32_JOBS
     elif bf16.is_supported():
         own = *attention_jobs.BF16_JOBS, *embed_jobs.JOBS, *step_jobs.JOBS
-        jobs = (*own, *program.JOBS, best.BEST, multiply_bf16, add_low_rank)
+        jobs = (*own, *program.JOBS, multiply_bf16, add_low_rank)
     else:
         jobs = ()
-    return (*_QUANTISED[quantization], *jobs)
+    return (*_QUANTISED[quantization], *jobs, *SAMPLING)

@@ -236,6 +236,7 @@ floats_at = _pointer(types.float32, F32)
 bits_at = _pointer(types.uint16, ir.IntType(16))
 pairs_at = _pointer(types.uint32, I32)
 ints_at = _pointer(types.int64, I64)
+doubles_at = _pointer(types.float64, ir.DoubleType())
 
 
 @intrinsic

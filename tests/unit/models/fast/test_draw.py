@@ -1,0 +1,108 @@
+"""Drawing without sorting, against sorting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.models.fast.draw import AT, INVERSE_TEMPERATURE, MIN_P, NUM_RULES, TOP_K, TOP_P, Doubles, Drawer, Floats
+
+SIZES = (1, 15, 16, 17, 255, 256, 300, 4096, 5003)
+RULES = list(product((0, 1, 7, 200), (1.0, 0.9, 0.3, 0.0), (0.0, 0.05)))
+
+
+def drawn(rows: list[Floats], rules: Doubles) -> list[int]:
+    return Drawer().tokens(np.array([row.ctypes.data for row in rows]), rules, len(rows[0]))
+
+
+def rule(top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, at: float = 0.0, temperature: float = 1.0) -> Doubles:
+    own = np.zeros(NUM_RULES)
+    own[[INVERSE_TEMPERATURE, TOP_K, TOP_P, MIN_P, AT]] = 1 / temperature, top_k, top_p, min_p, at
+    return own
+
+
+def by_sorting(row: Floats, own: Doubles) -> Doubles:
+    """Each token's probability, in float64."""
+    known = np.where(np.isnan(row), -np.inf, row.astype(np.float64))
+    weights = np.exp((known - known.max()) * own[INVERSE_TEMPERATURE])
+    order = np.argsort(-weights, kind="stable")
+    if 0 < own[TOP_K] < len(row):
+        weights[weights < weights[order[int(own[TOP_K]) - 1]]] = 0
+    if own[TOP_P] < 1.0:
+        before = np.cumsum(weights[order]) - weights[order]
+        kept = np.count_nonzero(before < own[TOP_P] * weights.sum())
+        weights[order[max(1, kept) :]] = 0
+    weights[weights < own[MIN_P]] = 0
+    shares: Doubles = weights / weights.sum()
+    return shares
+
+
+def distributions(size: int) -> Iterator[Floats]:
+    """Flat and steep ones, with many equals and with barred tokens."""
+    dice = np.random.default_rng(size)
+    for spread in (0.1, 3.0, 30.0):
+        row = dice.normal(0.0, spread, size).astype(np.float32)
+        yield row
+        yield torch.from_numpy(row).bfloat16().float().numpy()
+        barred = row.copy()
+        barred[dice.random(size) < 0.9] = -np.inf
+        barred[dice.integers(size)] = np.float32(1.0)
+        yield barred
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_token_has_its_probability(size: int) -> None:
+    """Numbers spread evenly over [0, 1) draw each token as often as sorting says, to one draw and a millionth of all.
+
+    By number, by mass and by share of the best, alone and together, for distributions of every kind.
+    """
+    num_points = 1000 if size < 1000 else 100
+    points = (np.arange(num_points) + 0.5) / num_points
+    for row, (top_k, top_p, min_p) in product(distributions(size), RULES):
+        own = rule(top_k, top_p, min_p, temperature=0.7)
+        rules = np.repeat(own[None], len(points), axis=0)
+        rules[:, AT] = points
+        counts = np.bincount(drawn([row] * len(points), rules), minlength=size)
+        # What lies within rounding of an edge may fall on either side.
+        edges = [min(1.0, top_p * factor) for factor in (1.0, 1 + 1e-6, 1 - 1e-6)]
+        nearby = [by_sorting(row, rule(top_k, edge, min_p, temperature=0.7)) for edge in edges]
+        assert min(np.abs(counts - len(points) * shares).max() for shares in nearby) < 1.01, (top_k, top_p, min_p)
+
+
+def test_the_first_of_equals_are_the_nucleus_of_a_flat_row() -> None:
+    """Where all of a large vocabulary is equal, half of the mass is the first half of the ids."""
+    row = np.full(151_936, 3.0, np.float32)
+    points = np.array([0.0, 0.5, math.nextafter(1.0, 0.0)])
+    rules = np.stack([rule(top_p=0.5, at=at) for at in points])
+    assert drawn([row] * 3, rules) == [0, 151_936 // 4, 151_936 // 2 - 1]
+
+
+def test_the_last_token_of_a_large_vocabulary_can_be_drawn() -> None:
+    """And its neighbours, where it begins no register and no chunk."""
+    for size in (151_936, 262_144 + 3):
+        row = np.full(size, -40.0, np.float32)
+        row[-1] = 0.0
+        row[-2] = math.log(0.5)
+        assert drawn([row] * 2, np.stack([rule(at=0.1), rule(at=0.9)])) == [size - 2, size - 1]
+
+
+def test_rows_and_threads_change_no_token() -> None:
+    """A row draws the same token alone and among many, by one thread and by four."""
+    dice = np.random.default_rng(0)
+    rows = [dice.normal(0, 2, 3001).astype(np.float32) for _ in range(40)]
+    rules = np.stack([rule(*RULES[i % len(RULES)], at=dice.random()) for i in range(len(rows))])
+    rules[::7, INVERSE_TEMPERATURE] = 0.0
+    alone = [drawn([row], own[None])[0] for row, own in zip(rows, rules, strict=True)]
+    assert drawn(rows, rules) == alone
+    assert alone[::7] == [int(row.argmax()) for row in rows[::7]]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert drawn(rows, rules) == alone
+    finally:
+        torch.set_num_threads(threads)
