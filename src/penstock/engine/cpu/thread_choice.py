@@ -11,18 +11,22 @@ from dataclasses import dataclass, field
 
 _WEIGHT = 0.25
 """Of the latest step in the running mean."""
-_PATIENCE = 64
-"""Steps after which the other choice is tried once, as long as it is not far behind."""
-_FAR = 1.6
-"""How many times slower is far behind: it is looked at a tenth as often."""
+_MOST = 2.0
+"""A step counts for no more than so many times the mean: one that stalled says little of those to come."""
+_FIRST_PATIENCE, _PATIENCE_GROWS, _MOST_PATIENCE = 4, 4, 512
+"""So many steps after a change of choice the other is tried again; each trial in vain makes that longer, to a bound."""
+_SHARE = 0.25
+"""Of the time until the next trial one in vain may take."""
 
 
 @dataclass(slots=True)
 class _Size:
-    """What is known of steps of one size: mean seconds by number of threads, and steps until the next trial."""
+    """What is known of steps of one size: mean seconds by number of threads, who does best, when others are tried."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    until_trial: int = 0
+    best: int = 0
+    patience: int = _FIRST_PATIENCE
+    until_trial: int = _FIRST_PATIENCE
 
 
 class ThreadChoice:
@@ -33,24 +37,32 @@ class ThreadChoice:
         self._sizes: dict[int, _Size] = {}
 
     def threads(self, num_rows: int) -> int:
-        size = self._sizes.setdefault(num_rows.bit_length(), _Size())
+        size = self._size(num_rows)
         for choice in self._choices:
             if choice not in size.seconds:
                 return choice
-        best = min(self._choices, key=lambda choice: size.seconds[choice])
         if len(self._choices) == 1 or size.until_trial > 0:
-            return best
-        return next(choice for choice in self._choices if choice != best)
+            return size.best
+        return next(choice for choice in self._choices if choice != size.best)
 
     def took(self, num_rows: int, threads: int, seconds: float) -> None:
         """A step of so many rows took so long with so many threads."""
-        size = self._sizes.setdefault(num_rows.bit_length(), _Size())
-        before = size.seconds.get(threads)
+        size = self._size(num_rows)
+        before, took_s = size.seconds.get(threads), seconds
         # A step much faster than the mean says that what slowed the others down has gone.
         if before is not None and seconds > before / 2:
-            seconds = before + _WEIGHT * (seconds - before)
+            seconds = before + _WEIGHT * (min(seconds, _MOST * before) - before)
         size.seconds[threads] = seconds
         size.until_trial -= 1
-        if size.until_trial < 0 and len(size.seconds) == len(self._choices):
-            low, high = min(size.seconds.values()), max(size.seconds.values())
-            size.until_trial = _PATIENCE if high <= _FAR * low else 10 * _PATIENCE
+        best = min(size.seconds, key=size.seconds.__getitem__)
+        if best != size.best:
+            size.best, size.patience = best, _FIRST_PATIENCE
+        elif threads != best:
+            steps = took_s / (_SHARE * max(size.seconds[best], 1e-9))
+            size.patience = int(min(max(_PATIENCE_GROWS * size.patience, steps), _MOST_PATIENCE))
+        else:
+            return
+        size.until_trial = size.patience
+
+    def _size(self, num_rows: int) -> _Size:
+        return self._sizes.setdefault(num_rows.bit_length(), _Size())

@@ -28,14 +28,34 @@ def test_a_disturbed_machine_gets_one_thread_and_all_when_it_is_quiet_again() ->
     run(choice, 100, {2: 0.5e-3, 1: 0.6e-3})
     disturbed = run(choice, 30, {2: 30e-3, 1: 0.7e-3})
     assert disturbed[:2] == [2, 1]
-    assert disturbed[2:].count(1) >= 27
+    assert disturbed[2:].count(1) >= 26
     assert run(choice, 5000, {2: 0.5e-3, 1: 0.6e-3})[-100:].count(2) > 90
 
 
+def test_a_step_that_stalls_does_not_change_what_is_best() -> None:
+    """Thirty times a step's time, once in fifty: two threads stay, which are far ahead otherwise."""
+    choice = ThreadChoice(2)
+    run(choice, 100, {2: 2.4e-3, 1: 3.9e-3})
+    taken = []
+    for _ in range(20):
+        taken += run(choice, 1, {2: 72e-3, 1: 117e-3})
+        taken += run(choice, 49, {2: 2.4e-3, 1: 3.9e-3})
+    assert taken.count(1) <= 10
+
+
+def test_a_choice_that_was_wrong_is_soon_taken_back() -> None:
+    """After a disturbance of a few steps two threads are back within a hundred, be the first trial a part of it."""
+    for length in (4, 10, 30):
+        choice = ThreadChoice(2)
+        run(choice, 1000, {2: 2.4e-3, 1: 3.9e-3})
+        assert run(choice, length, {2: 72e-3, 1: 4e-3})[-1] == 1
+        assert run(choice, 200, {2: 2.4e-3, 1: 3.9e-3}).count(1) < 100
+
+
 def test_what_is_far_behind_is_looked_at_seldom() -> None:
-    """A trial of what takes twice as long costs less than a part in three hundred."""
+    """A trial of what takes twice as long costs less than a part in two hundred."""
     taken = run(ThreadChoice(2), 2000, {2: 10e-3, 1: 20e-3}, num_rows=16)
-    assert 1 < taken.count(1) <= 6
+    assert 1 < taken.count(1) <= 9
 
 
 def test_sizes_are_judged_apart() -> None:
