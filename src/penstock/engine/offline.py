@@ -108,7 +108,7 @@ def run_offline(
         ended = clock()
         executor_s += ended - begin
         # As in a server: all that lies between two tokens of a stream.
-        loop.commit(plan, replace(result, seconds=ended - turned))
+        loop.commit(plan, replace(result, seconds=ended - turned, between_s=begin - turned))
         turned = ended
         if sink.problem is not None:
             raise sink.problem

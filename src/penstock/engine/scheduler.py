@@ -103,14 +103,9 @@ class Scheduler:
         if not verdict.works:
             assert not self.running and not self.waiting, "somebody waits and nobody progresses"
             return None
-        block_tokens = self.rules.block_tokens
-        for sequence, count in zip(verdict.works, verdict.counts, strict=True):
-            lacking = sequence.num_computed + count - len(sequence.block_ids) * block_tokens
-            if lacking > 0 and not self.rules.stateless:
-                leased = self.pool.lease(-(-lacking // block_tokens))
-                sequence.block_ids += leased
-                if self._speculation is not None:
-                    self._speculation.leased(leased)
+        if not self.rules.stateless:
+            for sequence, count in zip(verdict.works, verdict.counts, strict=True):
+                self._lease(sequence, self._lacking(sequence, count))
         self._step += 1
         self._held = verdict.held
         plan = StepPlan(
@@ -132,20 +127,30 @@ class Scheduler:
         decodes = plan.sequences
         targets = [work.itl_target_s for work in decodes if work.itl_target_s is not None]
         shape = StepShape(len(decodes), sum(plan.starts) + len(decodes))
-        fitting = rounds_within(self._times.model, shape, min(targets, default=None))
+        fitting = rounds_within(self._times.computing, shape, min(targets, default=None))
         if fitting == 1 or any(work.constraint is not None for work in decodes):
             return 1
-        block_tokens = self.rules.block_tokens
-        return rounds_of(
-            fitting,
-            (
-                min(
-                    work.max_tokens - work.num_output_tokens,
-                    len(work.block_ids) * block_tokens - work.num_computed,
-                )
-                for work in decodes
-            ),
-        )
+        wanted = rounds_of(fitting, (work.max_tokens - work.num_output_tokens for work in decodes))
+        lacking = [self._lacking(work, wanted) for work in decodes]
+        if sum(lacking) + len(decodes) > self.pool.num_idle:
+            block_tokens = self.rules.block_tokens
+            return rounds_of(wanted, (len(work.block_ids) * block_tokens - work.num_computed for work in decodes))
+        # There is a block for each beyond these: they are leased a few tokens before they would be anyway.
+        for work, count in zip(decodes, lacking, strict=True):
+            self._lease(work, count)
+        return wanted
+
+    def _lacking(self, sequence: Sequence, count: int) -> int:
+        """Blocks that its next ``count`` tokens need beyond those it has."""
+        needed = -(-(sequence.num_computed + count) // self.rules.block_tokens)
+        return max(0, needed - len(sequence.block_ids))
+
+    def _lease(self, sequence: Sequence, num_blocks: int) -> None:
+        if num_blocks > 0:
+            leased = self.pool.lease(num_blocks)
+            sequence.block_ids += leased
+            if self._speculation is not None:
+                self._speculation.leased(leased)
 
     def computed(self, sequence: Sequence, count: int) -> None:
         """Take note that ``count`` more tokens have keys and values, and make the blocks they filled findable."""

@@ -200,7 +200,8 @@ class StepResult:
     """Aligned with the plan: the sampled token (``None`` where none was due), its score, the prompt's scores.
 
     ``further[i]``: tokens sampled behind that one, with their scores: one for each token of the proposal that was
-    what had just been sampled before it.  ``draft_s`` of the seconds went into making proposals.
+    what had just been sampled before it.  ``draft_s`` of the seconds went into making proposals, and ``between_s``
+    lay between the executor's calls: planning, handing over, telling the streams.
     ``later[r][i]``: the tokens of further rounds, where the plan allows and the executor computed some.
     ``prompt_scores[i]`` covers the prompt tokens predicted by this step's rows: positions
     ``starts[i] + 1 .. min(starts[i] + counts[i], num_prompt_tokens - 1)``; empty unless ``score_prompt``.
@@ -216,6 +217,7 @@ class StepResult:
     pooled: Mapping[int, bytes | None] = field(default_factory=dict)
     further: Mapping[int, list[tuple[int, TokenScore | None]]] = field(default_factory=dict)
     draft_s: float = 0.0
+    between_s: float = 0.0
     later: Items[Items[int]] = ()
 
     @property

@@ -17,10 +17,15 @@ _AT_FIRST = 32
 
 
 class StepTimes:
-    """``now_s``: the engine's time, seconds that its steps took so far."""
+    """``now_s``: the engine's time, seconds that its steps took so far.
+
+    ``model``: of all steps, with what lies between the executor's calls.  ``computing``: without that, of steps that
+    only decode and propose nothing; so it is the same however many of these are one call.
+    """
 
     def __init__(self, speculation: Speculation | None) -> None:
         self.model = StepModel()
+        self.computing = StepModel()
         self.now_s = 0.0
         self._speculation = speculation
 
@@ -37,8 +42,12 @@ class StepTimes:
                 speculation.interrupted()
             else:
                 speculation.took(plan, result, self.model, _shape(plan))
+        is_turn = plan.step % _LEARN_FROM == 0
+        if not has_prompts and not plan.num_proposed and (is_turn or self.computing.num_steps < _AT_FIRST):
+            computing_s = (result.seconds - result.between_s) / result.num_rounds
+            self.computing = learn(self.computing, _shape(plan), computing_s)
         is_young = speculation is not None and self.model.num_steps < _AT_FIRST
-        if has_prompts or is_young or plan.step % _LEARN_FROM == 0:
+        if has_prompts or is_young or is_turn:
             shape = _shape(plan)
             # A proposed token has a row like a decode's, with logits, and reads the keys that its sequence's reads.
             shape = shape._replace(num_decodes=shape.num_decodes + plan.num_proposed)

@@ -344,19 +344,30 @@ def lone(loop: Loop) -> tuple[StepPlan, StepResult]:
 
 
 def test_a_lone_stream_is_given_several_steps_at_once() -> None:
-    """As many as its block has places for, each token as if it had had a step of its own; its tenant pays for each."""
+    """Over the ends of blocks, each token as if it had had a step of its own; its tenant pays for each."""
     events: list[Event] = []
     loop = loop_of(64, events)
     alone, recorder = sequence("a", max_tokens=100)
     loop.submit(alone)
     plan, result = lone(loop)
     before, computed = len(recorder.token_ids), alone.num_computed
-    assert plan.rounds == len(alone.block_ids) * 4 - computed == result.num_rounds
+    assert plan.rounds == 8 == result.num_rounds
+    assert len(alone.block_ids) * 4 >= computed + 8
     loop.commit(plan, result)
     assert recorder.token_ids[before:] == [result.token_ids[0], *(tokens[0] for tokens in result.later)]
     assert alone.num_computed == computed + plan.rounds
     assert events[-1].decode_tokens == plan.rounds  # type: ignore[union-attr]  # a StepDone
     loop.scheduler.pool.check()
+
+
+@pytest.mark.parametrize(("num_blocks", "computed", "rounds"), [(5, 10, 6), (4, 12, 4)])
+def test_several_steps_take_no_block_that_somebody_could_miss(num_blocks: int, computed: int, rounds: int) -> None:
+    """Where one stays idle they go on to the answer's end; where none would, to the last place in the blocks it has."""
+    loop = loop_of(num_blocks)
+    alone, _ = sequence("a", max_tokens=11)
+    loop.submit(alone)
+    plan, _ = lone(loop)
+    assert (alone.num_computed, plan.rounds, len(alone.block_ids)) == (computed, rounds, 4)
 
 
 def test_nobody_who_waits_waits_for_several_steps() -> None:

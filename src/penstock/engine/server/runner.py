@@ -87,7 +87,8 @@ class Runner:
         self.num_steps += 1
         seconds_per_token = result.seconds / (plan.num_tokens * result.num_rounds)
         self._slowest_s_per_token = max(self._slowest_s_per_token * _FORGET, seconds_per_token)
-        self.loop.commit(plan, dataclasses.replace(result, seconds=self._turn_s(result.num_rounds)))
+        turn_s = self._turn_s(result.num_rounds)
+        self.loop.commit(plan, dataclasses.replace(result, seconds=turn_s, between_s=turn_s - result.seconds))
         return True
 
     def _turn_s(self, rounds: int) -> float:
