@@ -42,7 +42,8 @@ class Machine:
     ``rework``: what a step that speculates takes longer, and the one behind it; ``turn``: what lies between two calls
     of the executor; all as shares of that second.  With ``short`` steps it is half a thousandth of one, so that
     plain ones are computed several in a call.
-    ``scatter``: by how much each step's time varies; ``stalls``: how often a step takes 30 times as long.
+    ``scatter``: by how much each step's time varies; ``stalls``: how often a step takes 30 times as long;
+    ``gear``: for 300 steps' time of each 600 the machine takes so many times as long.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Machine:
         short: bool = False,
         scatter: float = 0.0,
         stalls: float = 0.0,
+        gear: float = 1.0,
         proposes: bool = True,
     ) -> None:
         rules = BatchRules(512, 32, 16, speculative_tokens=8 if proposes else 0)
@@ -69,7 +71,7 @@ class Machine:
         self.step_s = STEP_S / 2000 if short else STEP_S
         self.call_s = self.step_s * (1 + turn)
         self._accepts, self._row, self._look, self._rework, self._turn = accepts, row, look, rework, turn
-        self._scatter, self._stalls = scatter, stalls
+        self._scatter, self._stalls, self._gear = scatter, stalls, gear
         self._dice, self._tokens = random.Random(1), random.Random(2)
         self._spoke = False
 
@@ -101,6 +103,8 @@ class Machine:
         seconds = plan.rounds + rows + self._look * self.num_looked
         seconds = self.step_s * (seconds + self._turn + self._rework * (self._spoke or speaks))
         seconds *= 1 + self._scatter * self._dice.uniform(-1, 1)
+        if self.now_s // (300 * self.step_s) % 2:
+            seconds *= self._gear
         if self._dice.random() < self._stalls:
             seconds += 30 * self.step_s
         self.num_looked, self._spoke = 0, speaks
@@ -116,7 +120,10 @@ class Machine:
         nothing: list[None] = [None] * len(token_ids)
         later = [[self._tokens.randrange(4) for _ in plan.sequences] for _ in range(plan.rounds - 1)]
         empty: list[list[TokenScore]] = [[] for _ in token_ids]
-        return StepResult(plan.step, token_ids, nothing, empty, seconds=seconds, further=further, later=later)
+        between_s = self.step_s * self._turn
+        return StepResult(
+            plan.step, token_ids, nothing, empty, seconds=seconds, between_s=between_s, further=further, later=later
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +155,11 @@ def one_of_two(machine: Machine, proposed: int) -> int:
 def just_before_it_ends(machine: Machine, proposed: int) -> int:
     """Keeps it going at the least price: accepts one token when there is hardly anything left to lose."""
     return int(machine.loop.scheduler.allowance(machine.streams).seconds < 0.5 * machine.call_s)
+
+
+def long_before_it_ends(machine: Machine, proposed: int) -> int:
+    """The same with two steps' time left, so that proposals hardly ever rest."""
+    return int(machine.loop.scheduler.allowance(machine.streams).seconds < 2.0 * machine.call_s)
 
 
 def until_it_is_believed(machine: Machine, proposed: int) -> int:
@@ -186,20 +198,41 @@ def test_no_pattern_of_what_is_accepted_makes_speculation_cost_more_than_it_may(
     assert took[True] < most * took[False]
 
 
-@pytest.mark.parametrize("accepts", [never, just_before_it_ends], ids=lambda accepts: str(accepts.__name__))
+@pytest.mark.parametrize("streams", [1, 16])
+@pytest.mark.parametrize(
+    "accepts", [never, just_before_it_ends, long_before_it_ends], ids=lambda accepts: str(accepts.__name__)
+)
 def test_steps_that_are_several_in_a_call_count_for_what_they_are_without(
-    machines: list[Machine], accepts: Accepts
+    machines: list[Machine], accepts: Accepts, streams: int
 ) -> None:
-    """A step that speculates is one in a call: what lies between calls is a part of its price."""
+    """A step that speculates is one in a call: what lies between calls is a part of its price.
+
+    Streams that got ahead by what was accepted reach the ends of their blocks at other times, which costs nothing.
+    """
+    took, num_tokens = {}, 6000 // streams
+    for proposes in (False, True):
+        machine = Machine(
+            accepts, streams=streams, row=0.05, look=0.02 / streams, turn=0.5, short=True, proposes=proposes
+        )
+        machines.append(machine)
+        took[proposes] = sum(machine.generate(num_tokens) for _ in range(min(streams, 4)))
+        assert proposes or machine.num_steps < num_tokens * min(streams, 4) / 3
+    assert machines[-1].num_proposed > 0
+    assert took[True] < 1.02 * took[False]
+
+
+@pytest.mark.parametrize("row", [0.05, 0.3])
+def test_a_machine_that_changes_its_speed_does_not_make_what_is_lost_seem_won(
+    machines: list[Machine], row: float
+) -> None:
+    """Half of the time it is 1.4 times as slow, as beside a neighbour; nothing is accepted: five percent at most."""
     took = {}
     for proposes in (False, True):
-        machine = Machine(accepts, streams=1, row=0.05, look=0.02, turn=0.5, short=True, proposes=proposes)
+        machine = Machine(never, streams=16, row=row, look=0.002, rework=0.05, gear=1.4, proposes=proposes)
         machines.append(machine)
         took[proposes] = machine.generate(6000)
-        assert machine.num_steps < 2000
     assert machines[-1].num_proposed > 0
-    assert (machines[-1].num_accepted > 0) == (accepts is not never)
-    assert took[True] < 1.02 * took[False]
+    assert took[True] < 1.05 * took[False]
 
 
 @pytest.mark.parametrize("streams", [1, 16])

@@ -34,6 +34,10 @@ _IN_A_ROW, _IN_A_ROW_FOR_EACH = 96, 8
 """So many steps speculate between these; as long as few were measured so many for each."""
 _NEWEST = 0.03
 """Of the mean of plain steps' times is the last one's, once they are many."""
+_LATEST = 0.4
+"""Of the mean of the latest few."""
+_SHIFT, _SHIFT_SCATTER = 0.15, 2.0
+"""The machine's speed has changed where these differ from the others by so much, and by so many times their scatter."""
 _VARIANCE = 0.01
 """Of a plain step's time around the mean, as a share of it, squared: what is believed before some were measured."""
 _DOUBT = 1.0
@@ -70,9 +74,10 @@ class Acceptance(NamedTuple):
 class Allowance(NamedTuple):
     """Memory of steps with about as many decodes: what speculation may still lose in them.
 
-    ``seconds``: what it may lose.  ``plain_s``: what plain steps took, which look nothing up and verify nothing: a mean
+    ``seconds``: what it may lose; ``most``: what that may become by what was accepted since the last plain step, as
+    nothing else saves time.  ``plain_s``: what plain steps took, which look nothing up and verify nothing: a mean
     of ``num_plain``, whose mean shape had ``decodes`` and ``context`` tokens; ``variance``: of one, over its mean's
-    square.  ``is_resting``: it lost what it may.
+    square; ``latest``: what the latest took, as a share of what was expected.  ``is_resting``: it lost what it may.
     ``to_come``: steps that may speculate before some plain ones are measured.  ``stall_rate``: of the plain steps have
     stalled; ``pardons``: steps that speculate may do so without being charged with it.
     ``token_s``: what making a proposed token takes, beside verifying it; ``row_s``: what a row of the draft model takes
@@ -80,10 +85,12 @@ class Allowance(NamedTuple):
     """
 
     seconds: float = 0.0
+    most: float = 0.0
     plain_s: float = 0.0
     decodes: float = 0.0
     context: float = 0.0
     variance: float = _VARIANCE
+    latest: float = 1.0
     num_plain: int = 0
     is_resting: bool = False
     to_come: int = 0
@@ -102,6 +109,11 @@ class Allowance(NamedTuple):
         measured_s = _seconds(model, self.decodes, self.context)
         wanted_s = _seconds(model, shape.num_decodes, min(shape.context_tokens, self.context))
         return self.plain_s * wanted_s / measured_s if measured_s > 0 else self.plain_s
+
+    @property
+    def has_shifted(self) -> bool:
+        """Whether the latest plain steps took another time than those before, and more than by chance."""
+        return abs(self.latest - 1) > max(_SHIFT, _SHIFT_SCATTER * math.sqrt(self.variance))
 
     @property
     def error(self) -> float:
@@ -187,7 +199,13 @@ def plain(
         if not settled:
             return allowance
         return allowance._replace(
-            seconds=_FIRST_STEPS * seconds, plain_s=seconds, decodes=decodes, context=context, num_plain=1, to_come=-1
+            seconds=_FIRST_STEPS * seconds,
+            most=_FIRST_STEPS * seconds,
+            plain_s=seconds,
+            decodes=decodes,
+            context=context,
+            num_plain=1,
+            to_come=-1,
         )
     usual_s = allowance.usual_s(model, shape)
     has_stalled = seconds > _STALL_STEPS * usual_s
@@ -205,15 +223,20 @@ def plain(
             context=allowance.context + weight * (context - allowance.context),
             stall_rate=max(_STALL_RATE, allowance.stall_rate + weight * (has_stalled - allowance.stall_rate)),
             variance=allowance.variance + weight * ((seconds / usual_s - 1) ** 2 - allowance.variance),
+            latest=allowance.latest + _LATEST * (seconds / usual_s - allowance.latest),
         )
     else:
         earned -= (seconds - usual_s) * num_steps
     left = before + earned if earned < 0 else max(before, min(before + earned, _MOST_STEPS * usual_s))
     is_resting = is_resting and left < _RESUME_STEPS * usual_s
     to_come = allowance.to_come - num_steps
+    if settled and to_come <= -_WATCHED and allowance.has_shifted:
+        # What was measured is of another machine, and so is what seemed saved; soon it is to be seen again.
+        num_plain, left = _WATCHED, min(left, _RESUME_STEPS * usual_s)
+        allowance = allowance._replace(plain_s=allowance.plain_s * allowance.latest, latest=1.0)
     if (settled and to_come <= -_WATCHED) or is_resting != allowance.is_resting:
         to_come = min(_IN_A_ROW, _IN_A_ROW_FOR_EACH * num_plain)
-    return allowance._replace(seconds=left, num_plain=num_plain, is_resting=is_resting, to_come=to_come)
+    return allowance._replace(seconds=left, most=left, num_plain=num_plain, is_resting=is_resting, to_come=to_come)
 
 
 def speculated(
@@ -234,9 +257,13 @@ def speculated(
     pardons = min(allowance.pardons + allowance.stall_rate, _MOST_PARDONS)
     if seconds > _STALL_STEPS * usual_s and pardons >= 1:
         seconds, pardons = usual_s, pardons - 1
-    saved = usual_s * (1 + _SHARE + num_accepted / shape.num_decodes) - min(seconds, _SLOWEST_STEPS * usual_s) - draft_s
-    left = min(allowance.seconds + saved, _MOST_SAVED_STEPS * usual_s)
-    return allowance._replace(seconds=left, is_resting=left <= 0, to_come=allowance.to_come - 1, pardons=pardons)
+    gained = usual_s * (_SHARE + num_accepted / shape.num_decodes)
+    lost = min(seconds, _SLOWEST_STEPS * usual_s) + draft_s - usual_s
+    most = min(allowance.most + gained, _MOST_SAVED_STEPS * usual_s)
+    left = min(allowance.seconds + gained - lost, most)
+    return allowance._replace(
+        seconds=left, most=most, is_resting=left <= 0, to_come=allowance.to_come - 1, pardons=pardons
+    )
 
 
 def _seconds(model: StepModel, decodes: float, context: float) -> float:
