@@ -61,10 +61,10 @@ Fields = dict[str, Any]
 def prompt(dice: random.Random, fields: Fields) -> None:
     """Ids, text or a chat; often one of a few beginnings, so that prefixes are shared.
 
-    Of some hundred endings: the tokenizer remembers ten thousand words, and its memory is to be full soon.
+    Every other one ends as some hundred others do, so that whole prompts are shared, too; the rest end as none does.
     """
     beginning = dice.choice(["The turbine spins. " * 3, "", "Water falls down the pipe. " * 2])
-    ending = random.Random(dice.randrange(300))
+    ending = random.Random(dice.randrange(dice.choice([300, 1 << 40])))
     text = beginning + "".join(ending.choice("abcdefgh \n") for _ in range(ending.randint(1, 40)))
     way = dice.randrange(3)
     if way == 0:

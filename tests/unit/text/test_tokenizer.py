@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from tiny_tokenizers import BUILDERS
 from tokenizers import decoders, models
 
 from penstock.text.tokenizer import Tokenizer
@@ -26,6 +29,24 @@ def checkpoint(tmp_path: Path) -> Path:
     backend.enable_padding(length=8)
     backend.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
+
+
+TEXTS = """
+import random, resource, sys
+from pathlib import Path
+from penstock.text.tokenizer import Tokenizer
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+tokenizer, dice = Tokenizer.load(Path(sys.argv[1])), random.Random(1)
+def encode(count):
+    for _ in range(count):
+        tokenizer.encode("".join(dice.choices("abcdefgh", k=200)))
+encode(100)
+before = resident()
+encode(4000)
+print((resident() - before) >> 20)
+"""
+"""Says by how many MiB a process grows over 4000 texts of one word each, none like another."""
 
 
 def _write(directory: Path, name: str, value: Any) -> None:
@@ -198,3 +219,16 @@ def test_the_chat_template_is_found(checkpoint: Path) -> None:
     _write(checkpoint, "chat_template.jinja", "file")
     template = Tokenizer.load(checkpoint).chat_template
     assert template is not None and template.render([], add_generation_prompt=True) == "file"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["byte_level", "llama2", "unigram"])
+def test_texts_leave_nothing_behind(tmp_path: Path, kind: str) -> None:
+    """A process that has encoded thousands of words is no larger: no thread keeps words for the next time."""
+    if kind == "unigram":
+        backend = tokenizers.Tokenizer(models.Unigram([(char, -1.0) for char in "abcdefgh"], 0, False))
+    else:
+        backend = BUILDERS[kind]()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    run = subprocess.run([sys.executable, "-c", TEXTS, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 4
