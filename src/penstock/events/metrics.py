@@ -1,7 +1,7 @@
-"""The metrics catalogue: every metric there is, and how each event of the list feeds it.
+"""The metrics catalogue: every metric there is.
 
-In: nothing; out: ``CATALOGUE`` (name, kind, unit, labels, help, buckets) and ``FEEDS`` (event type -> feeds).
-Keeps no numbers itself: that is ``observe.folds``.  Adding one: a :class:`Metric` here and a feed below.
+In: nothing; out: ``CATALOGUE`` (name, kind, unit, labels, help, buckets).
+Keeps no numbers itself: that is ``observe.folds``.  Adding one: a :class:`Metric` here, its feed in ``events.feeds``.
 
 Label values come from small closed sets: routes, served names, codes of the error table, replica ids.
 Never a request id, a key or anything a caller typed: each new value is a new time series, for ever.
@@ -9,24 +9,9 @@ Never a request id, a key or anything a caller typed: each new value is a new ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import msgspec
-
-from penstock.events.list import (
-    ReplicaChanged,
-    RequestEnded,
-    RequestReceived,
-    SequenceEnded,
-    ShadowEnded,
-    SharingChanged,
-    StartPartDone,
-    StepDone,
-    StreamResumed,
-    UnusableLimitsChanged,
-    WeightsLoaded,
-)
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -40,8 +25,6 @@ DURATION_BUCKETS = (
 )
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0)
-
-REPLICA_PHASES = ("starting", "loading", "ready", "draining", "failed", "exited")
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,23 +41,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     buckets: tuple[float, ...] = ()
 
 
-class Feed(msgspec.Struct, frozen=True, kw_only=True):
-    """What one event adds to one metric.
-
-    ``labels(event)`` is aligned with ``metric.labels``; ``value(event)`` of ``None`` means: nothing to say.
-    Counters add the value (``absolute``: take it as the new count), gauges are set to it, histograms observe it.
-    """
-
-    metric: Metric
-    labels: Callable[[Any], tuple[str, ...]]
-    value: Callable[[Any], float | None]
-    absolute: bool = False
-
-
 CATALOGUE: dict[str, Metric] = {}
-FEEDS: dict[type[Any], tuple[Feed, ...]] = {}
-
-E = TypeVar("E")
 
 
 def _metric(
@@ -84,18 +51,6 @@ def _metric(
     metric = Metric(name=name, kind=kind, help=help, unit=unit, labels=labels, buckets=buckets)
     CATALOGUE[name] = metric
     return metric
-
-
-def _feed(
-    event: type[E],
-    metric: Metric,
-    value: Callable[[E], float | None],
-    labels: Callable[[E], tuple[str, ...]] = lambda event: (),
-    *,
-    absolute: bool = False,
-) -> None:
-    feed = Feed(metric=metric, labels=labels, value=value, absolute=absolute)
-    FEEDS[event] = (*FEEDS.get(event, ()), feed)
 
 
 # Facts about a process, set by the folds themselves.
@@ -316,65 +271,3 @@ REPLICA_RESTARTS = _metric(
     "Times a replica's process was started again.",
     ("replica",),
 )
-
-
-_feed(RequestReceived, REQUESTS_RECEIVED, lambda e: 1, lambda e: (e.route,))
-
-_feed(RequestEnded, REQUESTS, lambda e: 1, lambda e: (e.route, e.model, e.outcome, str(e.status), e.code))
-_feed(RequestEnded, DURATION, lambda e: e.duration_s, lambda e: (e.route, e.model, e.outcome))
-_feed(RequestEnded, TTFT, lambda e: e.ttft_s, lambda e: (e.model,))
-_feed(RequestEnded, TPOT, lambda e: e.tpot_s, lambda e: (e.model,))
-# No tokens, no series: a request that was rejected has no model to count them for.
-_feed(RequestEnded, PROMPT_TOKENS, lambda e: e.prompt_tokens or None, lambda e: (e.model,))
-_feed(RequestEnded, CACHED_TOKENS, lambda e: e.cached_tokens or None, lambda e: (e.model,))
-_feed(RequestEnded, OUTPUT_TOKENS, lambda e: e.output_tokens or None, lambda e: (e.model,))
-
-_feed(StreamResumed, RESUMES, lambda e: 1, lambda e: (e.model,))
-_feed(StreamResumed, RESUME_GAP, lambda e: e.gap_s, lambda e: (e.model,))
-
-_feed(ShadowEnded, SHADOWS, lambda e: 1, lambda e: (e.model, e.outcome, e.code))
-_feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.prompt_tokens or None, lambda e: (e.model, "prompt"))
-_feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.cached_tokens or None, lambda e: (e.model, "cached"))
-_feed(ShadowEnded, SHADOW_TOKENS, lambda e: e.output_tokens or None, lambda e: (e.model, "output"))
-_feed(ShadowEnded, SHADOW_TTFT, lambda e: e.ttft_s, lambda e: (e.model,))
-
-_feed(SharingChanged, LIMITS_SHARED, lambda e: float(e.shared))
-_feed(UnusableLimitsChanged, UNUSABLE_LIMITS, lambda e: e.num_limits)
-
-_feed(SequenceEnded, SEQUENCES, lambda e: 1, lambda e: (e.reason,))
-_feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.prompt_tokens, lambda e: ("prompt",))
-_feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.cached_tokens, lambda e: ("cached",))
-_feed(SequenceEnded, ENGINE_TOKENS, lambda e: e.output_tokens, lambda e: ("output",))
-
-_feed(StartPartDone, START, lambda e: e.seconds, lambda e: (e.part,))
-_feed(WeightsLoaded, WEIGHTS, lambda e: e.num_bytes, lambda e: (e.quantization,))
-
-_feed(StepDone, STEP, lambda e: e.seconds if e.decode_tokens + e.prefill_tokens else None)
-_feed(StepDone, STEP_TOKENS, lambda e: e.decode_tokens, lambda e: ("decode",))
-_feed(StepDone, STEP_TOKENS, lambda e: e.prefill_tokens, lambda e: ("prefill",))
-# Without speculation, no series.
-_feed(StepDone, PROPOSALS, lambda e: e.proposals or None)
-_feed(StepDone, PROPOSED_TOKENS, lambda e: e.proposed_tokens or None)
-_feed(StepDone, ACCEPTED_TOKENS, lambda e: e.accepted_tokens if e.proposals else None)
-_feed(StepDone, STEP_BUDGET, lambda e: e.token_budget)
-_feed(StepDone, STEP_ERROR, lambda e: e.spread)
-_feed(StepDone, RUNNING, lambda e: e.running)
-_feed(StepDone, WAITING, lambda e: e.waiting)
-_feed(StepDone, PREEMPTIONS, lambda e: e.preempted)
-_feed(StepDone, KV_BLOCKS, lambda e: e.kv_blocks_used, lambda e: ("used",))
-_feed(StepDone, KV_BLOCKS, lambda e: e.kv_blocks_cached, lambda e: ("cached",))
-_feed(StepDone, KV_BLOCKS, lambda e: e.kv_blocks_total - e.kv_blocks_used - e.kv_blocks_cached, lambda e: ("free",))
-
-_feed(ReplicaChanged, REPLICA_RESTARTS, lambda e: e.restarts, lambda e: (e.replica,), absolute=True)
-
-
-def _in_phase(phase: str) -> Callable[[ReplicaChanged], float]:
-    return lambda e: float(e.phase == phase)
-
-
-def _phase_labels(phase: str) -> Callable[[ReplicaChanged], tuple[str, ...]]:
-    return lambda e: (e.replica, phase)
-
-
-for _phase in REPLICA_PHASES:
-    _feed(ReplicaChanged, REPLICA_PHASE, _in_phase(_phase), _phase_labels(_phase))

@@ -13,8 +13,9 @@ from bisect import bisect_left
 from math import inf
 
 import penstock
+from penstock.events.feeds import FEEDS
 from penstock.events.list import Event
-from penstock.events.metrics import BUILD_INFO, CATALOGUE, FEEDS, VALUES_DROPPED, Metric
+from penstock.events.metrics import BUILD_INFO, CATALOGUE, VALUES_DROPPED, Metric
 from penstock.observe.samples import Histogram, Sample
 from penstock.wire.errors import ERRORS
 

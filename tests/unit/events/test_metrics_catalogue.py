@@ -9,8 +9,9 @@ from typing import get_args
 
 import pytest
 
+from penstock.events.feeds import FEEDS
 from penstock.events.list import Event, StepDone
-from penstock.events.metrics import BUILD_INFO, CATALOGUE, FEEDS, VALUES_DROPPED, Metric
+from penstock.events.metrics import BUILD_INFO, CATALOGUE, VALUES_DROPPED, Metric
 
 ABOUT_THE_PROCESS = {BUILD_INFO.name, VALUES_DROPPED.name}
 """Set by the folds themselves, not by an event."""
@@ -95,7 +96,7 @@ def test_kv_blocks_by_state_add_up_to_all() -> None:
 def test_the_catalogue_loads_no_metrics_library() -> None:
     """Whoever only names metrics pays for neither prometheus-client nor anything else heavy."""
     code = (
-        "import sys, penstock.events.metrics; "
+        "import sys, penstock.events.feeds; "
         "sys.exit(str({'prometheus_client', 'torch', 'aiohttp', 'uvicorn'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
