@@ -30,9 +30,9 @@ from penstock.config.prices import Price
 from penstock.config.settings import GatewaySettings
 from penstock.config.tenants import Limit
 from penstock.runtimes.upstream import HttpUpstream
-from penstock.store.administer import NewTenant
 from penstock.store.desired import DesiredStore
 from penstock.store.places import default_url
+from penstock.store.representations import NewTenant
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from penstock.config.prices import Price
 from penstock.config.settings import GatewaySettings
 from penstock.config.tenants import Limit
 from penstock.loadgen.doorbench import Door
-from penstock.store.administer import NewKey, NewTenant
 from penstock.store.desired import DesiredStore
 from penstock.store.places import default_url, open_access
+from penstock.store.representations import NewKey, NewTenant
 from penstock.wire.errors import Problem
 
 HOST = "127.0.0.1"

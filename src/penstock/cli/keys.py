@@ -20,8 +20,9 @@ from penstock.cli.limit_option import Limits, limit_text
 
 if TYPE_CHECKING:
     from penstock.config.tenants import Limit
-    from penstock.store.administer import Administration, IssuedKey, KeyView, TenantView
+    from penstock.store.administer import Administration
     from penstock.store.places import Opened
+    from penstock.store.representations import IssuedKey, KeyView, TenantView
 
 Store = Annotated[
     str | None,
@@ -97,7 +98,7 @@ def create_key(
     store: Store = None,
 ) -> None:
     """Create a key.  Its secret is printed this once and cannot be shown again."""
-    from penstock.store.administer import NewKey
+    from penstock.store.representations import NewKey
 
     asked = _checked(
         NewKey,
@@ -132,7 +133,7 @@ def rotate_key(
     store: Store = None,
 ) -> None:
     """Give a key a new secret."""
-    from penstock.store.administer import Rotation
+    from penstock.store.representations import Rotation
 
     asked = _checked(Rotation, grace_s=grace_hours * _HOUR_S)
     with _administration(store) as acts:
@@ -162,7 +163,7 @@ def create_tenant(
     store: Store = None,
 ) -> None:
     """Create a tenant."""
-    from penstock.store.administer import NewTenant
+    from penstock.store.representations import NewTenant
 
     role = "admin" if admin else "user"
     asked = _checked(
@@ -206,7 +207,7 @@ def set_tenant(
     store: Store = None,
 ) -> None:
     """Change a tenant; what is not given stays."""
-    from penstock.store.administer import TenantChange
+    from penstock.store.representations import TenantChange
 
     given: dict[str, Any] = {}
     if admin is not None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
-from penstock.config.tenants import LEAST_URGENT, MOST_URGENT, TOP, ApiKey, Limit, Principal, Rights, Role, Tenant
+from penstock.config.tenants import TOP, ApiKey, Principal, Rights, Tenant
 from penstock.policy import rights as policy
 from penstock.store.access import AccessStore, Edit
 from penstock.store.audit import Act, Entry, actor_name
@@ -26,103 +24,24 @@ from penstock.store.reach import (
     missing,
     tenants_of,
 )
+from penstock.store.representations import (
+    IssuedKey,
+    KeyView,
+    NewKey,
+    NewTenant,
+    Rotation,
+    TenantChange,
+    TenantView,
+    changed,
+    key_view,
+    tenant_view,
+)
 from penstock.store.served import AskServed, nothing_known, remarks
 from penstock.wire.credentials import SECRET_BYTES, digest_of, new_secret
 from penstock.wire.errors import Problem
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Text = Annotated[str, Meta(max_length=200)]
-Models = Annotated[frozenset[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=1000)]
-Limits = Annotated[tuple[Limit, ...], Meta(max_length=100)]
-Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
-Weight = Annotated[float, Meta(gt=0, le=1000)]
-Priority = Annotated[int, Meta(ge=MOST_URGENT, le=LEAST_URGENT)]
 FIRST_KEY = "This is the first key: whoever sends none is not answered any more, also where a service was open."
 """What is remarked on it."""
-
-
-class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key to create.  ``models``: null for all of its tenant's; ``expires_in_s``: null for never.
-
-    ``priority``: the most urgent class that its requests may ask for; null for its tenant's.
-    """
-
-    tenant: Name = TOP
-    name: Text = ""
-    role: Role = "user"
-    models: Models | None = None
-    limits: Limits = ()
-    priority: Priority | None = None
-    expires_in_s: Seconds | None = None
-
-
-class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the old secret is taken beside the new one."""
-
-    grace_s: Seconds = 0.0
-
-
-class NewTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tenant to create.  ``models``: null for all of its parent's; ``weight``: its share of a contended engine.
-
-    ``priority``: the most urgent class that its requests may ask for, and have without asking; null for its parent's.
-    """
-
-    name: Name
-    parent: Name = TOP
-    role: Role = "user"
-    models: Models | None = None
-    limits: Limits = ()
-    priority: Priority | None = None
-    weight: Weight = 1.0
-
-
-class TenantChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to change of a tenant; what is left out stays."""
-
-    role: Role | msgspec.UnsetType = msgspec.UNSET
-    models: Models | None | msgspec.UnsetType = msgspec.UNSET
-    limits: Limits | msgspec.UnsetType = msgspec.UNSET
-    priority: Priority | None | msgspec.UnsetType = msgspec.UNSET
-    weight: Weight | msgspec.UnsetType = msgspec.UNSET
-
-
-class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as it is shown: never its secret or digest.  Times in seconds since the epoch.
-
-    ``remarks``: of what was just asked for, what can hardly be meant or what whoever asked may not expect.
-    """
-
-    id: str
-    tenant: str
-    name: str
-    role: Role
-    models: frozenset[str] | None
-    limits: tuple[Limit, ...]
-    priority: int | None
-    created_at: float
-    expires_at: float | None
-    revoked_at: float | None
-    remarks: tuple[str, ...] = ()
-
-
-class IssuedKey(KeyView, frozen=True, kw_only=True):
-    """A key just made.  ``secret`` is shown this once; only its digest is kept."""
-
-    secret: str
-
-
-class TenantView(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant as it is shown.  ``parent``: null for the top one; ``remarks`` as of :class:`KeyView`."""
-
-    name: str
-    parent: str | None
-    role: Role
-    models: frozenset[str] | None
-    limits: tuple[Limit, ...]
-    priority: int | None
-    weight: float
-    remarks: tuple[str, ...] = ()
 
 
 class Administration:
@@ -150,7 +69,7 @@ class Administration:
         """All keys of the tenants that the actor administers."""
         access = self._store.read()
         tenants = {tenant.name: tenant for tenant in access.tenants}
-        return [_key_view(key) for key in access.keys if administers(actor, key.tenant, tenants)]
+        return [key_view(key) for key in access.keys if administers(actor, key.tenant, tenants)]
 
     def key(self, actor: Principal | None, id: str) -> KeyView:
         return next((key for key in self.keys(actor) if key.id == id), None) or missing("key", id)
@@ -179,7 +98,7 @@ class Administration:
                 expires_at=None if asked.expires_in_s is None else now + asked.expires_in_s,
             )
             edit.put_key(key)
-        return IssuedKey(secret=secret, **msgspec.structs.asdict(_key_view(key)) | {"remarks": said})
+        return IssuedKey(secret=secret, **msgspec.structs.asdict(key_view(key)) | {"remarks": said})
 
     def rotate_key(self, actor: Principal | None, id: str, asked: Rotation) -> IssuedKey:
         """A new secret for a key; the old one is taken for ``grace_s`` more."""
@@ -197,7 +116,7 @@ class Administration:
                 old_until=now + asked.grace_s,
             )
             edit.put_key(key)
-        return IssuedKey(secret=secret, **msgspec.structs.asdict(_key_view(key)))
+        return IssuedKey(secret=secret, **msgspec.structs.asdict(key_view(key)))
 
     def revoke_key(self, actor: Principal | None, id: str) -> KeyView:
         """The key is refused from now on; revoking it again changes nothing."""
@@ -207,12 +126,12 @@ class Administration:
             if key.revoked_at is None:
                 key = msgspec.structs.replace(key, revoked_at=now, old_digest="", old_until=0.0)
                 edit.put_key(key)
-        return _key_view(key)
+        return key_view(key)
 
     def tenants(self, actor: Principal | None) -> list[TenantView]:
         """All tenants that the actor administers."""
         tenants = {tenant.name: tenant for tenant in self._store.read().tenants}
-        return [_tenant_view(tenant) for tenant in tenants.values() if administers(actor, tenant.name, tenants)]
+        return [tenant_view(tenant) for tenant in tenants.values() if administers(actor, tenant.name, tenants)]
 
     def tenant(self, actor: Principal | None, name: str) -> TenantView:
         return next((one for one in self.tenants(actor) if one.name == name), None) or missing("tenant", name)
@@ -234,7 +153,7 @@ class Administration:
                 raise Problem("invalid_value", message, param="parent")
             tenant = Tenant(name=asked.name, parent=asked.parent, rights=rights, weight=asked.weight)
             edit.put_tenant(tenant)
-        return msgspec.structs.replace(_tenant_view(tenant), remarks=said)
+        return msgspec.structs.replace(tenant_view(tenant), remarks=said)
 
     def set_tenant(self, actor: Principal | None, name: str, asked: TenantChange) -> TenantView:
         """Change a tenant.  Nobody changes the tenant of their own key: its limits are there to bind them."""
@@ -244,13 +163,13 @@ class Administration:
             check_reach(actor, name, tenants)
             if actor is not None and actor.tenant == name and name != TOP:
                 raise Problem("permission_denied", "A key cannot change the tenant that it belongs to.")
-            tenant = _changed(tenants[name], asked)
+            tenant = changed(tenants[name], asked)
             if tenant.parent is not None:
                 check_rights(actor, tenant.rights, tenant.parent, tenants)
             may_use = policy.effective(name, tenants | {name: tenant}).models
-            said = remarks(_changed(Tenant(name=name), asked).rights, actor, served, may_use)
+            said = remarks(changed(Tenant(name=name), asked).rights, actor, served, may_use)
             edit.put_tenant(tenant)
-        return msgspec.structs.replace(_tenant_view(tenant), remarks=said)
+        return msgspec.structs.replace(tenant_view(tenant), remarks=said)
 
     def delete_tenant(self, actor: Principal | None, name: str) -> None:
         """Remove a tenant that has no tenants below it and no key that still works."""
@@ -285,37 +204,3 @@ class Administration:
                 denied = msgspec.structs.replace(act, verdict="denied", why=problem.code)
                 self._store.audit.append([denied], now)
             raise
-
-
-def _changed(tenant: Tenant, asked: TenantChange) -> Tenant:
-    given = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not msgspec.UNSET}
-    weight = given.pop("weight", tenant.weight)
-    return msgspec.structs.replace(tenant, rights=msgspec.structs.replace(tenant.rights, **given), weight=weight)
-
-
-def _key_view(key: ApiKey) -> KeyView:
-    return KeyView(
-        id=key.id,
-        tenant=key.tenant,
-        name=key.name,
-        role=key.rights.role,
-        models=key.rights.models,
-        limits=key.rights.limits,
-        priority=key.rights.priority,
-        created_at=key.created_at,
-        expires_at=key.expires_at,
-        revoked_at=key.revoked_at,
-    )
-
-
-def _tenant_view(tenant: Tenant) -> TenantView:
-    rights = tenant.rights
-    return TenantView(
-        name=tenant.name,
-        parent=tenant.parent,
-        role=rights.role,
-        models=rights.models,
-        limits=rights.limits,
-        priority=rights.priority,
-        weight=tenant.weight,
-    )

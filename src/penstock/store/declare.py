@@ -13,8 +13,8 @@ import msgspec
 from penstock.config.tenants import TOP, DeclaredTenant, Rights, Tenant
 from penstock.policy import rights as policy
 from penstock.store.access import AccessStore
-from penstock.store.administer import Name
 from penstock.store.audit import OPERATOR, Act
+from penstock.store.representations import Name
 from penstock.wire.errors import Problem
 
 

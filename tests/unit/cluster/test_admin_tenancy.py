@@ -19,8 +19,8 @@ from penstock.cluster.admin.app import AdminApp
 from penstock.cluster.admin.guard import Guard
 from penstock.cluster.state import ServiceState
 from penstock.config.desired import DesiredState
-from penstock.store.administer import NewKey, NewTenant
 from penstock.store.places import Opened, default_url, open_access
+from penstock.store.representations import NewKey, NewTenant
 from penstock.wire.errors import Problem
 
 STATE = ServiceState(stage="serving", ready=True, desired=DesiredState(version=3), members=[])

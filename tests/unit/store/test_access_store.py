@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from penstock.config.tenants import TOP, Access
-from penstock.store.administer import NewKey, NewTenant
 from penstock.store.places import default_url, open_access
+from penstock.store.representations import NewKey, NewTenant
 from penstock.store.snapshot import read_snapshot
 from penstock.store.sql.database import Database
 from penstock.wire.credentials import digest_of

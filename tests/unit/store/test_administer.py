@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from penstock.config.tenants import TOP, Limit
-from penstock.store.administer import FIRST_KEY, NewKey, NewTenant, Rotation, TenantChange
+from penstock.store.administer import FIRST_KEY
+from penstock.store.representations import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.served import Served
 from penstock.wire.errors import Problem
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from penstock.config.tenants import Principal
-from penstock.store.administer import NewKey, NewTenant, Rotation
 from penstock.store.audit import Act
 from penstock.store.denials import MAX_KINDS, Denials
+from penstock.store.representations import NewKey, NewTenant, Rotation
 from penstock.wire.errors import Problem
 
 

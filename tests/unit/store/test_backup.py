@@ -18,10 +18,10 @@ from usage import row
 
 from penstock.config.tenants import Access
 from penstock.policy.keyring import Keyring
-from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.audit import Act
 from penstock.store.backup import read_rows, verify_backup, write_backup
 from penstock.store.places import Opened, default_url, open_access
+from penstock.store.representations import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.restore import Restored, restore
 from penstock.store.status import check
 from penstock.wire.errors import Problem

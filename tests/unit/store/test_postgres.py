@@ -20,10 +20,10 @@ from stores import contents, earlier
 from usage import row
 
 from penstock.config.tenants import Access
-from penstock.store.administer import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.audit import Act
 from penstock.store.backup import read_rows, write_backup
 from penstock.store.places import Opened, default_url, open_access
+from penstock.store.representations import NewKey, NewTenant, Rotation, TenantChange
 from penstock.store.restore import restore
 from penstock.store.spill import Spill
 from penstock.store.sql.database import Database

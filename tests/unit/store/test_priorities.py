@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.store.administer import NewKey, NewTenant, TenantChange
+from penstock.store.representations import NewKey, NewTenant, TenantChange
 from penstock.wire.errors import Problem
 
 

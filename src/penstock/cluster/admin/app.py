@@ -21,17 +21,9 @@ from penstock.cluster.admin import openapi
 from penstock.cluster.admin.guard import Guard
 from penstock.cluster.state import ServiceState
 from penstock.config.tenants import Principal, Role
-from penstock.store.administer import (
-    Administration,
-    IssuedKey,
-    KeyView,
-    NewKey,
-    NewTenant,
-    Rotation,
-    TenantChange,
-    TenantView,
-)
+from penstock.store.administer import Administration
 from penstock.store.audit import Entry
+from penstock.store.representations import IssuedKey, KeyView, NewKey, NewTenant, Rotation, TenantChange, TenantView
 from penstock.wire.errors import Problem
 
 Page = tuple[bytes, bytes]
