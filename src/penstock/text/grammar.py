@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
-from penstock.text.grammar_child import Vocabulary
+from penstock.text.grammar_messages import Vocabulary
 from penstock.text.grammar_process import Channel, GrammarProcess, Session
 from penstock.text.reasoning import Thinking
 from penstock.text.tokenizer import Tokenizer

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from tokenizers import AddedToken
 from penstock.text import grammar_process
 from penstock.text.answer import AnswerFormat
 from penstock.text.grammar import MAX_GRAMMAR_CHARS, GrammarConstraint, Grammars
-from penstock.text.grammar_child import Open, Vocabulary
+from penstock.text.grammar_messages import Open, Vocabulary
 from penstock.text.grammar_process import GrammarProcess
 from penstock.text.reasoning import MARKS, Thinking
 from penstock.text.tokenizer import Tokenizer
@@ -45,6 +47,12 @@ def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
     made.start()
     yield made
     made.close()
+
+
+def test_whoever_asks_for_masks_loads_no_library_for_grammars() -> None:
+    """What runs callers' grammars is in the process that the kernel may end, and in no other."""
+    code = "import sys, penstock.text.grammar, penstock.text.answer; sys.exit('llguidance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from penstock.text import grammar_child as child
+from penstock.text import grammar_messages as messages
 from penstock.text.grammar_process import Channel
 from penstock.wire.engine import Grammar
 from penstock.wire.errors import Problem
@@ -30,26 +31,28 @@ def ends() -> Iterator[tuple[Channel, socket.socket]]:
     theirs.close()
 
 
-@pytest.mark.parametrize("end", [child.Refused(0, "grammar_too_complex", "Too long."), child.Died(0, signal.SIGPROF)])
+@pytest.mark.parametrize(
+    "end", [messages.Refused(0, "grammar_too_complex", "Too long."), messages.Died(0, signal.SIGPROF)]
+)
 def test_what_ended_a_session_is_not_forgotten_over_a_later_request(
-    ends: tuple[Channel, socket.socket], end: child.Refused | child.Died
+    ends: tuple[Channel, socket.socket], end: messages.Refused | messages.Died
 ) -> None:
     """More was asked before anybody read it, which the worker knows no session for: nothing is opened again."""
     channel, worker = ends
     session = channel.open(GRAMMAR, [])
     channel.advance(session, [1], [])
     channel.advance(session, [], [1, 1])
-    for reply in (child.Allowed(0, ANY), end, child.Unknown(0)):
-        child.send(worker, msgspec.msgpack.encode(reply))
+    for reply in (messages.Allowed(0, ANY), end, messages.Unknown(0)):
+        messages.send(worker, msgspec.msgpack.encode(reply))
     for _ in range(2):
         with pytest.raises(Problem) as caught:
             channel.wait(session)
         assert (caught.value.code, caught.value.param) == ("grammar_too_complex", "field")
         channel.advance(session, [1], [])
     channel.shut()
-    decode = msgspec.msgpack.Decoder(child.Request).decode
-    asked = [decode(frame) for frame in iter(lambda: child.receive(worker), None)]
-    assert [type(request) for request in asked] == [child.Open] + [child.Advance] * 4
+    decode = msgspec.msgpack.Decoder(messages.Request).decode
+    asked = [decode(frame) for frame in iter(lambda: messages.receive(worker), None)]
+    assert [type(request) for request in asked] == [messages.Open] + [messages.Advance] * 4
 
 
 class Clock:
@@ -86,7 +89,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, mask_s: float) -> tuple[child.Worker
     tokenizer: Any = SimpleNamespace(eos_token=7)
     worker = child.Worker(tokenizer)
     monkeypatch.setattr(worker, "_started", lambda grammar: clock)
-    assert isinstance(worker.answer(child.Open(0, GRAMMAR, [])), child.Allowed)
+    assert isinstance(worker.answer(messages.Open(0, GRAMMAR, [])), messages.Allowed)
     return worker, clock
 
 
@@ -96,11 +99,11 @@ def test_only_tokens_bring_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for asks in (False, True):
         worker, _ = opened(monkeypatch, 0.038)
         taken[asks] = 0
-        while isinstance(worker.answer(child.Advance(0, [1], [])), child.Allowed):
+        while isinstance(worker.answer(messages.Advance(0, [1], [])), messages.Allowed):
             taken[asks] += 1
             for _ in range(3 * asks):
-                worker.answer(child.Advance(0, [], []))
-        assert isinstance(worker.answer(child.Advance(0, [1], [])), child.Unknown)
+                worker.answer(messages.Advance(0, [], []))
+        assert isinstance(worker.answer(messages.Advance(0, [1], [])), messages.Unknown)
     assert 20 < taken[True] == taken[False] < 40
 
 
@@ -109,9 +112,9 @@ def test_looking_ahead_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, clock = opened(monkeypatch, 0.018)
     num_ahead = 0
     for _ in range(1000):
-        assert isinstance(worker.answer(child.Advance(0, [1], [])), child.Allowed)
-        reply = worker.answer(child.Advance(0, [], [1, 1]))
-        assert isinstance(reply, child.Allowed) and reply.mask == ANY
+        assert isinstance(worker.answer(messages.Advance(0, [1], [])), messages.Allowed)
+        reply = worker.answer(messages.Advance(0, [], [1, 1]))
+        assert isinstance(reply, messages.Allowed) and reply.mask == ANY
         num_ahead += len(reply.further)
     assert clock.num_masks == 1 + 1000 + num_ahead
     assert 10 < num_ahead < 1000 / 4

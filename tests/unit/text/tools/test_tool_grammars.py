@@ -13,7 +13,8 @@ import pytest
 from scripted import write_scripted_checkpoint
 
 from penstock.text.answer import AnswerFormat
-from penstock.text.grammar_child import Allowed, Open, Vocabulary, Worker, _Gtokenizer
+from penstock.text.grammar_child import Worker, _Gtokenizer
+from penstock.text.grammar_messages import Allowed, Open, Vocabulary
 from penstock.text.grammar_source import compiled
 from penstock.text.tokenizer import Tokenizer
 from penstock.text.tools.registry import LISTED, STYLES
