@@ -12,7 +12,8 @@ from typing import Literal
 
 from penstock.models.encoder import Encoder
 from penstock.models.encoder_config import EncoderConfig
-from penstock.models.load import Blueprint, Progress, load_model
+from penstock.models.fill import Progress
+from penstock.models.load import Blueprint, load_model
 from penstock.models.ops import REFERENCE, Ops
 
 _LAYER = "encoder.layer.*."

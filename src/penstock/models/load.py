@@ -1,39 +1,35 @@
 """Loading a checkpoint into a model.
 
 In: a directory in Hugging Face layout; out: a model whose every parameter came from the files.
-Everything is checked against the headers first; then bytes go from the files straight into the fused parameters,
-through a few megabytes where they need conversion.  Weights to be packed go there just so: they never lie plain.
+Everything is checked against the headers before memory is asked for; ``models.fill`` then reads.
+Weights to be packed go there just so: they never lie plain.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from penstock.models.checkpoint import StoredTensor, read_headers
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
+from penstock.models.fill import Progress, Transfer, fill
 from penstock.models.layout import Piece, pieces
-from penstock.models.numbers import QuantisedTensor, find, read_numbers
+from penstock.models.numbers import QuantisedTensor, find
 from penstock.models.ops import REFERENCE, Ops
-from penstock.models.packed import Kept, Pack, Packed, put_numbers, put_rows
+from penstock.models.packed import Kept, Pack
 from penstock.models.quantised import Scheme
-from penstock.models.stored import FLOATS, check_finite, read_part
+from penstock.models.stored import FLOATS
 from penstock.wire.errors import Problem
 
 M = TypeVar("M", bound=nn.Module)
-Progress = Callable[[float, str], None]
-# Values that are read, checked and converted at a time.
-_PART = 1 << 18
 _BODY = ("embed_tokens.", "layers.", "norm.")
 # Surplus tensors that old exporters write and that hold nothing learnt.
 _DERIVED = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
@@ -114,25 +110,13 @@ def load_model(
         progress(0.0, f"{num_unread} tensors of parts that do not read text stay unread")
     with torch.device("meta"):
         plan = list(_checked(pieces(blueprint.build(), blueprint.tensors), stored, blueprint.scheme, directory))
-    used = {name for step in plan for name in step.names}
+    used = {name for transfer in plan for name in transfer.names}
     _refuse_surplus(
         sorted(name for name in stored.keys() - used if not blueprint.is_spare(name)), blueprint.architecture, directory
     )
     model = _allocate(blueprint, plan, pack)
-    _fill(model, plan, progress)
+    fill(model, plan, progress)
     return model
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One piece and where its values come from."""
-
-    piece: Piece
-    source: StoredTensor | QuantisedTensor
-
-    @property
-    def names(self) -> set[str]:
-        return {self.piece.name} if isinstance(self.source, StoredTensor) else self.source.names
 
 
 def _named(directory: Path, own_name: Callable[[str], str | None]) -> tuple[dict[str, StoredTensor], int]:
@@ -152,12 +136,12 @@ def _named(directory: Path, own_name: Callable[[str], str | None]) -> tuple[dict
 
 def _checked(
     plan: Iterable[Piece], stored: Mapping[str, StoredTensor], scheme: Scheme | None, directory: Path
-) -> Iterator[_Step]:
+) -> Iterator[Transfer]:
     """One by one: a config.json that claims experts without number ends at the first that is not there."""
     for piece in plan:
         quantised = find(scheme, piece.name, piece.shape, stored)
         if quantised is not None:
-            yield _Step(piece, quantised)
+            yield Transfer(piece, quantised)
             continue
         tensor = stored.get(piece.name)
         if tensor is None:
@@ -174,7 +158,7 @@ def _checked(
                 f"{tensor.file}: tensor {piece.name} has dtype {tensor.dtype}; supported: {', '.join(FLOATS)}. "
                 "Take the release whose weights are in one of these.",
             )
-        yield _Step(piece, tensor)
+        yield Transfer(piece, tensor)
 
 
 def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> None:
@@ -188,7 +172,7 @@ def _refuse_surplus(surplus: list[str], architecture: str, directory: Path) -> N
         )
 
 
-def _allocate(blueprint: Blueprint[M], plan: list[_Step], pack: Pack | None) -> M:
+def _allocate(blueprint: Blueprint[M], plan: list[Transfer], pack: Pack | None) -> M:
     kept = _kept(plan)
     if kept and pack is None:
         raise Problem(
@@ -199,24 +183,24 @@ def _allocate(blueprint: Blueprint[M], plan: list[_Step], pack: Pack | None) -> 
     try:
         return blueprint.build() if pack is None else _allocate_packed(blueprint, kept, pack)
     except RuntimeError:  # torch's only word for memory that the system refused
-        needed = sum(math.prod(step.piece.shape) for step in plan) * blueprint.dtype.itemsize
+        needed = sum(math.prod(transfer.piece.shape) for transfer in plan) * blueprint.dtype.itemsize
         dtype = str(blueprint.dtype).removeprefix("torch.")
         raise Problem(
             "insufficient_memory", f"The weights need {needed:,} bytes in {dtype}; the system refused them."
         ) from None
 
 
-def _kept(plan: list[_Step]) -> dict[str, Kept]:
+def _kept(plan: list[Transfer]) -> dict[str, Kept]:
     """The quantised parameters; where several pieces make up one, all have to be alike."""
     kept: dict[str, set[Kept | None]] = {}
-    for step in plan:
-        source = step.source
-        kept.setdefault(step.piece.parameter, set()).add(source.kept if isinstance(source, QuantisedTensor) else None)
-    for step in plan:
-        if len(kept[step.piece.parameter]) > 1:
+    for transfer in plan:
+        one = transfer.source.kept if isinstance(transfer.source, QuantisedTensor) else None
+        kept.setdefault(transfer.piece.parameter, set()).add(one)
+    for transfer in plan:
+        if len(kept[transfer.piece.parameter]) > 1:
             raise Problem(
                 "checkpoint_unsupported",
-                f"{step.piece.name} and what it is multiplied together with are not quantised alike.",
+                f"{transfer.piece.name} and what it is multiplied together with are not quantised alike.",
             )
     return {name: one for name, found in kept.items() for one in found if one is not None}
 
@@ -236,78 +220,3 @@ def _allocate_packed(blueprint: Blueprint[M], kept: Mapping[str, Kept], pack: Pa
         else:
             module.take_packed(packed)  # type: ignore[operator]  # what a Pack promises of such a module
     return model
-
-
-def _fill(model: nn.Module, plan: list[_Step], progress: Progress) -> None:
-    """Largest first, so that the threads end together."""
-    total = sum(step.source.num_bytes for step in plan)
-    done = 0
-    plan.sort(key=lambda step: -step.source.num_bytes)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        reads = {pool.submit(_read, _place(model, step.piece), step): step for step in plan}
-        try:
-            for read in as_completed(reads):
-                read.result()
-                done += reads[read].source.num_bytes
-                progress(done / total, f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB of weights")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of packed ``matrices`` that a piece is, from ``start`` on."""
-
-    matrices: Sequence[Packed]
-    start: int
-    shape: tuple[int, ...]
-
-
-def _place(model: nn.Module, piece: Piece) -> Tensor | _Rows:
-    path, _, leaf = piece.parameter.rpartition(".")
-    module = model.get_submodule(path)
-    parameter = getattr(module, leaf, None)
-    if isinstance(parameter, Tensor):
-        return piece.of(parameter.detach())
-    matrices: Sequence[Packed] = module.packed  # type: ignore[assignment]  # what _allocate_packed has put there
-    return _Rows(matrices, piece.start, piece.shape)
-
-
-def _read(target: Tensor | _Rows, step: _Step) -> None:
-    match target, step.source:
-        case _Rows(), QuantisedTensor() as source:
-            put_numbers(target.matrices, target.start, read_numbers(source))
-        case _Rows(), StoredTensor() as source:
-            _read_packed(target, source, step.piece.name)
-        case Tensor(), StoredTensor() as source:
-            _read_plain(target, source, step.piece.name)
-
-
-def _read_packed(target: _Rows, stored: StoredTensor, name: str) -> None:
-    """Tensor ``name`` into packed weights, some rows at a time."""
-    total, inputs = target.shape
-    num_rows = max(1, _PART // inputs)
-    landing = torch.empty(min(num_rows, total), inputs, dtype=FLOATS[stored.dtype])
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
-        for at in range(0, total, num_rows):
-            landed = landing[: min(num_rows, total - at)]
-            read_part(file, landed, stored)
-            check_finite(landed, stored, name)
-            put_rows(target.matrices, target.start + at, landed)
-
-
-def _read_plain(target: Tensor, stored: StoredTensor, name: str) -> None:
-    """Tensor ``name`` into the contiguous ``target``, part by part, so that a conversion needs little memory."""
-    dtype = FLOATS[stored.dtype]
-    flat = target.view(-1)
-    landing = None if target.dtype == dtype else torch.empty(min(_PART, len(flat)), dtype=dtype)
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
-        for part in torch.split(flat, _PART):
-            landed = part if landing is None else landing[: len(part)]
-            read_part(file, landed, stored)
-            check_finite(landed, stored, name)
-            if landed is not part:
-                part.copy_(landed)

@@ -16,7 +16,7 @@ import torch
 from seeded import write_seeded_checkpoint
 from torch import Tensor
 
-from penstock.models import load, save
+from penstock.models import fill, load, save
 from penstock.models.checkpoint import StoredTensor
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
@@ -221,7 +221,7 @@ def test_file_that_shrinks_while_loading_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(100))
     with pytest.raises(Problem, match="became shorter"):
-        load._read_plain(torch.empty(32), StoredTensor(file, "F32", (32,), 8, 128), "x")
+        fill._read_plain(torch.empty(32), StoredTensor(file, "F32", (32,), 8, 128), "x")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -245,7 +245,7 @@ def test_a_value_that_is_no_number_is_refused(
 def test_tensors_are_read_in_parts_without_a_seam(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the parts that are converted, the weights are the same."""
     whole = load_decoder(directory, "bfloat16").state_dict()
-    monkeypatch.setattr(load, "_PART", 1000)
+    monkeypatch.setattr(fill, "_PART", 1000)
     for parts in (load_decoder(directory, "bfloat16").state_dict(), load_decoder(directory).bfloat16().state_dict()):
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
