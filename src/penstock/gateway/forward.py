@@ -17,13 +17,13 @@ from penstock.events.list import StreamResumed
 from penstock.gateway.attempt import Attempt, Progress, TurnedAwayError
 from penstock.gateway.budget import RetryBudget
 from penstock.gateway.call import Trail
-from penstock.gateway.prefixes import NO_CHAIN, chain_of
-from penstock.gateway.replica import Lease, ModelState
+from penstock.gateway.leases import RETRY_AFTER_S, Leases
+from penstock.gateway.replica import Lease
 from penstock.gateway.replicas import Replicas
 from penstock.gateway.stalls import Stalls
 from penstock.gateway.upstream import Push, Upstream
 from penstock.policy.budget import BudgetRules
-from penstock.policy.resume import Origin, eligible, may_come
+from penstock.policy.resume import Origin
 from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryRules, decide, longer_pause
 from penstock.ports import Chance, Clock, Emit
 from penstock.wire.engine import Accepted, EmbedRequest, Event, GenerateRequest, Moved
@@ -33,7 +33,6 @@ T = TypeVar("T")
 R = TypeVar("R", GenerateRequest, EmbedRequest)
 
 _EXPECTED_OUTPUT_TOKENS = 256
-_RETRY_AFTER_S = 2.0
 _DIGITS = 12
 """So much of an adapter's digest is in a fingerprint."""
 
@@ -55,6 +54,7 @@ class Forwarder:
         self._budget_rules = budget
         self._budgets: dict[str, RetryBudget] = {}
         self._replicas = replicas
+        self._leases = Leases(replicas, rules, clock)
         self._upstream = upstream
         self._rules = rules
         self._clock = clock
@@ -83,7 +83,7 @@ class Forwarder:
         size = (prompt_tokens, expected_output_tokens(request))
         self._budget(model).note_request()
         while True:
-            lease = await self._lease(model, size, progress, request, request.adapter)
+            lease = await self._leases.lease(model, size, progress, request, request.adapter)
             trail.append((lease.sent_at, lease.verdict))
             begun_at = len(progress.emitted)
             try:
@@ -121,7 +121,7 @@ class Forwarder:
         progress = Progress()
         self._budget(model).note_request()
         while True:
-            lease = await self._lease(model, (prompt_tokens, 0), progress, adapter=adapter)
+            lease = await self._leases.lease(model, (prompt_tokens, 0), progress, adapter=adapter)
             trail.append((lease.sent_at, lease.verdict))
             try:
                 with self.stalls.watching(id, lease.state.replica.socket):
@@ -167,80 +167,12 @@ class Forwarder:
         known, progress.accepted = progress.accepted, True
         state, origin = lease.state, progress.origin
         if origin is None or origin.weights != state.weights:
-            exact = self._model(model, progress).exact if origin is None else origin.exact
+            exact = self._leases.state(model, progress).exact if origin is None else origin.exact
             progress.origin = Origin(weights=state.weights, vocabulary=state.vocabulary, exact=exact)
         weights = f"{state.weights}-{request.adapter[:_DIGITS]}" if request.adapter else state.weights
         if not known:
             return msgspec.structs.replace(accepted, weights=weights)
         return Moved(weights=weights) if progress.origin is not origin else None
-
-    async def _lease(
-        self,
-        model: str,
-        size: tuple[int, int],
-        progress: Progress,
-        request: GenerateRequest | None = None,
-        adapter: str = "",
-    ) -> Lease:
-        """A replica to send to, waited for within the bounds.  Raises ``Problem`` when there is none in time."""
-        deadline = progress.verdict.deadline if progress.verdict else None
-        avoid = progress.verdict.avoid if progress.verdict else frozenset()
-        gone_since: float | None = None
-        while True:
-            state = self._model(model, progress)
-            if request is not None and progress.chain is None and state.model.balance != "least-tokens":
-                progress.chain = chain_of(request)
-            now = self._clock.now()
-            origin = progress.origin
-            having = [replica for replica in state.replicas if replica.has(adapter)] if adapter else state.replicas
-            among = having if origin is None else eligible(origin, having)
-            lease = self._replicas.lease(state, size, now, avoid=avoid, chain=progress.chain or NO_CHAIN, among=among)
-            if lease is not None:
-                return lease
-            if not progress.patient and not progress.accepted:
-                deadline = now
-            elif deadline is None:
-                # A new request waits for an engine that is being restarted, not for one that never was ready.
-                deadline = now + (self._rules.first_wait_s if state.was_ready else 0.0)
-            # A replica that is listed lives, and may be loading; where none is, nobody may ever come.
-            coming = bool(state.replicas) if origin is None else may_come(origin, state.replicas)
-            if adapter and state.model.adapter != adapter:  # nobody is given it any more
-                coming = bool(among)
-            gone_since = None if coming else gone_since or now
-            until = deadline if gone_since is None else min(deadline, gone_since + self._rules.absent_s)
-            if now >= until:
-                raise self._none_in_time(state, progress, now, adapter)
-            await self._replicas.changed(until - now)
-
-    def _model(self, model: str, progress: Progress) -> ModelState:
-        try:
-            return self._replicas.find(model)
-        except Problem:
-            if progress.problem is not None:
-                raise progress.problem from None
-            raise
-
-    def _none_in_time(self, state: ModelState, progress: Progress, now: float, adapter: str) -> Problem:
-        model, origin = state.model.name, progress.origin
-        if adapter and state.model.adapter != adapter:
-            message = f"{model!r} is another adapter now than the one that this answer was begun with."
-            return Problem("weights_changed", message, retry_after_s=_RETRY_AFTER_S)
-        if origin is not None and not may_come(origin, state.replicas) and state.replicas:
-            message = f"{model!r} is served by other weights than those that this answer was begun on."
-            return Problem("weights_changed", message, retry_after_s=_RETRY_AFTER_S)
-        if any(replica.routable and replica.has(adapter) for replica in state.replicas):
-            message = (
-                f"Every ready replica of {model!r} has the {state.model.max_concurrent} requests that it may have."
-            )
-            return Problem("overloaded", message, param="model", retry_after_s=_RETRY_AFTER_S)
-        if progress.problem is not None and not progress.patient and not progress.accepted:
-            return progress.problem
-        if progress.problem is None:
-            message = f"No replica of {model!r} is ready."
-            return Problem("not_ready", message, param="model", retry_after_s=_RETRY_AFTER_S)
-        waited_s = now - progress.memory.since
-        message = f"The engine was lost and no replica of {model!r} was ready again in {waited_s:.0f} s."
-        return Problem("engine_lost", message, retry_after_s=_RETRY_AFTER_S)
 
     def _note_failure(self, model: str, lease: Lease, problem: Problem, progress: Progress, trail: Trail) -> None:
         """Ask the policy; raise the problem if it gives up, else leave its verdict in ``progress``."""
@@ -251,13 +183,14 @@ class Forwarder:
             self._replicas.lost(lease.state)
         progress.problem = problem
         failed = {lease.state.id} | progress.memory.avoid
+        replicas = self._leases.state(model, progress).replicas
         view = FailedAttempt(
             code=problem.code,
             replica=lease.state.id,
             emitted_tokens=len(progress.emitted),
             accepted=progress.accepted,
             chance=self._chance(),
-            others=sum(state.routable and state.id not in failed for state in self._model(model, progress).replicas),
+            others=sum(state.routable and state.id not in failed for state in replicas),
         )
         progress.verdict, progress.memory = decide(view, self._rules, progress.memory, now)
         trail.append((now, progress.verdict))
@@ -265,7 +198,7 @@ class Forwarder:
             progress.lost_at = now
         if not progress.verdict.resume:
             if problem.spec.retryable and problem.retry_after_s is None:
-                problem.retry_after_s = _RETRY_AFTER_S
+                problem.retry_after_s = RETRY_AFTER_S
             raise problem
 
     def _note_taken_up(self, lease: Lease, request: GenerateRequest, progress: Progress, model: str) -> None:
@@ -304,7 +237,7 @@ class Forwarder:
             pause_s = longer_pause(pause_s, self._chance())
             if self._clock.now() + pause_s > deadline:
                 assert progress.problem is not None
-                progress.problem.retry_after_s = progress.problem.retry_after_s or _RETRY_AFTER_S
+                progress.problem.retry_after_s = progress.problem.retry_after_s or RETRY_AFTER_S
                 raise progress.problem
             await asyncio.sleep(pause_s)
 
