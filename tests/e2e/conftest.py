@@ -24,7 +24,8 @@ from seeded import write_seeded_checkpoint
 from penstock.cluster.drivers.probe import ask
 from penstock.cluster.rundir import gateway_sockets
 from penstock.wire import gateway as gateway_wire
-from penstock.wire.engine import LOAD, Load, decode_load
+from penstock.wire.engine import LOAD
+from penstock.wire.load import Load, decode_load
 
 MODEL = "seeded-1"
 

@@ -31,10 +31,10 @@ from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
 from penstock.events.list import Event, StepDone
+from penstock.wire.embedding import EmbedRequest
 from penstock.wire.engine import (
     Accepted,
     Delta,
-    EmbedRequest,
     Failed,
     Finished,
     GenerateRequest,

@@ -16,7 +16,7 @@ from penstock.cluster.reconcile import Observed, Rules
 from penstock.cluster.rollout import Member
 from penstock.config.desired import Acknowledgement, DesiredState, Model
 from penstock.events.list import Event
-from penstock.wire.engine import Load
+from penstock.wire.load import Load
 
 RULES = Rules(backoff_s=1.0, crash_limit=3, first_answer_s=20.0, silence_s=5.0)
 END = EndRules(drain_timeout_s=30.0, stop_timeout_s=10.0, hurried_stop_s=2.0)

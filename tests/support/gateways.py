@@ -32,7 +32,10 @@ from penstock.policy.admit import AdmitRules
 from penstock.policy.limit import rules_of
 from penstock.policy.retry import RetryRules
 from penstock.wire import engine as protocol
+from penstock.wire.embedding import Embedded, EmbedRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, Progress, ProgressRequest
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 BEGIN = 1_798_718_400.0  # 31 December 2026, 12:00 UTC
 
@@ -90,21 +93,21 @@ class Engines:
         self.finished.append(usage)
         yield [protocol.Finished(reason="stop" if ended else "length", usage=usage)]
 
-    async def embed(self, socket: str, request: protocol.EmbedRequest, accept: Accept) -> protocol.Embedded:
+    async def embed(self, socket: str, request: EmbedRequest, accept: Accept) -> Embedded:
         accept(protocol.Accepted(prompt_tokens=self.embedded_tokens))
-        return protocol.Embedded(vectors=["AAAA"], prompt_tokens=self.embedded_tokens)
+        return Embedded(vectors=["AAAA"], prompt_tokens=self.embedded_tokens)
 
-    async def load(self, socket: str) -> protocol.Load:
-        return protocol.Load(phase="ready")
+    async def load(self, socket: str) -> Load:
+        return Load(phase="ready")
 
-    async def progress(self, socket: str, request: protocol.ProgressRequest) -> protocol.Progress:
-        return protocol.Progress(steps=0, step_limit_s=0.0)
+    async def progress(self, socket: str, request: ProgressRequest) -> Progress:
+        return Progress(steps=0, step_limit_s=0.0)
 
-    async def tokenize(self, socket: str, request: protocol.TokenizeRequest) -> protocol.Tokenized:
-        return protocol.Tokenized(token_ids=[1], token_texts=["x"], context_tokens=100)
+    async def tokenize(self, socket: str, request: TokenizeRequest) -> Tokenized:
+        return Tokenized(token_ids=[1], token_texts=["x"], context_tokens=100)
 
-    async def detokenize(self, socket: str, request: protocol.DetokenizeRequest) -> protocol.Detokenized:
-        return protocol.Detokenized(text="x")
+    async def detokenize(self, socket: str, request: DetokenizeRequest) -> Detokenized:
+        return Detokenized(text="x")
 
     async def forget(self, socket: str) -> None:
         return
@@ -141,7 +144,7 @@ class House:
         served = Model(name="m", replicas=[Replica(id=name, socket=name) for name in "ab"])
         replicas.adopt(DesiredState(version=1, models=[served]))
         for state in replicas.models[0].replicas:
-            load = protocol.Load(phase="ready", kv_blocks_total=kv_tokens // 2, kv_block_tokens=1)
+            load = Load(phase="ready", kv_blocks_total=kv_tokens // 2, kv_block_tokens=1)
             replicas.observe(state, load, 0)
         self.replicas = replicas
         rules = RetryRules(resume_timeout_s=5.0)

@@ -10,8 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from penstock.wire.engine import Load, problem_of
+from penstock.wire.engine import problem_of
 from penstock.wire.errors import Fault, Problem
+from penstock.wire.load import Load
 
 Do = Literal["start", "keep", "kill", "give_up"]
 

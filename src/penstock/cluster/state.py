@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from penstock.config.desired import DesiredState
-from penstock.wire.engine import Load
+from penstock.wire.load import Load
 
 Stage = Literal["serving", "draining", "stopping", "stopped"]
 

@@ -18,7 +18,8 @@ from penstock.policy.names import NameVerdict
 from penstock.policy.retry import RetryVerdict
 from penstock.policy.route import RouteVerdict
 from penstock.policy.shadow import ShadowVerdict
-from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished, Waits
+from penstock.wire.embedding import Embedded
+from penstock.wire.engine import Accepted, Delta, Event, Finished, Waits
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:

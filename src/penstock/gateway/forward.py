@@ -26,7 +26,8 @@ from penstock.policy.budget import BudgetRules
 from penstock.policy.resume import Origin
 from penstock.policy.retry import RESUMABLE, FailedAttempt, RetryRules, decide, longer_pause
 from penstock.ports import Chance, Clock, Emit
-from penstock.wire.engine import Accepted, EmbedRequest, Event, GenerateRequest, Moved
+from penstock.wire.embedding import EmbedRequest
+from penstock.wire.engine import Accepted, Event, GenerateRequest, Moved
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")

@@ -15,7 +15,8 @@ import msgspec
 from penstock.config.tenants import ANONYMOUS, Access, Principal
 from penstock.policy.keyring import Keyring
 from penstock.wire.credentials import secret_of
-from penstock.wire.engine import EmbedRequest, GenerateRequest
+from penstock.wire.embedding import EmbedRequest
+from penstock.wire.engine import GenerateRequest
 from penstock.wire.errors import Problem
 
 REFUSALS = frozenset({"invalid_api_key", "permission_denied", "store_unavailable", "issuer_unavailable"})

@@ -18,7 +18,8 @@ from penstock.gateway.replicas import Replicas
 from penstock.policy.admit import AdmitRules
 from penstock.policy.limit import Rule, Verdict, describe
 from penstock.ports import Clock
-from penstock.wire.engine import Accepted, Delta, Embedded, Event, Finished, GenerateRequest, Usage
+from penstock.wire.embedding import Embedded
+from penstock.wire.engine import Accepted, Delta, Event, Finished, GenerateRequest, Usage
 from penstock.wire.errors import Problem
 
 

@@ -14,7 +14,8 @@ from penstock.events.list import RequestEnded, RequestReceived
 from penstock.gateway.call import Call
 from penstock.gateway.explain import Recent
 from penstock.ports import Clock, Emit, Ids
-from penstock.wire.engine import Delta, Embedded, Event, Finished
+from penstock.wire.embedding import Embedded
+from penstock.wire.engine import Delta, Event, Finished
 from penstock.wire.errors import Problem
 
 

@@ -27,7 +27,8 @@ from penstock.gateway.route import Offer, Router
 from penstock.gateway.shadow import Shadows
 from penstock.gateway.together import together
 from penstock.gateway.upstream import Upstream
-from penstock.wire.engine import Accepted, Embedded, EmbedRequest, GenerateRequest
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import Accepted, GenerateRequest
 from penstock.wire.errors import Problem
 
 T = TypeVar("T")

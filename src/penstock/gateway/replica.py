@@ -13,7 +13,7 @@ from penstock.gateway.prefixes import PrefixIndex
 from penstock.policy.eject import HEALTHY, Health, after_failure
 from penstock.policy.rates import Rates, after_first_token, after_stream
 from penstock.policy.route import RouteVerdict
-from penstock.wire.engine import Load
+from penstock.wire.load import Load
 
 _TELLING_TOKENS = 8
 """A stream of fewer tokens says little about its pace."""

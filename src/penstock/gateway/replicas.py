@@ -15,8 +15,8 @@ from penstock.gateway.prefixes import NO_CHAIN, Chain
 from penstock.gateway.replica import Lease, ModelState, ReplicaState
 from penstock.policy.eject import ejected, on_trial
 from penstock.policy.route import Asked, choose
-from penstock.wire.engine import Load
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load
 
 
 class Replicas:

@@ -15,8 +15,8 @@ from typing import Any
 from penstock.gateway.upstream import Upstream
 from penstock.policy.stall import Silence, StallMemory, StallRules, decide
 from penstock.ports import Clock
-from penstock.wire.engine import ProgressRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import ProgressRequest
 
 _INTERVAL_S = 1.0
 _MAX_ASKED = 256

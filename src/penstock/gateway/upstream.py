@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from penstock.wire import engine
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.load import Load, Progress, ProgressRequest
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 Push = Callable[[list[engine.Event]], Awaitable[None] | None]
 """Takes events within the call that brought them; an awaitable: no more of them before it is done, and await it.
@@ -29,20 +32,20 @@ class Upstream(Protocol):
         Being cancelled, or ended by ``push``, aborts the request.
         """
 
-    async def embed(self, socket: str, request: engine.EmbedRequest, accept: Accept) -> engine.Embedded:
+    async def embed(self, socket: str, request: EmbedRequest, accept: Accept) -> Embedded:
         """All vectors at once; ``accept`` is called before the engine computes any.
 
         Being cancelled closes the connection, which aborts the request.
         """
 
-    async def load(self, socket: str) -> engine.Load: ...
+    async def load(self, socket: str) -> Load: ...
 
-    async def progress(self, socket: str, request: engine.ProgressRequest) -> engine.Progress:
+    async def progress(self, socket: str, request: ProgressRequest) -> Progress:
         """Answered, or failed, within some seconds."""
 
-    async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized: ...
+    async def tokenize(self, socket: str, request: TokenizeRequest) -> Tokenized: ...
 
-    async def detokenize(self, socket: str, request: engine.DetokenizeRequest) -> engine.Detokenized: ...
+    async def detokenize(self, socket: str, request: DetokenizeRequest) -> Detokenized: ...
 
     async def forget(self, socket: str) -> None:
         """This replica is wanted no more and runs nothing of ours."""

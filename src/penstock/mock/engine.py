@@ -18,8 +18,9 @@ from penstock.events.list import SequenceEnded
 from penstock.mock.answer import Answer
 from penstock.mock.words import mix, share
 from penstock.ports import Clock, Emit
-from penstock.wire.engine import GenerateRequest, Load, Progress
+from penstock.wire.engine import GenerateRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, Progress
 
 _PATIENCE = 10.0
 """So many times as long as the script says a token may take, as far as this engine's own word goes."""

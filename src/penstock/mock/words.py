@@ -12,7 +12,9 @@ import struct
 import zlib
 from typing import Any
 
-from penstock.wire.engine import Embedded, EmbedRequest, GenerateRequest, TokenizeRequest
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import GenerateRequest
+from penstock.wire.tokenization import TokenizeRequest
 
 _DIMENSIONS = 16
 _MASK = (1 << 64) - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.wire.engine import Progress
+from penstock.wire.load import Progress
 
 
 class StallRules(msgspec.Struct, frozen=True, kw_only=True):

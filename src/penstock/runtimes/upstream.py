@@ -16,7 +16,10 @@ import msgspec
 from penstock.runtimes.connection import BrokenConnectionError, Connection
 from penstock.runtimes.pool import Pool
 from penstock.wire import engine
+from penstock.wire.embedding import Embedded, EmbedRequest, decode_embedding
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, Progress, ProgressRequest, decode_load
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 T = TypeVar("T")
 
@@ -44,12 +47,12 @@ class _ErrorBody(msgspec.Struct, frozen=True):
     error: _ErrorMember
 
 
-_TERMINAL = (engine.Finished, engine.Failed, engine.Embedded)
+_TERMINAL = (engine.Finished, engine.Failed, Embedded)
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
-_decode_progress = msgspec.json.Decoder(engine.Progress).decode
-_decode_tokenized = msgspec.json.Decoder(engine.Tokenized).decode
+_decode_progress = msgspec.json.Decoder(Progress).decode
+_decode_tokenized = msgspec.json.Decoder(Tokenized).decode
 _decode_adapter = msgspec.json.Decoder(engine.LoadedAdapter).decode
-_decode_detokenized = msgspec.json.Decoder(engine.Detokenized).decode
+_decode_detokenized = msgspec.json.Decoder(Detokenized).decode
 
 
 class HttpUpstream:
@@ -67,20 +70,20 @@ class HttpUpstream:
         """
         await self._relay(socket, _post(engine.GENERATE, engine.encode(request)), _Stream(engine.decode_events, push))
 
-    async def embed(self, socket: str, request: engine.EmbedRequest, accept: Accept) -> engine.Embedded:
+    async def embed(self, socket: str, request: EmbedRequest, accept: Accept) -> Embedded:
         """The vectors; ``accept`` is told what the engine has taken on.  Raises ``Problem`` as :meth:`generate`."""
-        said: list[engine.Accepted | engine.Embedded | engine.Failed] = []
+        said: list[engine.Accepted | Embedded | engine.Failed] = []
 
-        def take(events: list[engine.Accepted | engine.Embedded | engine.Failed]) -> None:
+        def take(events: list[engine.Accepted | Embedded | engine.Failed]) -> None:
             for event in events:
                 if isinstance(event, engine.Accepted):
                     accept(event)
             said.append(events[-1])
 
-        await self._relay(socket, _post(engine.EMBED, engine.encode(request)), _Stream(engine.decode_embedding, take))
+        await self._relay(socket, _post(engine.EMBED, engine.encode(request)), _Stream(decode_embedding, take))
         if isinstance(said[-1], engine.Failed):
             raise engine.problem_of(said[-1])
-        assert isinstance(said[-1], engine.Embedded), "the relay ends with a terminal event"
+        assert isinstance(said[-1], Embedded), "the relay ends with a terminal event"
         return said[-1]
 
     async def _relay(self, socket: str, request: bytes, stream: _Stream) -> None:
@@ -100,18 +103,18 @@ class HttpUpstream:
             raise
         connection.release()
 
-    async def load(self, socket: str) -> engine.Load:
+    async def load(self, socket: str) -> Load:
         """How the engine is doing.  Raises ``Problem``, ``engine_lost`` if nobody answers there."""
-        return self._decode(engine.decode_load, await self._soon(socket, _get(engine.LOAD)))
+        return self._decode(decode_load, await self._soon(socket, _get(engine.LOAD)))
 
-    async def progress(self, socket: str, request: engine.ProgressRequest) -> engine.Progress:
+    async def progress(self, socket: str, request: ProgressRequest) -> Progress:
         """Raises ``Problem``, ``engine_lost`` if nobody answers in time."""
         return self._decode(_decode_progress, await self._soon(socket, _post(engine.PROGRESS, engine.encode(request))))
 
-    async def tokenize(self, socket: str, request: engine.TokenizeRequest) -> engine.Tokenized:
+    async def tokenize(self, socket: str, request: TokenizeRequest) -> Tokenized:
         return self._decode(_decode_tokenized, await self._call(socket, engine.TOKENIZE, request))
 
-    async def detokenize(self, socket: str, request: engine.DetokenizeRequest) -> engine.Detokenized:
+    async def detokenize(self, socket: str, request: DetokenizeRequest) -> Detokenized:
         return self._decode(_decode_detokenized, await self._call(socket, engine.DETOKENIZE, request))
 
     async def load_adapter(self, socket: str, request: engine.LoadAdapter) -> engine.LoadedAdapter:

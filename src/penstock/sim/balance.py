@@ -20,7 +20,7 @@ from penstock.gateway.replica import Lease, ModelState
 from penstock.gateway.replicas import Replicas
 from penstock.loadgen.workloads import PREFIX_BLOCK_TOKENS, Demand
 from penstock.sim.replica import EngineSize, Job, SimulatedReplica
-from penstock.wire.engine import Load
+from penstock.wire.load import Load
 
 Way = Literal["random", "round-robin", "least-tokens", "prefix-hash", "marginal-time"]
 WAYS: tuple[Way, ...] = get_args(Way)

@@ -15,7 +15,10 @@ from penstock.mock import words
 from penstock.mock.engine import Attempt, MockEngine
 from penstock.sim.loop import LoopClock
 from penstock.wire import engine as protocol
+from penstock.wire.embedding import Embedded, EmbedRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, Progress, ProgressRequest
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 _QUESTION_S = 5.0
 
@@ -112,27 +115,27 @@ class SimulatedFleet:
         finally:
             life.mock.close(attempt)
 
-    async def embed(self, socket: str, request: protocol.EmbedRequest, accept: Accept) -> protocol.Embedded:
+    async def embed(self, socket: str, request: EmbedRequest, accept: Accept) -> Embedded:
         life = await self._reach(socket)
         embedded = words.embedded(request)
         accept(protocol.Accepted(prompt_tokens=embedded.prompt_tokens))
         await life.sleep(life.mock.script.ttft_s)
         return embedded
 
-    async def load(self, socket: str) -> protocol.Load:
+    async def load(self, socket: str) -> Load:
         return (await self._reach_soon(socket)).mock.load()
 
-    async def progress(self, socket: str, request: protocol.ProgressRequest) -> protocol.Progress:
+    async def progress(self, socket: str, request: ProgressRequest) -> Progress:
         return (await self._reach_soon(socket)).mock.progress(request.ids)
 
-    async def tokenize(self, socket: str, request: protocol.TokenizeRequest) -> protocol.Tokenized:
+    async def tokenize(self, socket: str, request: TokenizeRequest) -> Tokenized:
         ids = list(words.prompt_bytes(request))
         context = (await self._reach(socket)).mock.script.context_tokens
-        return protocol.Tokenized(token_ids=ids, token_texts=[chr(i) for i in ids], context_tokens=context)
+        return Tokenized(token_ids=ids, token_texts=[chr(i) for i in ids], context_tokens=context)
 
-    async def detokenize(self, socket: str, request: protocol.DetokenizeRequest) -> protocol.Detokenized:
+    async def detokenize(self, socket: str, request: DetokenizeRequest) -> Detokenized:
         await self._reach(socket)
-        return protocol.Detokenized(text=words.text_of(request.token_ids))
+        return Detokenized(text=words.text_of(request.token_ids))
 
     async def forget(self, socket: str) -> None:
         """There are no connections to close."""

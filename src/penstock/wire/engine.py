@@ -2,6 +2,7 @@
 
 In and out: msgspec structs, one JSON object per line, over HTTP on a Unix socket or loopback.
 One request is one sequence; resuming it is the same request plus ``emitted_token_ids``.
+What is beside a sequence: ``wire.embedding``, ``wire.tokenization``, and ``wire.load``, how an engine is doing.
 Argued in docs/decisions/001-engine-protocol.md.
 """
 
@@ -26,7 +27,6 @@ UNLOAD_ADAPTER = "/engine/adapters/unload"
 METRICS = "/engine/metrics"
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
-Phase = Literal["starting", "loading", "ready", "draining", "failed"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -154,7 +154,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     """First line of a stream: the prompt was rendered, tokenised and fits.  With ``echo``, the prompt itself.
 
     Echoed log-probabilities are known only after prefill, so with them this line comes that late.
-    ``weights`` is what the sequence begins on; set by the gateway from the engine's :class:`Load`.
+    ``weights`` is what the sequence begins on; set by the gateway from the engine's ``Load``.
     """
 
     prompt_tokens: NumTokens
@@ -235,124 +235,6 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
 Event = Accepted | Moved | Delta | Finished | Failed
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an engine is doing, for routing, readiness and progress.
-
-    ``progress`` is 0..1 within ``phase``; ``detail`` says it in words.  Times in seconds, sizes in bytes or tokens.
-    ``problem`` is set in phase ``failed``: loading ended there and will not be tried again in this process.
-    ``step_age_s``: how long the present step has been going, 0 between steps; ``step_limit_s``: the most that it should
-    take, by what this engine has measured of its own steps.
-    ``generates`` is false for an encoder, which only embeds.  ``exact``: a resumed sequence gets the very tokens of an
-    undisturbed one; otherwise what was emitted stays, and what follows may be another valid continuation.
-    ``quantization``: in which whole numbers weights are kept, ``none`` for as the checkpoint has them.
-    ``weights`` and ``vocabulary`` tell apart what is computed and what a token id stands for; empty: it does not say.
-    ``adapters``: digests of the LoRA adapters that it has.
-    """
-
-    phase: Phase
-    detail: str = ""
-    progress: float = 0.0
-    problem: Failed | None = None
-    model: str = ""
-    context_tokens: int = 0
-    running: int = 0
-    waiting: int = 0
-    queued_tokens: int = 0
-    kv_blocks_total: int = 0
-    kv_blocks_cached: int = 0
-    kv_blocks_used: int = 0
-    kv_block_tokens: int = 0
-    step_time_s: float = 0.0
-    step_age_s: float = 0.0
-    step_limit_s: float = 0.0
-    weights_bytes: int = 0
-    kv_bytes: int = 0
-    generates: bool = True
-    exact: bool = False
-    quantization: str = "none"
-    weights: str = ""
-    vocabulary: str = ""
-    adapters: list[str] = []
-
-
-class ProgressRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Asks how far these requests are; a gateway asks for those that have been silent for a while."""
-
-    ids: list[str]
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an engine has done, so that silence can be told from a stall.
-
-    ``steps`` grows with every step of the engine.  ``computed``: by request, the tokens that are in its KV cache where
-    every step gives it one more; ``None`` while it waits or its prompt is computed, which may take many steps.
-    A request that is not in it is not here, or is still being rendered and tokenised.
-    ``step_limit_s``: as in :class:`Load`.
-    """
-
-    steps: int
-    step_limit_s: float
-    computed: dict[str, int | None] = {}
-
-
-class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Text or messages to token ids.  Exactly one of ``text`` and ``messages`` is set; ``tools`` go with messages."""
-
-    text: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    template_kwargs: dict[str, Any] = {}
-    tools: list[dict[str, Any]] = []
-
-
-class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
-    """Token ids, their texts, and the model's context."""
-
-    token_ids: list[int]
-    token_texts: list[str]
-    context_tokens: int
-
-
-class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    token_ids: list[int]
-
-
-class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
-    text: str
-
-
-class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Texts to embed, all of one request.  Exactly one of ``texts`` and ``token_ids`` is set, one item per input.
-
-    ``num_dimensions`` keeps so many of a vector's first numbers; ``cache_salt``, ``tenant``, ``weight``,
-    ``priority`` and ``adapter`` are as in :class:`GenerateRequest`.
-    Repeating a request repeats its vectors, so one that is lost is sent again.
-    """
-
-    id: str
-    texts: list[str] | None = None
-    token_ids: list[list[int]] | None = None
-    num_dimensions: int | None = None
-    cache_salt: str = ""
-    tenant: str = ""
-    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    priority: int = 0
-    adapter: str = ""
-
-
-class Embedded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="embedded"):
-    """Terminal, after an :class:`Accepted` with the sum of the inputs: one vector per input, in their order, as base64
-    of little-endian float32, which is how OpenAI's API has them.
-
-    ``prompt_tokens`` and ``cached_tokens`` are sums over the inputs.
-    """
-
-    vectors: list[str]
-    prompt_tokens: NumTokens
-    cached_tokens: NumTokens = 0
-
-
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Cancel by id.  Unknown ids are not an error: the request may just have ended."""
 
@@ -384,12 +266,10 @@ class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True):
 encode = msgspec.json.Encoder().encode
 decode_events = msgspec.json.Decoder(Accepted | Delta | Finished | Failed).decode_lines
 """Any number of whole lines, as an engine may send them."""
-decode_embedding = msgspec.json.Decoder(Accepted | Embedded | Failed).decode_lines
-decode_load = msgspec.json.Decoder(Load).decode
 
 
-def encode_line(event: Event | Embedded) -> bytes:
-    """One event as one line of the stream."""
+def encode_line(event: msgspec.Struct) -> bytes:
+    """One event as one line of its stream."""
     return encode(event) + b"\n"
 
 

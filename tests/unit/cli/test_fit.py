@@ -18,7 +18,8 @@ from penstock.engine.server.prompt import prompt_of
 from penstock.models.adapter import room_bytes
 from penstock.models.config import ModelConfig
 from penstock.text.tokenizer import Tokenizer
-from penstock.wire.engine import EmbedRequest, GenerateRequest, Sampling
+from penstock.wire.embedding import EmbedRequest
+from penstock.wire.engine import GenerateRequest, Sampling
 from penstock.wire.errors import Problem
 
 NUM_TOKENS = 259

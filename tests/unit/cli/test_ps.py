@@ -9,7 +9,7 @@ from penstock.cli.ps import Row, rows_of, table
 from penstock.cluster.rundir import Service
 from penstock.cluster.state import MemberState, ServiceState, Stage
 from penstock.config.desired import DesiredState
-from penstock.wire.engine import Load, Phase
+from penstock.wire.load import Load, Phase
 
 SERVICE = Service(pid=42, model="m", url="http://u:1", admin_url="http://a:2", started_at=1000.0, version="1.0")
 

@@ -22,7 +22,7 @@ from penstock.cluster.state import MemberState, ServiceState
 from penstock.config.desired import DesiredState
 from penstock.observe import exposition, samples
 from penstock.observe.samples import Sample
-from penstock.wire.engine import Load
+from penstock.wire.load import Load
 
 STATE = ServiceState(
     stage="serving",

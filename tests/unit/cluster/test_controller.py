@@ -9,8 +9,9 @@ from controlled import Fleet
 from penstock.cluster.actions import Finish, Kill, Start, Tell
 from penstock.cluster.rollout import Member
 from penstock.events.list import ReplicaChanged
-from penstock.wire.engine import Failed, Load
+from penstock.wire.engine import Failed
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load
 
 
 def test_the_model_is_known_before_anything_runs() -> None:

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from penstock.cluster.reconcile import Memory, Observed, Rules, decide
-from penstock.wire.engine import Failed, Load
+from penstock.wire.engine import Failed
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load
 
 RULES = Rules(
     backoff_s=1.0,

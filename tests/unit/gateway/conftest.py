@@ -28,7 +28,10 @@ from penstock.events.list import RequestEnded
 from penstock.gateway.http.serve import serve_gateway
 from penstock.gateway.identify import Identify
 from penstock.wire import engine as protocol
+from penstock.wire.embedding import Embedded, EmbedRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, Phase
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ class ScriptedEngine:
 
     socket: str
     behave: Callable[[protocol.GenerateRequest], Behaviour] = lambda request: Behaviour()
-    behave_embed: Callable[[protocol.EmbedRequest], Behaviour] = lambda request: Behaviour()
-    phase: protocol.Phase = "ready"
+    behave_embed: Callable[[EmbedRequest], Behaviour] = lambda request: Behaviour()
+    phase: Phase = "ready"
     exact: bool = False
     context_tokens: int = 4096
     waiting: int = 0
     requests: list[protocol.GenerateRequest] = field(default_factory=list)
-    embedded: list[protocol.EmbedRequest] = field(default_factory=list)
+    embedded: list[EmbedRequest] = field(default_factory=list)
     sent_tokens: int = 0
     running: int = 0
     _runner: web.AppRunner | None = None
@@ -99,26 +102,24 @@ class ScriptedEngine:
         Path(self.socket).unlink(missing_ok=True)
 
     async def _load(self, request: web.Request) -> web.Response:
-        load = protocol.Load(
+        load = Load(
             phase=self.phase, model="m", context_tokens=self.context_tokens, exact=self.exact, waiting=self.waiting
         )
         return web.Response(body=protocol.encode(load))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        asked = msgspec.json.decode(await request.read(), type=protocol.TokenizeRequest)
+        asked = msgspec.json.decode(await request.read(), type=TokenizeRequest)
         texts = list(asked.text or "".join(str(message["content"]) for message in asked.messages or []))
         ids = [ord(text) for text in texts]
-        return web.Response(
-            body=protocol.encode(protocol.Tokenized(token_ids=ids, token_texts=texts, context_tokens=4096))
-        )
+        return web.Response(body=protocol.encode(Tokenized(token_ids=ids, token_texts=texts, context_tokens=4096)))
 
     async def _detokenize(self, request: web.Request) -> web.Response:
-        asked = msgspec.json.decode(await request.read(), type=protocol.DetokenizeRequest)
-        return web.Response(body=protocol.encode(protocol.Detokenized(text="".join(map(chr, asked.token_ids)))))
+        asked = msgspec.json.decode(await request.read(), type=DetokenizeRequest)
+        return web.Response(body=protocol.encode(Detokenized(text="".join(map(chr, asked.token_ids)))))
 
     async def _embed(self, http: web.Request) -> web.StreamResponse:
         """One number per input, the text's length, after ``first_s``; ``cut_after`` breaks the connection instead."""
-        request = msgspec.json.decode(await http.read(), type=protocol.EmbedRequest)
+        request = msgspec.json.decode(await http.read(), type=EmbedRequest)
         self.embedded.append(request)
         how = self.behave_embed(request)
         if how.refuse:
@@ -138,7 +139,7 @@ class ScriptedEngine:
             assert http.transport is not None
             http.transport.abort()
         vectors = [base64.b64encode(struct.pack("<f", len(item))).decode() for item in inputs]
-        embedded = protocol.Embedded(vectors=vectors, prompt_tokens=num_tokens, cached_tokens=1)
+        embedded = Embedded(vectors=vectors, prompt_tokens=num_tokens, cached_tokens=1)
         await response.write(protocol.encode_line(embedded))
         return response
 

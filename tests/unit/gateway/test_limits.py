@@ -18,8 +18,10 @@ from penstock.gateway.identify import Credentials
 from penstock.gateway.limits import Used
 from penstock.gateway.upstream import Accept
 from penstock.policy.limit import Amounts
-from penstock.wire.engine import Accepted, Embedded, EmbedRequest, Finished, TokenizeRequest
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import Accepted, Finished
 from penstock.wire.errors import Problem
+from penstock.wire.tokenization import TokenizeRequest
 
 
 def per_minute(amount: float, unit="tokens") -> Limit:

@@ -6,7 +6,7 @@ import pytest
 
 from penstock.config.desired import DesiredState, Model, Replica
 from penstock.gateway.replicas import Replicas
-from penstock.wire.engine import Load
+from penstock.wire.load import Load
 
 
 def test_memory_in_use_counts_what_was_sent_since_it_was_said() -> None:

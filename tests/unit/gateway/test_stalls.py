@@ -11,7 +11,7 @@ from penstock.config.mock import MockScript
 from penstock.events.list import StreamResumed
 from penstock.gateway.call import Trail
 from penstock.sim.client import Heard, differences
-from penstock.wire.engine import EmbedRequest
+from penstock.wire.embedding import EmbedRequest
 from penstock.wire.errors import Problem
 
 

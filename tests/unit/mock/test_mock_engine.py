@@ -24,7 +24,10 @@ from penstock.mock.script import checked, fault_of
 from penstock.observe import samples
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.wire import engine as protocol
+from penstock.wire.embedding import EmbedRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, ProgressRequest
+from penstock.wire.tokenization import DetokenizeRequest, TokenizeRequest
 
 
 class Mock:
@@ -39,7 +42,7 @@ class Mock:
     async def events(self, request: protocol.GenerateRequest) -> list[protocol.Event]:
         return [event async for batch in pulled(self.upstream.generate, self.socket, request) for event in batch]
 
-    async def load(self) -> protocol.Load:
+    async def load(self) -> Load:
         return await self.upstream.load(self.socket)
 
 
@@ -220,7 +223,7 @@ async def test_it_says_how_far_its_requests_are(start: Any) -> None:
     mock = await start(gap_s=0.02, slots=1)
     running = [asyncio.create_task(mock.events(request(id, max_tokens=25))) for id in ("a", "b")]
     await until(mock, lambda load: (load.running, load.waiting) == (1, 1))
-    asked = protocol.ProgressRequest(ids=["a", "b", "c"])
+    asked = ProgressRequest(ids=["a", "b", "c"])
     seen = [await mock.upstream.progress(mock.socket, asked)]
     while (said := await mock.upstream.progress(mock.socket, asked)).steps < 10:
         seen.append(said)
@@ -253,11 +256,11 @@ async def test_times_are_the_script_s(start: Any) -> None:
 async def test_the_other_verbs_answer(start: Any) -> None:
     """Tokens of a text turn back into it, and vectors repeat and have the size that was asked for."""
     mock = await start()
-    tokens = await mock.upstream.tokenize(mock.socket, protocol.TokenizeRequest(text="né"))
+    tokens = await mock.upstream.tokenize(mock.socket, TokenizeRequest(text="né"))
     assert tokens.token_ids == list("né".encode())
-    asked = protocol.DetokenizeRequest(token_ids=tokens.token_ids)
+    asked = DetokenizeRequest(token_ids=tokens.token_ids)
     assert (await mock.upstream.detokenize(mock.socket, asked)).text == "né"
-    wanted = protocol.EmbedRequest(id="e", texts=["a", "b", "a"], num_dimensions=3)
+    wanted = EmbedRequest(id="e", texts=["a", "b", "a"], num_dimensions=3)
     accepted: list[protocol.Accepted] = []
     embedded = await mock.upstream.embed(mock.socket, wanted, accepted.append)
     assert accepted == [protocol.Accepted(prompt_tokens=embedded.prompt_tokens)]
@@ -322,7 +325,7 @@ def test_a_script_that_cannot_be_meant_is_refused(fields: dict[str, Any]) -> Non
     assert msgspec.json.decode(msgspec.json.encode(MockScript()), type=MockScript) == MockScript()
 
 
-async def until(mock: Mock, holds: Callable[[protocol.Load], bool]) -> None:
+async def until(mock: Mock, holds: Callable[[Load], bool]) -> None:
     async with asyncio.timeout(10):
         while True:
             with suppress(Problem):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from penstock.policy.stall import Silence, StallMemory, StallRules, decide
-from penstock.wire.engine import Progress
+from penstock.wire.load import Progress
 
 RULES = StallRules(least_s=5.0, mute_s=10.0, prepare_s=60.0)
 

@@ -15,19 +15,8 @@ from pulled import pulled
 from penstock.runtimes import pool
 from penstock.runtimes.connection import Connection
 from penstock.runtimes.upstream import HttpUpstream
-from penstock.wire.engine import (
-    Accepted,
-    Delta,
-    Embedded,
-    EmbedRequest,
-    Event,
-    Failed,
-    Finished,
-    GenerateRequest,
-    Sampling,
-    Usage,
-    encode_line,
-)
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import Accepted, Delta, Event, Failed, Finished, GenerateRequest, Sampling, Usage, encode_line
 from penstock.wire.errors import Problem
 
 REQUEST = GenerateRequest(id="x", sampling=Sampling(seed=1), text="a")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penstock.wire.engine import Embedded
+from penstock.wire.embedding import Embedded
 from penstock.wire.errors import Problem
 from penstock.wire.openai.embeddings import MAX_INPUTS, answer, decode, engine_request
 

@@ -22,7 +22,8 @@ from penstock.cluster.rundir import RunDir
 from penstock.config.settings import GatewaySettings, ServeSettings
 from penstock.store.places import default_url
 from penstock.wire import gateway as gateway_wire
-from penstock.wire.engine import METRICS, Load
+from penstock.wire.engine import METRICS
+from penstock.wire.load import Load
 
 
 class Fleet(NamedTuple):

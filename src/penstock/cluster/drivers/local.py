@@ -20,8 +20,9 @@ from penstock.cluster.drivers.probe import Probe
 from penstock.cluster.drivers.process import discard, hand_over, hang_up, kill_group, open_log, spawn
 from penstock.cluster.reconcile import Observed
 from penstock.ports import Clock
-from penstock.wire.engine import Failed, Load, decode_load, problem_of
+from penstock.wire.engine import Failed, problem_of
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, decode_load
 
 EXIT_PROBLEM = 78
 """Exit code (EX_CONFIG of sysexits.h) of a child that ends with a problem and has written it down."""

@@ -18,7 +18,10 @@ from penstock.asgi.server import Receive, Scope, Send
 from penstock.engine.server.service import Opened, Service
 from penstock.engine.server.stream import is_terminal
 from penstock.wire import engine as protocol
+from penstock.wire.embedding import Embedded, EmbedRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, ProgressRequest
+from penstock.wire.tokenization import DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -31,7 +34,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 class EngineApp:
     """ASGI application of one engine.  ``status`` tells how it is; ``service`` is set once it is ready."""
 
-    def __init__(self, status: Callable[[], protocol.Load], samples: Callable[[], object], drain: Callable[[], None]):
+    def __init__(self, status: Callable[[], Load], samples: Callable[[], object], drain: Callable[[], None]):
         self.service: Service | None = None
         self._status = status
         self._samples = samples
@@ -88,7 +91,7 @@ class EngineApp:
             service.close(request.id, opened)
 
     async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await _decoded(scope, receive, protocol.EmbedRequest)
+        request = await _decoded(scope, receive, EmbedRequest)
         begun = False
 
         async def accept(accepted: protocol.Accepted) -> None:
@@ -103,7 +106,7 @@ class EngineApp:
             await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 raise ClientGoneError
-            event: protocol.Embedded | protocol.Failed = working.result()
+            event: Embedded | protocol.Failed = working.result()
         except Problem as problem:
             if not begun:
                 raise
@@ -119,7 +122,7 @@ class EngineApp:
         await send_json(send, {})
 
     async def _progress(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await _decoded(scope, receive, protocol.ProgressRequest)
+        request = await _decoded(scope, receive, ProgressRequest)
         await send_json(send, self._ready().progress(request))
 
     async def _start_drain(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,11 +130,11 @@ class EngineApp:
         await send_json(send, self._status())
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await _decoded(scope, receive, protocol.TokenizeRequest)
+        request = await _decoded(scope, receive, TokenizeRequest)
         await send_json(send, await self._ready().tokenize(request))
 
     async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await _decoded(scope, receive, protocol.DetokenizeRequest)
+        request = await _decoded(scope, receive, DetokenizeRequest)
         await send_json(send, await self._ready().detokenize(request))
 
     async def _load_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
 """The embedding verb: the inputs of one request through the loop, and their vectors together.
 
-In: a request; out: :class:`~penstock.wire.engine.Embedded`, or a ``Problem`` that names the input at fault.
+In: a request; out: :class:`~penstock.wire.embedding.Embedded`, or a ``Problem`` that names the input at fault.
 Only a few inputs of a request are in the queues at a time, so that a large one leaves others their turn.
 """
 
@@ -15,7 +15,8 @@ from penstock.engine.prefix import prefix_root
 from penstock.engine.sequence import Pooling, Sequence, TokenScore
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
-from penstock.wire.engine import Embedded, EmbedRequest, FinishReason, Sampling
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import FinishReason, Sampling
 from penstock.wire.errors import Problem
 
 _NUM_QUEUED = 64

@@ -9,8 +9,9 @@ from typing import Any
 
 from penstock.engine.server.booted import Booted
 from penstock.text.answer import AnswerParser
-from penstock.wire.engine import GenerateRequest, TokenizeRequest
+from penstock.wire.engine import GenerateRequest
 from penstock.wire.errors import Problem
+from penstock.wire.tokenization import TokenizeRequest
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 

@@ -20,8 +20,9 @@ from penstock.engine.server.app import EngineApp
 from penstock.engine.server.booted import Booted, Progress
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
-from penstock.wire.engine import Load, failed
+from penstock.wire.engine import failed
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load
 
 _log = logging.getLogger(__name__)
 _DRAIN_POLL_S = 0.05

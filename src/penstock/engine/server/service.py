@@ -25,24 +25,11 @@ from penstock.engine.server.runner import Runner
 from penstock.engine.server.stream import TextStream
 from penstock.text.answer import AnswerParser
 from penstock.text.grammar import GrammarConstraint
-from penstock.wire.engine import (
-    Accepted,
-    Detokenized,
-    DetokenizeRequest,
-    Embedded,
-    EmbedRequest,
-    GenerateRequest,
-    Load,
-    LoadAdapter,
-    LoadedAdapter,
-    Phase,
-    Progress,
-    ProgressRequest,
-    Tokenized,
-    TokenizeRequest,
-    UnloadAdapter,
-)
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import Accepted, GenerateRequest, LoadAdapter, LoadedAdapter, UnloadAdapter
 from penstock.wire.errors import Problem
+from penstock.wire.load import Load, Phase, Progress, ProgressRequest
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 _LONG_TEXT_CHARS = 256 * 1024
 """From here on a tokenisation counts in tenths of a second and of a gigabyte."""

@@ -20,7 +20,10 @@ from penstock.mock.http.stream import Stream
 from penstock.observe import samples
 from penstock.observe.folds import Folds
 from penstock.wire import engine as protocol
+from penstock.wire.embedding import EmbedRequest
 from penstock.wire.errors import Problem
+from penstock.wire.load import ProgressRequest
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
@@ -170,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._respond(protocol.encode(self._engine.load()))
 
     def _progress(self, body: bytes) -> None:
-        request = msgspec.json.decode(body, type=protocol.ProgressRequest)
+        request = msgspec.json.decode(body, type=ProgressRequest)
         self._respond(protocol.encode(self._engine.progress(request.ids)))
 
     def _metrics(self, _body: bytes) -> None:
@@ -180,17 +183,17 @@ class Connection(asyncio.Protocol):
         self._respond(b"{}")
 
     def _tokenize(self, body: bytes) -> None:
-        request = msgspec.json.decode(body, type=protocol.TokenizeRequest)
+        request = msgspec.json.decode(body, type=TokenizeRequest)
         ids = list(words.prompt_bytes(request))
         texts = [bytes([token_id]).decode("utf-8", "replace") for token_id in ids]
         context = self._engine.script.context_tokens
-        self._respond(protocol.encode(protocol.Tokenized(token_ids=ids, token_texts=texts, context_tokens=context)))
+        self._respond(protocol.encode(Tokenized(token_ids=ids, token_texts=texts, context_tokens=context)))
 
     def _detokenize(self, body: bytes) -> None:
-        request = msgspec.json.decode(body, type=protocol.DetokenizeRequest)
+        request = msgspec.json.decode(body, type=DetokenizeRequest)
         if not all(0 <= token_id < words.VOCABULARY for token_id in request.token_ids):
             raise Problem("invalid_value", f"Token ids go from 0 to {words.VOCABULARY - 1}.", param="tokens")
-        self._respond(protocol.encode(protocol.Detokenized(text=words.text_of(request.token_ids))))
+        self._respond(protocol.encode(Detokenized(text=words.text_of(request.token_ids))))
 
     def _load_adapter(self, body: bytes) -> None:
         self._engine.refuse_new()
@@ -204,7 +207,7 @@ class Connection(asyncio.Protocol):
 
     def _embed(self, body: bytes) -> None:
         self._engine.refuse_new()
-        request = msgspec.json.decode(body, type=protocol.EmbedRequest)
+        request = msgspec.json.decode(body, type=EmbedRequest)
         refusal = self._engine.fault(request.id, ("refuse",))
         if refusal is not None:
             raise Problem(refusal.code, "The script of this mock engine refuses it.", retry_after_s=1.0)

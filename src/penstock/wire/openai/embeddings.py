@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.wire.engine import Embedded, EmbedRequest
+from penstock.wire.embedding import Embedded, EmbedRequest
 from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
 from penstock.wire.openai.decode import decode_body

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from penstock.wire.engine import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from penstock.wire.errors import Problem
 from penstock.wire.openai import fields
 from penstock.wire.openai.decode import Field, decode_body
 from penstock.wire.openai.fields import UNSET
 from penstock.wire.openai.messages import Message, engine_messages
 from penstock.wire.openai.tools import tools_of
+from penstock.wire.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 _encode = msgspec.json.Encoder().encode
 

@@ -11,7 +11,8 @@ from abuse import Seen, Victim
 from adapters import edit_config, write_adapter
 from seeded import write_seeded_checkpoint
 
-from penstock.wire.engine import Accepted, EmbedRequest, GenerateRequest, LoadAdapter, Sampling, UnloadAdapter
+from penstock.wire.embedding import EmbedRequest
+from penstock.wire.engine import Accepted, GenerateRequest, LoadAdapter, Sampling, UnloadAdapter
 from penstock.wire.errors import Problem
 
 PROMPT = "The turbine spins. " * 4

@@ -19,7 +19,8 @@ from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
 from penstock.policy.batch import BatchRules
-from penstock.wire.engine import Accepted, Embedded, EmbedRequest, GenerateRequest, Sampling
+from penstock.wire.embedding import Embedded, EmbedRequest
+from penstock.wire.engine import Accepted, GenerateRequest, Sampling
 from penstock.wire.errors import Problem
 
 CONTEXT, VOCAB, SIZE = 20, 50, 2

@@ -19,7 +19,8 @@ from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
 from penstock.events.list import Event, StepDone
 from penstock.policy.batch import BatchRules
-from penstock.wire.engine import Progress, ProgressRequest, Sampling
+from penstock.wire.engine import Sampling
+from penstock.wire.load import Progress, ProgressRequest
 
 
 class Executor:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from penstock.engine.server.booted import Booted
 from penstock.engine.server.runner import Runner
 from penstock.engine.server.service import Service
-from penstock.wire.engine import TokenizeRequest
+from penstock.wire.tokenization import TokenizeRequest
 
 
 class SlowTokenizer:
