@@ -74,25 +74,17 @@ def measure(
     import statistics
 
     from penstock.engine.offline import run_offline
-    from penstock.loadgen.workloads import FIRST_TOKEN_ID, offline_batch
 
-    if vocabulary <= FIRST_TOKEN_ID:
-        raise Problem("checkpoint_unsupported", f"A vocabulary of {vocabulary} is too small for random prompts.")
-    prompts, lengths = offline_batch(requests, vocabulary=vocabulary)
-    longest = max(len(prompt) + length for prompt, length in zip(prompts, lengths, strict=True))
-    if longest > context_tokens:
-        message = f"The workload's longest request has {longest} tokens; the context is {context_tokens}."
-        raise Problem("context_length_exceeded", message)
+    prompts, lengths = _workload(requests, vocabulary, context_tokens)
 
     def batch(run: int, adapters: Sequence[Adapter | None] = (None,)) -> OfflineRun:
-        total = sum(lengths)
         return run_offline(
             loop,
             executor,
             prompts,
             lengths,
             clock=clock,
-            progress=lambda done: say(f"batch {run}: {done}/{total} tokens"),
+            progress=lambda done: say(f"batch {run}: {done}/{sum(lengths)} tokens"),
             adapters=adapters,
         )
 
@@ -109,7 +101,6 @@ def measure(
     batch_shares, prefill_shares, decode_shares = _shares(watched)
     if watched is not None:
         watched.watch()
-    costs = [one.seconds / plain.seconds for one, plain in zip(adapted[1:], batches[1:], strict=bool(adapted))]
     lones = [lone() for _ in range(runs - 1)]
     return Measured(
         requests=requests,
@@ -121,7 +112,7 @@ def measure(
         batch=batches,
         lone=lones,
         adapted=adapted,
-        adapted_cost=statistics.median(costs) if costs else None,
+        adapted_cost=_cost(adapted, batches),
         batch_shares=batch_shares,
         prefill_shares=prefill_shares,
         decode_shares=decode_shares,
@@ -134,3 +125,26 @@ def _shares(watched: Watched | None) -> tuple[dict[str, float], dict[str, float]
     if watched is None:
         return {}, {}, {}
     return watched.shares(), watched.shares("prefill"), watched.shares("decode")
+
+
+def _cost(adapted: Sequence[OfflineRun], plain: Sequence[OfflineRun]) -> float | None:
+    """``None``: there are no adapters."""
+    import statistics
+
+    if not adapted:
+        return None
+    return statistics.median(one.seconds / other.seconds for one, other in zip(adapted[1:], plain[1:], strict=True))
+
+
+def _workload(requests: int, vocabulary: int, context_tokens: int) -> tuple[list[list[int]], list[int]]:
+    """The batch's prompts and the lengths of their outputs.  Raises ``Problem`` where the model cannot take them."""
+    from penstock.loadgen.workloads import FIRST_TOKEN_ID, offline_batch
+
+    if vocabulary <= FIRST_TOKEN_ID:
+        raise Problem("checkpoint_unsupported", f"A vocabulary of {vocabulary} is too small for random prompts.")
+    prompts, lengths = offline_batch(requests, vocabulary=vocabulary)
+    longest = max(len(prompt) + length for prompt, length in zip(prompts, lengths, strict=True))
+    if longest > context_tokens:
+        message = f"The workload's longest request has {longest} tokens; the context is {context_tokens}."
+        raise Problem("context_length_exceeded", message)
+    return prompts, lengths

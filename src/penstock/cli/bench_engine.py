@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -24,6 +24,10 @@ from penstock.cli.sizes import parse_size
 from penstock.config.settings import NO_SPECULATION, DType, EngineSettings, Quantization
 from penstock.loadgen.turns import VOCABULARY
 from penstock.wire.errors import Problem
+
+if TYPE_CHECKING:
+    from penstock.engine.adapters import Adapter
+    from penstock.engine.server.booted import Booted
 
 _DTYPES: dict[str, DType] = {
     "auto": "auto",
@@ -98,7 +102,6 @@ def engine(
         raise Problem("invalid_setting", f"dtype: {dtype!r} is none of {', '.join(_DTYPES)}.", param="dtype")
 
     from penstock.cli.boot import boot
-    from penstock.cli.diagnosis.probe import read_cpu
     from penstock.cli.wiring.engines import speculative_of
     from penstock.store.sources import resolve
 
@@ -122,10 +125,19 @@ def engine(
     say = progress_line()
     booted = boot(settings, lambda share, what: say(f"{what} {share:.0%}"))
     start_s = time.perf_counter() - begin
-    cpu = read_cpu()
-    vocabulary = min(VOCABULARY, booted.vocab_size)
     adapters = [booted.adapters.read(path) for path in lora_modules or () if booted.adapters is not None]
     watched = _watched(booted.executor) if profile else None
+    measured, speculated = _figures(booted, speculative, requests, runs, adapters, watched)
+    report = _report(model or resolved.name, speculative, settings, booted, start_s, measured, speculated)
+    print(_json(report) if as_json else "\n".join(_lines(report)))
+
+
+def _figures(
+    booted: Booted, speculative: str, requests: int, runs: int, adapters: list[Adapter], watched: Watched | None
+) -> tuple[Measured | None, list[Speculated]]:
+    """Of the fixed workload or, with speculation, of the comparison."""
+    say = progress_line()
+    vocabulary = min(VOCABULARY, booted.vocab_size)
     measured, speculated = None, list[Speculated]()
     if speculative == NO_SPECULATION:
         measured = measure(
@@ -142,11 +154,26 @@ def engine(
     else:
         speculated = compare(booted, sorted({1, requests}), max(runs - 1, _FEWEST_PAIRS), vocabulary, say=say)
     say("")
-    report = EngineReport(
-        model=model or resolved.name,
+    return measured, speculated
+
+
+def _report(
+    model: str,
+    speculative: str,
+    settings: EngineSettings,
+    booted: Booted,
+    start_s: float,
+    measured: Measured | None,
+    speculated: list[Speculated],
+) -> EngineReport:
+    from penstock.cli.diagnosis.probe import read_cpu
+
+    cpu = read_cpu()
+    return EngineReport(
+        model=model,
         dtype=booted.dtype,
-        exact=exact,
-        quantization=quantization,
+        exact=settings.exact,
+        quantization=settings.quantization,
         start_s=start_s,
         peak_memory_bytes=_peak_memory_bytes(),
         weights_bytes=booted.weights_bytes,
@@ -156,10 +183,9 @@ def engine(
         speculated=speculated,
         cpu=cpu.model,
         cpu_count=cpu.allowed_cores,
-        threads=threads,
+        threads=settings.threads,
         versions=_versions(),
     )
-    print(_json(report) if as_json else "\n".join(_lines(report)))
 
 
 def _watched(executor: object) -> Watched:
