@@ -14,7 +14,14 @@ from penstock.cli.serve_files import issuers_of, prices_of, with_file
 from penstock.cli.serve_flags import count, milliseconds, named_paths, option, seconds
 from penstock.cli.sizes import parse_size
 from penstock.config.desired import Balance
-from penstock.config.settings import NO_SPECULATION, DType, Quantization, ReasoningParser, ToolParser
+from penstock.config.settings import (
+    NO_SPECULATION,
+    DType,
+    Quantization,
+    ReasoningParser,
+    ServeSettings,
+    ToolParser,
+)
 from penstock.wire.errors import Problem
 
 
@@ -218,15 +225,7 @@ def serve(
     from penstock.cli.display import ServeDisplay
     from penstock.cli.home import penstock_home
     from penstock.cli.wiring.opening import serve_process
-    from penstock.config.settings import ServeSettings
 
-    if port == admin_port != 0:
-        raise Problem("invalid_setting", f"--port and --admin-port are both {port}; they must differ.", param="--port")
-    if (tls_cert is None) != (tls_key is None):
-        raise Problem("invalid_setting", "--tls-cert and --tls-key go together.", param="--tls-cert")
-    _check_networks(trusted_proxy or [])
-    if redis:
-        _check_redis(redis)
     settings = with_file(
         config,
         ServeSettings(
@@ -267,6 +266,7 @@ def serve(
             prices=prices_of(prices) if prices is not None else (),
         ),
     )
+    _check(settings)
     display = ServeDisplay()
     try:
         serve_process(settings, penstock_home(), display)
@@ -274,16 +274,20 @@ def serve(
         display.close()
 
 
-def _check_redis(url: str) -> None:
-    from penstock.store.slices import check_url
-
-    check_url(url)
-
-
-def _check_networks(networks: list[str]) -> None:
+def _check(settings: ServeSettings) -> None:
+    """What no flag shows by itself.  Raises ``invalid_setting``."""
     from penstock.asgi.proxies import TrustedProxies
 
+    if settings.port == settings.admin_port != 0:
+        message = f"--port and --admin-port are both {settings.port}; they must differ."
+        raise Problem("invalid_setting", message, param="--port")
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise Problem("invalid_setting", "--tls-cert and --tls-key go together.", param="--tls-cert")
     try:
-        TrustedProxies(networks)
+        TrustedProxies(settings.trusted_proxies)
     except ValueError as error:
         raise Problem("invalid_setting", f"--trusted-proxy: {error}.", param="--trusted-proxy") from None
+    if settings.redis:
+        from penstock.store.slices import check_url
+
+        check_url(settings.redis)
