@@ -50,6 +50,7 @@ from penstock.config.desired import Model
 from penstock.config.settings import ServeSettings
 from penstock.observe import exposition
 from penstock.observe.folds import Folds
+from penstock.ports import Emit
 from penstock.runtimes.upstream import HttpUpstream
 from penstock.store.audit import Act
 from penstock.store.declare import declare
@@ -143,25 +144,8 @@ async def _control(
     display: Display,
 ) -> None:
     clock, folds = Monotonic(), Folds()
-    created = int(time.time())
-    controller = Controller(
-        name,
-        created,
-        fleet.members,
-        rules=Rules(),
-        end=EndRules(drain_timeout_s=settings.drain_timeout_s),
-        balance=settings.balance,
-        max_concurrent=settings.max_concurrent,
-        also=[
-            Model(name=other, replicas=[], created=created, balance=model.balance, max_concurrent=model.max_concurrent)
-            for other, model in settings.also.items()
-        ],
-        names=settings.names,
-        emit=folds,
-    )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # of a nohup, which wants it to go on
-            asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
+    controller = _controller(settings, name, fleet, folds)
+    _stop_when_signalled(controller)
     page = Gather(fleet.scrapes, folds.samples, exposition.render, exposition.CONTENT_TYPE)
     fleet.engines.driver, fleet.engines.page = driver, page
     with closing(access.store), closing(DesiredStore(store_path(run))) as store:
@@ -187,17 +171,7 @@ async def _control(
             admin_listener(settings, admin, access, controller.state, page, routes) as guard,
             beside(upgrades.run(), adapters.run()),
         ):
-            is_tls = bool(settings.tls_cert)
-            service = Service(
-                pid=os.getpid(),
-                model=name,
-                url=url_of(data, settings.host, is_tls=is_tls),
-                admin_url=url_of(admin, settings.admin_host, is_tls=is_tls),
-                started_at=time.time(),
-                version=__version__,
-                token=guard.token,
-                tls_cert=settings.tls_cert,
-            )
+            service = _service(settings, name, data, admin, guard.token)
             run.describe(service)
             known = access.store.last_known()
             access_words = access_of(settings, known is not None and known.asks_for_keys)
@@ -207,6 +181,47 @@ async def _control(
                 await supervise(controller, driver, store, clock=clock, tell=display.tell, show=display.show)
             finally:
                 await engines.close()
+
+
+def _controller(settings: ServeSettings, name: str, fleet: Fleet, emit: Emit) -> Controller:
+    """Of the model ``name`` and of those beside it, all since now."""
+    created = int(time.time())
+    return Controller(
+        name,
+        created,
+        fleet.members,
+        rules=Rules(),
+        end=EndRules(drain_timeout_s=settings.drain_timeout_s),
+        balance=settings.balance,
+        max_concurrent=settings.max_concurrent,
+        also=[
+            Model(name=other, replicas=[], created=created, balance=model.balance, max_concurrent=model.max_concurrent)
+            for other, model in settings.also.items()
+        ],
+        names=settings.names,
+        emit=emit,
+    )
+
+
+def _stop_when_signalled(controller: Controller) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # of a nohup, which wants it to go on
+            asyncio.get_running_loop().add_signal_handler(number, controller.request_stop)
+
+
+def _service(settings: ServeSettings, name: str, data: socket.socket, admin: socket.socket, token: str) -> Service:
+    """What other commands of this user find it by."""
+    is_tls = bool(settings.tls_cert)
+    return Service(
+        pid=os.getpid(),
+        model=name,
+        url=url_of(data, settings.host, is_tls=is_tls),
+        admin_url=url_of(admin, settings.admin_host, is_tls=is_tls),
+        started_at=time.time(),
+        version=__version__,
+        token=token,
+        tls_cert=settings.tls_cert,
+    )
 
 
 def _named(settings: ServeSettings, home: Path, display: Display) -> tuple[str, Source]:
