@@ -42,7 +42,10 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     text: Annotated[Path, typer.Argument(help="A file of plain text, UTF-8.")],
     model: Annotated[
-        str | None, typer.Option(help="A directory in Hugging Face layout, hf://org/name or org/name.")
+        str | None,
+        typer.Option(
+            help="A directory in Hugging Face layout, hf://org/name or org/name; without one: pydoc, the bundled model."
+        ),
     ] = None,
     quantization: Annotated[
         Quantization | None, typer.Option(help="What to measure; by default all, one after the other.")

@@ -9,9 +9,10 @@ A command raises :class:`~penstock.wire.errors.Problem`; only this module turns 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from penstock import __version__
 from penstock.cli import (
@@ -57,10 +58,24 @@ _COMMANDS = (
 )
 
 
+class _Commands(TyperGroup):
+    """Says of a wrong value what is allowed, without the words of the library that noticed it."""
+
+    _NOTICED = "Value error, "
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix(self._NOTICED)
+            raise
+
+
 def build() -> typer.Typer:
     """The application with every command registered."""
     app = typer.Typer(
         name="penstock",
+        cls=_Commands,
         help="Serve, route and watch open-weight language models.",
         no_args_is_help=True,
         rich_markup_mode=None,

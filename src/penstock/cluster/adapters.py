@@ -135,13 +135,13 @@ class Adapters:
                 await self._load(name, model, path)
                 return True
             except Problem as problem:
-                message = f"The adapter {name!r} cannot be served: {problem.message}"
+                refused = unservable(name, problem)
                 if problem.spec.fault is Fault.CALLER:
-                    self._controller.give_up(Problem(problem.code, message, param=problem.param))
+                    self._controller.give_up(refused)
                     return False
-                if problem.code not in _PASSING and message != told:
-                    self._tell(model, message)
-                    told = message
+                if problem.code not in _PASSING and refused.message != told:
+                    self._tell(model, refused.message)
+                    told = refused.message
             await asyncio.sleep(_POLL_S)
 
     def _done(self, act: Coroutine[Any, Any, T]) -> T:
@@ -249,6 +249,14 @@ class Adapters:
         if model not in models:
             raise Problem("model_not_found", f"The model {model!r} is not served here.", param="model")
         return model
+
+
+def unservable(name: str, problem: Problem) -> Problem:
+    """What is told of an adapter to begin with that has this problem."""
+    message = f"The adapter {name!r} cannot be served: {problem.message}"
+    return Problem(
+        problem.code, message, param=problem.param, hint="docs/howto/lora.md lists what is refused, and why."
+    )
 
 
 def permitted(root: Path, asked: str) -> Path:

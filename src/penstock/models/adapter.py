@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.models.adapter_config import AdapterConfig
+from penstock.models.adapter_config import AdapterConfig, read_folder
 from penstock.models.checkpoint import StoredTensor, read_header
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
@@ -29,7 +29,6 @@ from penstock.models.low_rank import RANK_MULTIPLE, Adapter, LowRank
 from penstock.models.stored import FLOATS, read_whole
 from penstock.wire.errors import Problem
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SIDE = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _DIGEST_BYTES = 16
@@ -70,10 +69,8 @@ def load_adapter(directory: Path, decoder: Decoder, max_rank: int) -> Adapter:
     Raises ``source_not_found``, ``checkpoint_invalid``, ``checkpoint_unsupported`` or ``checkpoint_unsafe``, with the
     file and the field or tensor.
     """
-    if not directory.is_dir():
-        raise Problem("source_not_found", f"{directory} is not a directory.")
-    config = AdapterConfig.from_directory(directory)
-    stored = _by_module(_weights_file(directory), decoder.config)
+    config, file = read_folder(directory)
+    stored = _by_module(file, decoder.config)
     known = places(decoder.config)
     ranks = [_checked(config, module, sides, known, max_rank) for module, sides in stored.items()]
     _check_targets(config, stored)
@@ -98,17 +95,6 @@ def load_adapter(directory: Path, decoder: Decoder, max_rank: int) -> Adapter:
 
 Sides = tuple[StoredTensor, StoredTensor]
 """lora_A and lora_B."""
-
-
-def _weights_file(directory: Path) -> Path:
-    file = directory / WEIGHTS_FILE
-    if file.is_file():
-        return file
-    pickle = directory / "adapter_model.bin"
-    if pickle.exists():
-        message = f"{pickle} is a pickle, which can run code when loaded. Save the adapter as safetensors."
-        raise Problem("checkpoint_unsafe", message)
-    raise Problem("checkpoint_invalid", f"{directory} holds no {WEIGHTS_FILE}.")
 
 
 def _by_module(file: Path, config: ModelConfig) -> dict[str, Sides]:

@@ -1,7 +1,7 @@
-"""What a PEFT folder's adapter_config.json says of a LoRA adapter: ranks and scales.
+"""What a PEFT folder says of a LoRA adapter before its tensors are read: ranks, scales, and where the tensors are.
 
-In: a folder; out: a frozen value.  What would compute something else than two small matrices beside a linear is refused
-by name, never ignored.  Fields: https://huggingface.co/docs/peft/package_reference/lora.
+In: a folder; out: a frozen value and a file.  What would compute something else than two small matrices beside a linear
+is refused by name, never ignored.  Fields: https://huggingface.co/docs/peft/package_reference/lora.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from penstock.wire.errors import Problem
 N = TypeVar("N", int, float)
 
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 _MOST_RANK = 4096
 _MOST_ALPHA = 1e6
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
@@ -85,6 +86,24 @@ class AdapterConfig:
         """By how much the product of the two matrices is multiplied: alpha/r, or alpha/sqrt(r) (arXiv 2312.03732)."""
         rank = self.rank_of(module)
         return _first(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.by_root else rank)
+
+
+def read_folder(directory: Path) -> tuple[AdapterConfig, Path]:
+    """An adapter's configuration and the file of its tensors, which is there and not read.
+
+    Raises ``source_not_found``, ``checkpoint_invalid``, ``checkpoint_unsupported`` or ``checkpoint_unsafe``.
+    """
+    if not directory.is_dir():
+        raise Problem("source_not_found", f"{directory} is not a directory.")
+    config = AdapterConfig.from_directory(directory)
+    file = directory / WEIGHTS_FILE
+    if file.is_file():
+        return config, file
+    pickle = directory / "adapter_model.bin"
+    if pickle.exists():
+        message = f"{pickle} is a pickle, which can run code when loaded. Save the adapter as safetensors."
+        raise Problem("checkpoint_unsafe", message)
+    raise Problem("checkpoint_invalid", f"{directory} holds no {WEIGHTS_FILE}.")
 
 
 def _same(value: Any, neutral: Any) -> bool:

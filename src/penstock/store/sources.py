@@ -36,12 +36,12 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(source: str | None, *, fetch: Fetch | None = None) -> Resolved:
-    """The checkpoint that ``source`` names, the bundled one without a name.  May download for a long time.
+    """The checkpoint that ``source`` names, the bundled one also without a name.  May download for a long time.
 
     Raises ``Problem``: ``source_not_found``, ``hub_offline``, ``hub_error``, ``checkpoint_unsafe``,
     ``insufficient_disk``.
     """
-    if source is None:
+    if source is None or is_bundled(source):
         return Resolved(directory=BUNDLED, name=BUNDLED.name)
     if source.startswith("hf://"):
         return _from_hub(source, source.removeprefix("hf://"), fetch or snapshot)
@@ -59,6 +59,11 @@ def resolve(source: str | None, *, fetch: Fetch | None = None) -> Resolved:
     if _HUB_NAME.match(source) and not source.startswith("."):
         return _from_hub(source, source, fetch or snapshot)
     raise Problem("source_not_found", _what_is_wrong(source, path), param="MODEL")
+
+
+def is_bundled(source: str) -> bool:
+    """Whether it is the name of the package's model, and not of a directory here."""
+    return source == BUNDLED.name and not Path(source).is_dir()
 
 
 def _what_is_wrong(source: str, path: Path) -> str:

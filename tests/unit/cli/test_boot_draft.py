@@ -95,7 +95,8 @@ def test_a_draft_model_is_found_like_a_model_and_its_absence_says_what_there_is(
     """A directory becomes an absolute one; a word that is nothing is refused with the words that are something."""
     for own in ("none", "prompt-lookup"):
         assert with_draft_model(ServeSettings(speculative=own)).speculative == own
-    assert with_draft_model(ServeSettings(speculative=str(BUNDLED))).speculative == str(BUNDLED)
+    for bundled in (str(BUNDLED), "pydoc"):
+        assert with_draft_model(ServeSettings(speculative=bundled)).speculative == str(BUNDLED)
     with pytest.raises(Problem, match="none, prompt-lookup or a model") as raised:
         with_draft_model(ServeSettings(speculative="./eagle"))
     assert raised.value.param == "--speculative"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from typer.testing import CliRunner
 
 from penstock.cli.main import build
 from penstock.cli.wiring import opening
-from penstock.cli.wiring.engines import first_adapters
+from penstock.cli.wiring.engines import check_adapters, first_adapters, given_source, source_of
 from penstock.config.service import ServedModel
 from penstock.config.settings import ServeSettings
+from penstock.store.sources import resolve
 from penstock.wire.errors import Problem
 
 DEFAULTS = ServeSettings()
@@ -137,6 +140,14 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(
     assert settings == []
 
 
+@pytest.mark.parametrize("command", [("serve",), ("evaluate", "text"), ("bench", "engine")])
+def test_a_wrong_choice_is_told_what_there_is_and_nothing_of_a_library(command: tuple[str, ...]) -> None:
+    """Also where the option is of a command below a command."""
+    result = CliRunner().invoke(build(), [*command, "--quantization", "int2"])
+    assert result.exit_code == 2
+    assert "--quantization'" in result.output and ": 'int2' is not one of 'none', 'int8', 'int4'." in result.output
+
+
 @pytest.mark.parametrize("option", ["--host", "--admin-host"])
 def test_an_address_that_others_can_reach_needs_no_flag_since_it_asks_for_keys(
     option: str, settings: list[ServeSettings]
@@ -163,6 +174,47 @@ def test_an_adapter_named_in_two_places_is_refused(tmp_path: Path, settings: lis
     result = serve("--config", str(file), "--lora-modules", "tone=/b")
     assert result.exit_code != 0 and not settings
     assert isinstance(result.exception, Problem) and "'tone' is in" in result.exception.message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: None, "is not a directory"),
+        (lambda folder: folder.mkdir(), "adapter_config.json is missing"),
+        (lambda folder: write_config(folder, peft_type="IA3"), "Supported: LORA"),
+        (lambda folder: write_config(folder), "holds no adapter_model.safetensors"),
+        (lambda folder: write_config(folder, weights="adapter_model.bin"), "is a pickle"),
+        (lambda folder: write_config(folder, weights="adapter_model.safetensors", r=17), "--max-lora-rank"),
+    ],
+)
+def test_an_adapter_to_begin_with_is_looked_at_before_any_engine_reads_it(
+    spoil: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    """Its name, what is wrong with its folder, and a page about adapters instead of one about models."""
+    spoil(tmp_path / "a")
+    with pytest.raises(Problem) as refused:
+        check_adapters({"tone": ("m", str(tmp_path / "a"))}, {"m": resolve(None)}, 16)
+    assert "'tone' cannot be served" in refused.value.message and says in refused.value.message
+    assert "lora.md" in refused.value.hint
+
+
+def test_what_only_an_engine_can_tell_of_an_adapter_is_left_to_it(tmp_path: Path) -> None:
+    """Ranks by pattern need the tensors' names; a mock engine takes folders that are not there."""
+    write_config(tmp_path / "a", weights="adapter_model.safetensors", r=17, rank_pattern={"q_proj": 4})
+    check_adapters({"tone": ("m", str(tmp_path / "a"))}, {"m": resolve(None)}, 16)
+    check_adapters({"tone": ("m", "/nowhere")}, {"m": source_of("mock://")}, 16)
+
+
+def write_config(folder: Path, weights: str = "", **fields: Any) -> None:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8} | fields))
+    if weights:
+        (folder / weights).touch()
+
+
+def test_the_bundled_model_is_upgraded_from_however_it_was_named() -> None:
+    """By its name or by none: the next start finds what it was upgraded to."""
+    assert given_source(ServeSettings(source="pydoc")) == given_source(ServeSettings())
 
 
 def test_adapters_of_two_models_have_two_names() -> None:

@@ -139,3 +139,16 @@ def test_no_model_means_the_bundled_one() -> None:
     assert resolved.name == "pydoc"
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         assert (resolved.directory / file).is_file()
+
+
+def test_the_bundled_model_is_known_by_its_name_where_no_directory_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``pydoc`` means the package's own; whoever has a directory of that name here means theirs."""
+    monkeypatch.chdir(tmp_path)
+    assert resolve("pydoc") == resolve(None)
+    (tmp_path / "pydoc").write_text("a file is no model")
+    assert resolve("pydoc") == resolve(None)
+    (tmp_path / "pydoc").unlink()
+    (tmp_path / "pydoc").mkdir()
+    assert resolve("pydoc").directory == tmp_path / "pydoc"

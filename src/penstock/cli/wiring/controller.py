@@ -24,6 +24,7 @@ from penstock.cli.wiring.answered import OPEN, access_of, tls_of, url_of
 from penstock.cli.wiring.clock import Monotonic
 from penstock.cli.wiring.engines import (
     Source,
+    check_adapters,
     first_adapters,
     given_source,
     name_of,
@@ -98,6 +99,7 @@ def control(
         other: _named(msgspec.structs.replace(settings, source=model.source, served_name=other), home, display)[1]
         for other, model in settings.also.items()
     }
+    check_adapters(first_adapters(settings, name), sources, settings.max_lora_rank)
     tls_of(settings)  # a wrong certificate is told before anything starts
     if settings.source is None:
         display.note(NO_MODEL_GIVEN)

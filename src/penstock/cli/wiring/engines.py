@@ -6,12 +6,14 @@ In: settings and a source; out: members and how each is launched.  Implements ``
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from penstock.cli.wiring.commands import command, engine_id
 from penstock.cli.wiring.mock import mock_settings_of
+from penstock.cluster.adapters import unservable
 from penstock.cluster.admin.gather import Gather
 from penstock.cluster.drivers.local import Launch, LocalDriver
 from penstock.cluster.rollout import Member
@@ -19,7 +21,8 @@ from penstock.cluster.rundir import RunDir
 from penstock.config.mock import SCHEME, MockSettings, is_mock
 from penstock.config.settings import NO_SPECULATION, PROMPT_LOOKUP, EngineSettings, ServeSettings
 from penstock.engine.cpu.cores import available_cores
-from penstock.store.sources import BUNDLED, Resolved, resolve
+from penstock.models.adapter_config import read_folder
+from penstock.store.sources import BUNDLED, Resolved, is_bundled, resolve
 from penstock.store.upgraded import Upgraded, write_upgraded
 from penstock.wire.engine import LOAD, METRICS
 from penstock.wire.errors import Problem
@@ -42,6 +45,8 @@ def name_of(settings: ServeSettings, source: Source) -> str:
 
 def absolute(source: str) -> str:
     """The same source as it is named from any directory."""
+    if is_bundled(source):
+        return str(BUNDLED)
     scheme = SCHEME if is_mock(source) else ""
     path = Path(source.removeprefix(scheme)).expanduser()
     return scheme + str(path.absolute()) if source != scheme and path.exists() else source
@@ -82,8 +87,22 @@ def first_adapters(settings: ServeSettings, name: str) -> dict[str, tuple[str, s
                     f"The adapter {adapter!r} is of {found[adapter][0]!r} and of {model!r}; give one another name."
                 )
                 raise Problem("invalid_setting", message, param="lora_modules")
-            found[adapter] = model, absolute(path)
+            found[adapter] = model, str(Path(path).expanduser().absolute())
     return found
+
+
+def check_adapters(first: Mapping[str, tuple[str, str]], sources: Mapping[str, Source], max_rank: int) -> None:
+    """What their folders show, before an engine reads them.  Raises ``Problem`` for one that none can serve."""
+    for name, (model, path) in first.items():
+        if isinstance(sources[model], MockSettings):  # which takes whatever it is told
+            continue
+        try:
+            config, _ = read_folder(Path(path))
+            if config.rank > max_rank and not config.ranks:
+                message = f"{config.file}: it has rank {config.rank}; the most is {max_rank}. "
+                raise Problem("checkpoint_unsupported", message + "Start with a larger --max-lora-rank.")
+        except Problem as problem:
+            raise unservable(name, problem) from problem
 
 
 class Engines:
