@@ -13,8 +13,8 @@ _WEIGHT = 0.25
 """Of the latest step in the running mean."""
 _MOST = 2.0
 """A step counts for no more than so many times the mean: one that stalled says little of those to come."""
-_FIRST_PATIENCE, _PATIENCE_GROWS, _MOST_PATIENCE = 4, 4, 512
-"""So many steps after a change of choice the other is tried again; each trial in vain makes that longer, to a bound."""
+_PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 64, 4, 4, 512
+"""After so many steps the other choice is tried again, sooner after a change; each trial in vain makes that longer."""
 _SHARE = 0.25
 """Of the time until the next trial one in vain may take."""
 
@@ -25,8 +25,8 @@ class _Size:
 
     seconds: dict[int, float] = field(default_factory=dict)
     best: int = 0
-    patience: int = _FIRST_PATIENCE
-    until_trial: int = _FIRST_PATIENCE
+    patience: int = _PATIENCE
+    until_trial: int = _PATIENCE
 
 
 class ThreadChoice:
@@ -55,8 +55,14 @@ class ThreadChoice:
         size.seconds[threads] = seconds
         size.until_trial -= 1
         best = min(size.seconds, key=size.seconds.__getitem__)
+        if len(size.seconds) < len(self._choices) or not size.best:
+            size.best = best
+            return
         if best != size.best:
-            size.best, size.patience = best, _FIRST_PATIENCE
+            size.best, size.patience = best, _PATIENCE_CHANGED
+        elif threads != best and took_s < size.seconds[best]:
+            # Better than it was known to be: more of it may change the choice.
+            size.patience = _PATIENCE_CHANGED
         elif threads != best:
             steps = took_s / (_SHARE * max(size.seconds[best], 1e-9))
             size.patience = int(min(max(_PATIENCE_GROWS * size.patience, steps), _MOST_PATIENCE))

@@ -52,6 +52,13 @@ def test_a_choice_that_was_wrong_is_soon_taken_back() -> None:
         assert run(choice, 200, {2: 2.4e-3, 1: 3.9e-3}).count(1) < 100
 
 
+def test_a_first_step_that_came_slowly_does_not_decide_for_long() -> None:
+    """The first of a kind find their kernels cold: within some tens of steps the faster choice is back."""
+    choice = ThreadChoice(2)
+    run(choice, 1, {2: 0.9e-3, 1: 0.65e-3})
+    assert run(choice, 100, {2: 0.48e-3, 1: 0.65e-3}).count(1) < 30
+
+
 def test_what_is_far_behind_is_looked_at_seldom() -> None:
     """A trial of what takes twice as long costs less than a part in two hundred."""
     taken = run(ThreadChoice(2), 2000, {2: 10e-3, 1: 20e-3}, num_rows=16)
