@@ -46,6 +46,8 @@ _STALL_STEPS, _SLOWEST_STEPS = 4.0, 16.0
 """A step that takes as long as so many plain ones has stalled; rows of proposals alone make none take so many."""
 _STALL_RATE, _MOST_PARDONS = 1 / 64, 2.0
 """Of the steps may stall uncharged, or as many as of the plain ones; of those that speculate so many in a row."""
+_WARMING, _WARM_STEPS = 4, 1.5
+"""The first steps that speculate come slowly, as all that is new: so many count for so many plain ones at most."""
 _CATCH_UP, _FIRST_CATCH_UP = 128, 16
 """Rows by which the draft model catches up in one step, at most; and as long as nobody knows what they take."""
 _TRIAL = 2
@@ -79,7 +81,8 @@ class Allowance(NamedTuple):
     of ``num_plain``, whose mean shape had ``decodes`` and ``context`` tokens; ``variance``: of one, over its mean's
     square; ``latest``: what the latest took, as a share of what was expected.  ``is_resting``: it lost what it may.
     ``to_come``: steps that may speculate before some plain ones are measured.  ``stall_rate``: of the plain steps have
-    stalled; ``pardons``: steps that speculate may do so without being charged with it.
+    stalled; ``pardons``: steps that speculate may do so without being charged with it; ``warming``: the next are the
+    first ones.
     ``token_s``: what making a proposed token takes, beside verifying it; ``row_s``: what a row of the draft model takes
     that catches up.
     """
@@ -96,6 +99,7 @@ class Allowance(NamedTuple):
     to_come: int = 0
     stall_rate: float = _STALL_RATE
     pardons: float = 1.0
+    warming: int = _WARMING
     token_s: float = 0.0
     row_s: float = 0.0
 
@@ -257,12 +261,19 @@ def speculated(
     pardons = min(allowance.pardons + allowance.stall_rate, _MOST_PARDONS)
     if seconds > _STALL_STEPS * usual_s and pardons >= 1:
         seconds, pardons = usual_s, pardons - 1
+    if allowance.warming:
+        seconds = min(seconds, _WARM_STEPS * usual_s)
     gained = usual_s * (_SHARE + num_accepted / shape.num_decodes)
     lost = min(seconds, _SLOWEST_STEPS * usual_s) + draft_s - usual_s
     most = min(allowance.most + gained, _MOST_SAVED_STEPS * usual_s)
     left = min(allowance.seconds + gained - lost, most)
     return allowance._replace(
-        seconds=left, most=most, is_resting=left <= 0, to_come=allowance.to_come - 1, pardons=pardons
+        seconds=left,
+        most=most,
+        is_resting=left <= 0,
+        to_come=allowance.to_come - 1,
+        pardons=pardons,
+        warming=max(0, allowance.warming - 1),
     )
 
 
