@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -157,6 +158,38 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:  # it ended meanwhile
         return ""
+
+
+_LEADER = (
+    "import fcntl, signal, subprocess, sys, termios\n"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    "signal.signal(signal.SIGHUP, lambda *_: None)\n"
+    "sys.exit(subprocess.call(sys.argv[1:]))"
+)
+"""Leads a session and waits for what it started, whatever it is told: as ``make`` does."""
+
+
+def test_a_closed_terminal_drains_also_where_something_that_waits_leads_its_session(tmp_path: Path) -> None:
+    """The kernel tells the leader alone."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-P", "-m", "penstock", "serve", "mock://", "--port=0", "--admin-port=0"]
+    environment = {**os.environ, "PENSTOCK_HOME": str(tmp_path)}
+    said = tmp_path / "said"
+    with said.open("wb") as log:
+        leads = [sys.executable, "-c", _LEADER, *command]
+        leader = subprocess.Popen(leads, stdin=end, stdout=log, stderr=log, env=environment, start_new_session=True)
+    os.close(end)
+    try:
+        while "serving mock" not in said.read_text():
+            assert leader.poll() is None, said.read_text()
+            time.sleep(0.02)
+        os.close(terminal)
+        assert leader.wait(60) == 0, said.read_text()
+        assert "draining" in said.read_text()
+    finally:
+        if leader.poll() is None:
+            os.killpg(leader.pid, signal.SIGKILL)
+            leader.wait()
 
 
 def test_a_problem_of_a_child_is_written_where_the_controller_finds_it(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from penstock.cli.wiring.engines import (
     source_of,
     with_draft_model,
 )
+from penstock.cli.wiring.hangup import at_hang_up
 from penstock.cli.wiring.launches import Fleet, fleet_of, store_path
 from penstock.cli.wiring.lifetime import beside
 from penstock.cluster.actions import Tell
@@ -171,7 +172,7 @@ async def _control(
         )
         async with (
             admin_listener(settings, admin, access, controller.state, page, routes) as guard,
-            beside(upgrades.run(), adapters.run()),
+            beside(upgrades.run(), adapters.run(), at_hang_up(controller.request_stop)),
         ):
             service = _service(settings, name, data, admin, guard.token)
             run.describe(service)
