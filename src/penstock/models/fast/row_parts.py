@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
+from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I16, I32, I64, INTS, LANES
 
 _FLOAT_BYTES, _BF16_BYTES = 4 * LANES, 2 * LANES
 Gate = Callable[[Any, Any], Any]
@@ -136,6 +136,55 @@ def scaled(context, x, weight, factor, target, num_groups):  # type: ignore[no-u
         return _context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32, types.int64, types.int64), generate
+
+
+@intrinsic
+def turn(context, head, cos, sin, num_groups):  # type: ignore[no-untyped-def]
+    """Dimension i of head[32 * num_groups] float32 and the one half of them further, turned by cos[i] and sin[i]."""
+
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        head, cos, sin, num_groups = arguments
+        half = b.mul(num_groups, ir.Constant(I64, _FLOAT_BYTES))
+
+        def group(i, _):  # type: ignore[no-untyped-def]
+            at = _floats_of(b, head, i)
+            first, second = simd.load(b, at, FLOATS), simd.load(b, b.add(at, half), FLOATS)
+            cosines, sines = simd.load(b, _floats_of(b, cos, i), FLOATS), simd.load(b, _floats_of(b, sin, i), FLOATS)
+            simd.store(b, b.fsub(b.fmul(first, cosines), b.fmul(second, sines)), at)
+            simd.store(b, b.fadd(b.fmul(second, cosines), b.fmul(first, sines)), b.add(at, half))
+            return []
+
+        simd.loop(b, num_groups, [], group)
+        return _context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def store_halves(context, source, target, num_groups, half, alone):  # type: ignore[no-untyped-def]
+    """target[16 * num_groups][half] of pairs of bfloat16 = source[16 * num_groups] float32.
+
+    Beside them a zero where ``alone`` is 1, else nothing: another thread may be writing there.
+    """
+
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        source, target, num_groups, half, alone = arguments
+        halves = ir.VectorType(I16, 2 * LANES)
+        place = simd.spread(b, b.shl(b.trunc(half, I32), ir.Constant(I32, 4)))
+        ours = b.shl(simd.constant(INTS, 0xFFFF), place)
+        beside = b.sub(simd.constant(INTS, 0), simd.spread(b, b.trunc(alone, I32)))
+        written = b.icmp_signed("!=", b.bitcast(b.or_(ours, beside), halves), simd.constant(halves, 0))
+
+        def group(i, _):  # type: ignore[no-untyped-def]
+            rounded = simd.to_bf16(b, simd.load(b, _floats_of(b, source, i), FLOATS))
+            pairs = b.shl(b.zext(b.bitcast(rounded, ir.VectorType(I16, LANES)), INTS), place)
+            simd.store_some(b, b.bitcast(pairs, halves), _floats_of(b, target, i), written)
+            return []
+
+        simd.loop(b, num_groups, [], group)
+        return _context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
 
 
 def _gated(activation: Gate) -> Callable[..., Any]:

@@ -80,16 +80,27 @@ def store(b: Builder, value: Value, address: Value) -> None:
     stored.align = 1
 
 
-def prefetch(b: Builder, address: Value, level: int = 1) -> None:
+def store_some(b: Builder, value: Value, address: Value, wanted: Value) -> None:
+    """Those lanes of 32 int16 that are ``wanted``; the others' memory is not touched."""
+    pointer = b.inttoptr(address, value.type.as_pointer())
+    name = "llvm.masked.store.v32i16.p0"
+    known = b.module.globals.get(name)
+    if known is None:
+        kinds = [value.type, pointer.type, I32, wanted.type]
+        known = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
+    b.call(known, [value, pointer, ir.Constant(I32, 2), wanted])
+
+
+def prefetch(b: Builder, address: Value, level: int = 1, *, to_write: bool = False) -> None:
     """Ask for the cache line at ``address`` in the cache of ``level`` 1 .. 3; any address will do, none faults."""
     pointer = b.inttoptr(address, ir.IntType(8).as_pointer())
-    nearness, read, data = (ir.Constant(I32, value) for value in (4 - level, 0, 1))
+    nearness, use, data = (ir.Constant(I32, value) for value in (4 - level, int(to_write), 1))
     name = "llvm.prefetch.p0"
     known = b.module.globals.get(name)
     if known is None:
         kinds = [ir.IntType(8).as_pointer(), I32, I32, I32]
         known = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
-    b.call(known, [pointer, read, nearness, data])
+    b.call(known, [pointer, use, nearness, data])
 
 
 def spread(b: Builder, value: Value) -> Value:

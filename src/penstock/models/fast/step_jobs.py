@@ -31,6 +31,8 @@ from penstock.models.fast.row_parts import (
     scaled,
     silu,
     squares,
+    store_halves,
+    turn,
     widen,
 )
 from penstock.models.fast.team import NUM_ITEMS, Job, take
@@ -171,62 +173,51 @@ def prepare(job: Any) -> None:
     keys = carray(pairs_at(job[4]), (job[18], num_kv_heads, page_tokens // 16, size // 2, 16))
     values = carray(bits_at(job[5]), (job[18], num_kv_heads, page_tokens // 2, size, 2))
     head, rounded = np.empty(size, np.float32), np.empty(size, np.uint16)
+    row_bytes = 4 * (num_heads + 2 * num_kv_heads) * size
     item = take(job)
     while item < job[NUM_ITEMS]:
-        for row in range(item * item_rows, min(num_rows, (item + 1) * item_rows)):
-            page, slot = pages[row], slots[row]
-            alone = slot % 2 == 0 and (row + 1 == num_rows or pages[row + 1] != page or slots[row + 1] != slot + 1)
-            source = job[2] + 4 * row * (num_heads + 2 * num_kv_heads) * size
+        first, end = item * item_rows, min(num_rows, (item + 1) * item_rows)
+        for row in range(first, end):
             if job[21]:
-                _normalise(source, job[10], num_heads * size, as_float(job[12]))
+                _normalise(job[2] + row_bytes * row, job[10], num_heads * size, as_float(job[12]))
             if job[22]:
-                _normalise(source + 4 * num_heads * size, job[11], num_kv_heads * size, as_float(job[12]))
-            for h in range(num_heads + num_kv_heads):
-                _turned(
-                    source + 4 * h * size,
-                    query_norm if h < num_heads else key_norm,
-                    as_float(job[12]),
-                    job[8] + 4 * row * half if job[8] else 0,
-                    job[9] + 4 * row * half,
-                    half,
-                    head,
-                )
+                keys_at = job[2] + row_bytes * row + 4 * num_heads * size
+                _normalise(keys_at, job[11], num_kv_heads * size, as_float(job[12]))
+        # One head of all rows at a time: the lines of a page that they share stay in the first cache.
+        for h in range(num_heads + num_kv_heads):
+            norm = query_norm if h < num_heads else key_norm
+            for row in range(first, end):
+                cos = job[8] + 4 * row * half if job[8] else 0
+                source = job[2] + row_bytes * row + 4 * h * size
+                _turned(source, norm, as_float(job[12]), cos, job[9] + 4 * row * half, half, head)
                 if h < num_heads:
                     target = job[3] + 2 * (row * num_heads + h) * size
                     narrow(head.ctypes.data, np.float32(1.0), target, size // 16)
                 else:
                     narrow(head.ctypes.data, np.float32(1.0), rounded.ctypes.data, size // 16)
-                    store_pairs(rounded.view(np.uint32), keys[page, h - num_heads, slot // 16], slot % 16)
-            for h in range(num_kv_heads):
-                value = source + 4 * (num_heads + num_kv_heads + h) * size
-                narrow(value, np.float32(1.0), rounded.ctypes.data, size // 16)
-                _store_halves(rounded, values[page, h, slot // 2], slot % 2, alone)
+                    slot = slots[row]
+                    store_pairs(rounded.view(np.uint32), keys[pages[row], h - num_heads, slot // 16], slot % 16)
+        for h in range(num_kv_heads):
+            for row in range(first, end):
+                page, slot = pages[row], slots[row]
+                alone = slot % 2 == 0 and (row + 1 == num_rows or pages[row + 1] != page or slots[row + 1] != slot + 1)
+                value = job[2] + row_bytes * row + 4 * (num_heads + num_kv_heads + h) * size
+                target = values[page, h, slot // 2].ctypes.data
+                store_halves(value, target, size // 16, slot % 2, int(alone))
         item = take(job)
-
-
-@compiled
-def _store_halves(value: Any, target: Any, half: int, alone: bool) -> None:
-    """value[D] bits into target[D, 2], and zeros beside it where it has no neighbour yet."""
-    for i in range(len(value)):
-        target[i, half] = value[i]
-    if alone:
-        for i in range(len(value)):
-            target[i, 1] = np.uint16(0)
 
 
 @compiled
 def _turned(source: int, weight: int, eps: np.float32, cos: int, sin: int, half: int, head: Any) -> None:
     """head[D] = source[D], normalised with ``weight`` and turned; 0 where one of these is not wanted."""
-    values = carray(floats_at(source), head.shape)
+    at, num_groups = head.ctypes.data, len(head) // 16
     if weight:
-        weights = carray(floats_at(weight), head.shape)
-        scale = _inverse_root(squares(source, len(head) // 16), len(head), eps)
-        for i in range(len(head)):
-            head[i] = values[i] * scale * weights[i]
+        scaled(source, weight, _inverse_root(squares(source, num_groups), len(head), eps), at, num_groups)
     else:
-        for i in range(len(head)):
-            head[i] = values[i]
-    if cos:
+        copy(source, at, num_groups)
+    if cos and half % 16 == 0:
+        turn(at, cos, sin, half // 16)
+    elif cos:
         cosines, sines = carray(floats_at(cos), (half,)), carray(floats_at(sin), (half,))
         for i in range(half):
             first, second = head[i], head[half + i]

@@ -121,6 +121,28 @@ class _Walk:
         return [simd.opaque(self._b, simd.at(self._b, place, num_bytes)) for place in places]
 
 
+class _Outputs:
+    """The tile's lines of the output, asked for while it is computed, two of each row.
+
+    Its stores come all at once and in order: each would wait for its line to come from another core or from memory.
+    """
+
+    def __init__(self, tile: Tile) -> None:
+        b = self._b = tile.b
+        self._stride = tile.argument(OUT_STRIDE)
+        wide = b.icmp_signed("!=", tile.argument(FLOATS_OUT), ir.Constant(I64, 0))
+        block_bytes = b.select(wide, ir.Constant(I64, 4 * BLOCK), ir.Constant(I64, 2 * BLOCK))
+        self._first = b.add(b.add(tile.argument(OUT), b.mul(tile.row, self._stride)), b.mul(tile.block, block_bytes))
+        self._pace = b.udiv(ir.Constant(I64, tile.rows << 16), tile.argument(NUM_STEPS))
+
+    def ask(self, i: Any) -> None:
+        """For one of them, at the tile's ``i``-th step."""
+        b = self._b
+        row = b.lshr(b.mul(i, self._pace), ir.Constant(I64, 16))
+        line = b.shl(b.and_(i, ir.Constant(I64, 1)), ir.Constant(I64, 6))
+        simd.prefetch(b, b.add(b.add(self._first, b.mul(row, self._stride)), line), to_write=True)
+
+
 def bf16(tile: Tile) -> None:
     """Of the two inputs in four bytes, the even one's bits and the odd one's each become a float32.
 
@@ -145,10 +167,11 @@ def bf16(tile: Tile) -> None:
 
 
 def int8(tile: Tile) -> None:
-    b, weights, walk = tile.b, _Weights(tile), _Walk(tile)
+    b, weights, walk, outputs = tile.b, _Weights(tile), _Walk(tile), _Outputs(tile)
     begin = tile.per_output(OFFSETS, INTS) * tile.rows
 
     def step(i: Any, carried: Any) -> Values:
+        outputs.ask(i)
         sums, places = carried[: len(begin)], carried[len(begin) :]
         lines = weights.lines(i)
         added: Values = []
@@ -171,7 +194,7 @@ def int8(tile: Tile) -> None:
 
 def int4(tile: Tile) -> None:
     """Group by group: whole sums first, then less the zero points, scaled, and added to the totals in float32."""
-    b, weights, walk = tile.b, _Weights(tile), _Walk(tile)
+    b, weights, walk, outputs = tile.b, _Weights(tile), _Walk(tile), _Outputs(tile)
     num_groups, num_sums = tile.argument(NUM_GROUPS), tile.rows * tile.blocks
     group_lines = b.sdiv(tile.argument(NUM_STEPS), num_groups)
     row_sums = tile.rows_of(ROW_SUMS, b.mul(num_groups, ir.Constant(I64, 4)))
@@ -183,7 +206,9 @@ def int4(tile: Tile) -> None:
 
         def line(i: Any, carried: Any) -> Values:
             sums, places = carried[:num_sums], carried[num_sums:]
-            lines = weights.lines(b.add(b.mul(nth, group_lines), i))
+            step = b.add(b.mul(nth, group_lines), i)
+            lines = weights.lines(step)
+            outputs.ask(step)
             halves = [(b.and_(pairs, nibbles), b.and_(b.lshr(pairs, four), nibbles)) for pairs in lines]
             added: Values = []
             for row in walk.rows(places):
