@@ -148,7 +148,8 @@ def test_a_profile_tells_steps_with_prompts_from_decodes(decoder: Decoder) -> No
         loop.submit(sequence)
         while (plan := loop.plan()) is not None:
             before = {kind: own.sum() for kind, own in ticks.items()}
-            loop.commit(plan, executor.execute(plan))
+            # In a step of a second nobody waits for a second one: each is a call.
+            loop.commit(plan, replace(executor.execute(plan), seconds=1.0))
             grown = [kind for kind, own in ticks.items() if own.sum() > before[kind]]
             counted.append((plan.num_tokens, grown))
     decodes = [(1, ["decode"])] * 3
