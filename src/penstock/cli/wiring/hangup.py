@@ -24,9 +24,10 @@ async def at_hang_up(act: Callable[[], None]) -> None:
     if terminal is None:
         return
     try:
-        hung_up = select.poll()
-        hung_up.register(terminal, 0)  # a hang-up is told whatever else is asked for
-        while not hung_up.poll(0):
+        watched = select.poll()
+        watched.register(terminal, 0)  # a hang-up is told whatever else is asked for
+        # Where a system cannot watch a terminal (macOS) it says POLLNVAL, at once and ever again.
+        while not any(told & select.POLLHUP for _, told in watched.poll(0)):
             await asyncio.sleep(_POLL_S)
         act()
     finally:

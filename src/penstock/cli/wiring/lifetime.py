@@ -16,7 +16,7 @@ END_S = 8.0
 
 @asynccontextmanager
 async def beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run works that never end by themselves until the block ends, however it ends."""
+    """Run works beside the block; those that still go on are cancelled when it ends, however it ends."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield
