@@ -82,9 +82,10 @@ def _drawn(address: int, size: int, rules: Doubles, spare: int) -> int:
         wanted = rules[TOP_P] * sums.sum()
         least, above, num_equal = edge(weights, sums, wanted, True, found)
         _cut(weights, sums, least)
-        num_kept = max(1, math.ceil((wanted - above) / least))
-        if num_kept < num_equal:
-            _drop_equals(weights, sums, least, num_kept)
+        num_wanted = (wanted - above) / least
+        # Compared before it is a whole number: of a least weight of nothing, or of next to nothing, it is too large.
+        if num_wanted <= num_equal - 1:
+            _drop_equals(weights, sums, least, max(1, math.ceil(num_wanted)))
     if rules[MIN_P] > 0.0:
         # The best token's weight is exactly 1, so min_p is its own threshold; the best token always stays.
         _cut(weights, sums, np.float32(min(rules[MIN_P], 1.0)))

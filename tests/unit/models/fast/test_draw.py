@@ -82,6 +82,16 @@ def test_the_first_of_equals_are_the_nucleus_of_a_flat_row() -> None:
     assert drawn([row] * 3, rules) == [0, 151_936 // 4, 151_936 // 2 - 1]
 
 
+def test_a_nucleus_of_nearly_all_leaves_all() -> None:
+    """Where rounding leaves less than is wanted, nothing is dropped: neither of unequal tokens nor of equal ones."""
+    top_p, points = math.nextafter(1.0, 0.0), (np.arange(5000) + 0.5) / 5000
+    for row in (np.random.default_rng(3).uniform(-1, 0, 5000).astype(np.float32), np.zeros(5000, np.float32)):
+        rules = np.stack([rule(top_p=top_p, at=at) for at in points])
+        every = rules.copy()
+        every[:, TOP_P] = 1.0
+        assert drawn([row] * 5000, rules) == drawn([row] * 5000, every)
+
+
 def test_a_number_at_the_border_of_two_tokens_draws_the_second() -> None:
     """Also where a chunk begins."""
     row = np.zeros(512, np.float32)
