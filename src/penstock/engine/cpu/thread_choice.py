@@ -13,6 +13,8 @@ _WEIGHT = 0.25
 """Of the latest step in the running mean."""
 _MOST = 2.0
 """A step counts for no more than so many times the mean: one that stalled says little of those to come."""
+_MOST_BEYOND, _BEYOND_WEIGHT, _FADES = 12.0, 1 / 128, 1 / 256
+"""What it took beyond, up to so many times the mean, has a slow mean: many stalls do say it.  Unseen, that fades."""
 _PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 64, 4, 4, 512
 """After so many steps the other choice is tried again, sooner after a change; each trial in vain makes that longer."""
 _SHARE = 0.25
@@ -21,12 +23,34 @@ _SHARE = 0.25
 
 @dataclass(slots=True)
 class _Size:
-    """What is known of steps of one size: mean seconds by number of threads, who does best, when others are tried."""
+    """What is known of steps of one size, by number of threads; who does best, and when others are tried.
+
+    ``seconds``: their mean without what stalled steps took ``beyond``, of which the mean per step is apart.
+    """
 
     seconds: dict[int, float] = field(default_factory=dict)
+    beyond: dict[int, float] = field(default_factory=dict)
     best: int = 0
     patience: int = _PATIENCE
     until_trial: int = _PATIENCE
+
+    def cost_s(self, threads: int) -> float:
+        return self.seconds[threads] + self.beyond[threads]
+
+    def took(self, threads: int, seconds: float) -> None:
+        for choice in self.beyond:
+            if choice != threads:
+                self.beyond[choice] *= 1 - _FADES
+        before = self.seconds.get(threads)
+        if before is None:
+            self.seconds[threads], self.beyond[threads] = seconds, 0.0
+            return
+        beyond = max(0.0, min(seconds, _MOST_BEYOND * before) - _MOST * before)
+        self.beyond[threads] += _BEYOND_WEIGHT * (beyond - self.beyond[threads])
+        # A step much faster than the mean says that what slowed the others down has gone.
+        if seconds > before / 2:
+            seconds = before + _WEIGHT * (min(seconds, _MOST * before) - before)
+        self.seconds[threads] = seconds
 
 
 class ThreadChoice:
@@ -48,23 +72,20 @@ class ThreadChoice:
     def took(self, num_rows: int, threads: int, seconds: float) -> None:
         """A step of so many rows took so long with so many threads."""
         size = self._size(num_rows)
-        before, took_s = size.seconds.get(threads), seconds
-        # A step much faster than the mean says that what slowed the others down has gone.
-        if before is not None and seconds > before / 2:
-            seconds = before + _WEIGHT * (min(seconds, _MOST * before) - before)
-        size.seconds[threads] = seconds
+        size.took(threads, seconds)
         size.until_trial -= 1
-        best = min(size.seconds, key=size.seconds.__getitem__)
+        best = min(size.seconds, key=size.cost_s)
         if len(size.seconds) < len(self._choices) or not size.best:
             size.best = best
             return
+        best_s = size.cost_s(best)
         if best != size.best:
             size.best, size.patience = best, _PATIENCE_CHANGED
-        elif threads != best and took_s < size.seconds[best]:
+        elif threads != best and seconds < best_s < size.seconds[threads]:
             # Better than it was known to be: more of it may change the choice.
             size.patience = _PATIENCE_CHANGED
         elif threads != best:
-            steps = took_s / (_SHARE * max(size.seconds[best], 1e-9))
+            steps = seconds / (_SHARE * max(best_s, 1e-9))
             size.patience = int(min(max(_PATIENCE_GROWS * size.patience, steps), _MOST_PATIENCE))
         else:
             return

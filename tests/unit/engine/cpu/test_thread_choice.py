@@ -52,6 +52,18 @@ def test_a_choice_that_was_wrong_is_soon_taken_back() -> None:
         assert run(choice, 200, {2: 2.4e-3, 1: 3.9e-3}).count(1) < 100
 
 
+def test_steps_that_stall_again_and_again_count_for_what_they_take() -> None:
+    """A neighbour stops every fifth step of two threads for twelve steps' time: one thread, until it has gone."""
+    choice = ThreadChoice(2)
+    run(choice, 100, {2: 2.4e-3, 1: 3.9e-3})
+    disturbed = []
+    for _ in range(400):
+        disturbed += run(choice, 4, {2: 2.4e-3, 1: 3.9e-3})
+        disturbed += run(choice, 1, {2: 29e-3, 1: 3.9e-3})
+    assert disturbed[200:].count(1) > 0.8 * len(disturbed[200:])
+    assert run(choice, 1000, {2: 2.4e-3, 1: 3.9e-3})[-500:].count(2) > 490
+
+
 def test_a_first_step_that_came_slowly_does_not_decide_for_long() -> None:
     """The first of a kind find their kernels cold: within some tens of steps the faster choice is back."""
     choice = ThreadChoice(2)
