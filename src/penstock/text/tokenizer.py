@@ -174,7 +174,7 @@ def _remember_no_words(backend: tokenizers.Tokenizer) -> None:
     """Have BPE and Unigram models cut each word anew; others remember none anyway.
 
     The library keeps ten thousand words of up to 255 bytes in each thread that tokenises, some 80 MB where texts are
-    hardly split or hostile, which nobody accounts for.  Without them a token of English text takes 0.5 us more.
+    hardly split or hostile, which nobody accounts for.  Without them a token of English text takes 0.3 us more.
     """
     resize = getattr(backend.model, "_resize_cache", None)  # nothing public sizes it once a file has been read
     if resize is not None:
