@@ -55,10 +55,13 @@ class Job:
     def _call(self) -> Callable[[int], None]:
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
-    def run(self, num_items: int, *arguments: int) -> None:
-        """Do items 0 .. ``num_items`` - 1 with ``arguments`` (addresses, sizes), by as many threads as torch has."""
+    def run(self, num_items: int, *arguments: int, most_threads: int = 1 << 16) -> None:
+        """Do items 0 .. ``num_items`` - 1 with ``arguments`` (addresses, sizes), by as many threads as torch has.
+
+        ``most_threads``: fewer, where items are so short that waiting for one another would take longer.
+        """
         block = np.array((0, num_items, *arguments), np.int64)
-        num_threads = min(num_items, torch.get_num_threads())
+        num_threads = min(num_items, torch.get_num_threads(), most_threads)
         if num_threads <= 1:
             self._call(block.ctypes.data)
         else:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from penstock.models.fast.draw import AT, INVERSE_TEMPERATURE, MIN_P, NUM_RULES, TOP_K, TOP_P, Doubles, Drawer, Floats
+from penstock.models.fast import team
+from penstock.models.fast.draw import (
+    AT,
+    INVERSE_TEMPERATURE,
+    MIN_P,
+    NUM_RULES,
+    TOP_K,
+    TOP_P,
+    Doubles,
+    Drawer,
+    Floats,
+    Ints,
+)
 
 SIZES = (1, 15, 16, 17, 255, 256, 300, 4096, 5003)
 RULES = list(product((0, 1, 7, 200), (1.0, 0.9, 0.3, 0.0), (0.0, 0.05)))
@@ -111,7 +123,7 @@ def test_the_last_token_of_a_large_vocabulary_can_be_drawn() -> None:
 def test_rows_and_threads_change_no_token() -> None:
     """A row draws the same token alone and among many, by one thread and by four."""
     dice = np.random.default_rng(0)
-    rows = [dice.normal(0, 2, 20_001).astype(np.float32) for _ in range(40)]
+    rows = [dice.normal(0, 2, 60_001).astype(np.float32) for _ in range(40)]
     rules = np.stack([rule(*RULES[i % len(RULES)], at=dice.random()) for i in range(len(rows))])
     rules[::7, INVERSE_TEMPERATURE] = 0.0
     alone = [drawn([row], own[None])[0] for row, own in zip(rows, rules, strict=True)]
@@ -124,3 +136,22 @@ def test_rows_and_threads_change_no_token() -> None:
             assert drawn(rows, rules) == alone
     finally:
         torch.set_num_threads(threads)
+
+
+def test_few_logits_wait_for_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour that keeps one from its core would hold up what takes a tenth of a millisecond; many are shared."""
+    forked: list[int] = []
+    fork = team._fork()
+
+    def counted(address: int, call: Callable[[int], None], block: Ints, num_threads: int) -> None:
+        forked.append(num_threads)
+        fork(address, call, block, num_threads)
+
+    monkeypatch.setattr(team, "_fork", lambda: counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    rules = np.stack([rule(at=0.5)] * 16)
+    for size, threads in ((16_384, []), (151_936, [2])):
+        forked.clear()
+        row = np.zeros(size, np.float32)
+        assert drawn([row] * 16, rules) == [size // 2] * 16
+        assert forked == threads
