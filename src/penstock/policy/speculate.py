@@ -259,10 +259,10 @@ def speculated(
     usual_s = allowance.usual_s(model, shape) * (1 - _DOUBT * allowance.error)
     seconds -= draft_s
     pardons = min(allowance.pardons + allowance.stall_rate, _MOST_PARDONS)
-    if seconds > _STALL_STEPS * usual_s and pardons >= 1:
-        seconds, pardons = usual_s, pardons - 1
     if allowance.warming:
         seconds = min(seconds, _WARM_STEPS * usual_s)
+    elif seconds > _STALL_STEPS * usual_s and pardons >= 1:
+        seconds, pardons = usual_s, pardons - 1
     gained = usual_s * (_SHARE + num_accepted / shape.num_decodes)
     lost = min(seconds, _SLOWEST_STEPS * usual_s) + draft_s - usual_s
     most = min(allowance.most + gained, _MOST_SAVED_STEPS * usual_s)

@@ -135,7 +135,7 @@ def test_what_a_step_took_longer_than_plain_ones_is_lost_and_what_it_brought_is_
 
 def test_it_rests_when_it_has_lost_what_it_may_and_until_it_may_lose_a_step() -> None:
     """Two steps' time at first, then one step's, at a share of 1 % of the time."""
-    allowance = watched(count=4)
+    allowance = watched(count=4)._replace(warming=0)
     for _ in range(4):
         assert speculates(allowance)
         allowance = speculated(allowance, machine(1.0, 0.0), LONE, 1.5, 0)
@@ -149,13 +149,24 @@ def test_it_rests_when_it_has_lost_what_it_may_and_until_it_may_lose_a_step() ->
 
 def test_a_stall_is_no_loss_unless_it_comes_again_and_again() -> None:
     """One in 64 steps is somebody else's doing, or as many as of the plain ones; what always takes long is not."""
-    allowance = speculated(watched(), machine(1.0, 0.0), LONE, 30.0, 0)
+    allowance = speculated(watched()._replace(warming=0), machine(1.0, 0.0), LONE, 30.0, 0)
     assert not allowance.is_resting
     again = speculated(allowance, machine(1.0, 0.0), LONE, 30.0, 0)
     assert again.is_resting and again.seconds == pytest.approx(allowance.seconds - 15, abs=0.05)
     for _ in range(10):
         allowance = plain(allowance, machine(1.0, 0.0), LONE, 30.0, settled=True)
     assert allowance.stall_rate > 0.1
+
+
+def test_the_first_steps_that_speculate_are_charged_with_half_a_step_each() -> None:
+    """However long they take, and no pardon is spent on them; the fifth is charged as any other."""
+    allowance = watched()._replace(seconds=10.0, most=10.0)
+    for _ in range(4):
+        before, allowance = allowance, speculated(allowance, machine(1.0, 0.0), LONE, 8.0, 0)
+        assert before.seconds - allowance.seconds == pytest.approx(0.5, abs=0.03)
+        assert allowance.pardons > before.pardons
+    after = speculated(allowance, machine(1.0, 0.0), LONE, 3.0, 0)
+    assert allowance.seconds - after.seconds == pytest.approx(2.0, abs=0.03)
 
 
 def test_what_drafting_takes_is_charged_to_the_last_second() -> None:
