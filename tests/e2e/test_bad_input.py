@@ -243,7 +243,11 @@ def test_a_thousand_requests_at_once(service: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_terminating_lets_running_streams_finish(serve: Any, number: signal.Signals) -> None:
     """SIGTERM, or the end of its terminal, during a stream: it ends as asked, new requests are refused, exit code 0."""
-    running = serve()
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup a hang-up is ignored, and would be by the service
+    try:
+        running = serve()
+    finally:
+        signal.signal(number, before)
 
     async def drained() -> tuple[str, int]:
         async with aiohttp.ClientSession(running.url) as session:
