@@ -17,6 +17,8 @@ _MOST_BEYOND, _BEYOND_WEIGHT, _FADES = 12.0, 1 / 128, 1 / 256
 """What it took beyond, up to so many times the mean, has a slow mean: many stalls do say it.  Unseen, that fades."""
 _PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 64, 4, 4, 512
 """After so many steps the other choice is tried again, sooner after a change; each trial in vain makes that longer."""
+_GROWS = 1.05
+"""By so much from one step to the next the work itself may have grown, as a prompt's does with its context, for all."""
 _SHARE = 0.25
 """Of the time until the next trial one in vain may take."""
 
@@ -26,11 +28,13 @@ class _Size:
     """What is known of steps of one size, by number of threads; who does best, and when others are tried.
 
     ``seconds``: their mean without what stalled steps took ``beyond``, of which the mean per step is apart.
+    ``level_s``: what steps of the best take, followed slowly, so that a stall moves it there and back.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
     beyond: dict[int, float] = field(default_factory=dict)
     best: int = 0
+    level_s: float = 0.0
     patience: int = _PATIENCE
     until_trial: int = _PATIENCE
 
@@ -41,6 +45,8 @@ class _Size:
         for choice in self.beyond:
             if choice != threads:
                 self.beyond[choice] *= 1 - _FADES
+        if threads == self.best:
+            self._follow(seconds)
         before = self.seconds.get(threads)
         if before is None:
             self.seconds[threads], self.beyond[threads] = seconds, 0.0
@@ -51,6 +57,16 @@ class _Size:
         if seconds > before / 2:
             seconds = before + _WEIGHT * (min(seconds, _MOST * before) - before)
         self.seconds[threads] = seconds
+
+    def _follow(self, seconds: float) -> None:
+        """What the best takes longer little by little, others would, too."""
+        if not self.level_s:
+            self.level_s = min(seconds, _MOST * self.seconds[self.best])
+        growth = min(max(seconds / self.level_s, 1 / _GROWS), _GROWS)
+        self.level_s *= growth
+        for choice in self.seconds:
+            if choice != self.best:
+                self.seconds[choice] *= growth
 
 
 class ThreadChoice:
@@ -80,7 +96,7 @@ class ThreadChoice:
             return
         best_s = size.cost_s(best)
         if best != size.best:
-            size.best, size.patience = best, _PATIENCE_CHANGED
+            size.best, size.level_s, size.patience = best, 0.0, _PATIENCE_CHANGED
         elif threads != best and seconds < best_s < size.seconds[threads]:
             # Better than it was known to be: more of it may change the choice.
             size.patience = _PATIENCE_CHANGED

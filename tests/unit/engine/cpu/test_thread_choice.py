@@ -71,6 +71,16 @@ def test_a_first_step_that_came_slowly_does_not_decide_for_long() -> None:
     assert run(choice, 100, {2: 0.48e-3, 1: 0.65e-3}).count(1) < 30
 
 
+def test_steps_that_grow_are_not_taken_for_a_worse_choice() -> None:
+    """The chunks of a long prompt take three times as long at its end, with one thread as with two."""
+    choice, taken = ThreadChoice(2), list[int]()
+    for _ in range(5):
+        for chunk in range(40):
+            grown = 1 + chunk / 20
+            taken += run(choice, 1, {2: grown, 1: 1.8 * grown}, num_rows=512)
+    assert taken.count(1) <= 3
+
+
 def test_what_is_far_behind_is_looked_at_seldom() -> None:
     """A trial of what takes twice as long costs less than a part in two hundred."""
     taken = run(ThreadChoice(2), 2000, {2: 10e-3, 1: 20e-3}, num_rows=16)
