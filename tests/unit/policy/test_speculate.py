@@ -184,6 +184,21 @@ def test_what_a_step_leaves_for_the_next_to_do_again_is_lost_too() -> None:
     assert after.plain_s == before.plain_s
 
 
+def test_a_machine_that_changed_its_speed_is_measured_anew() -> None:
+    """Four plain steps in a row of 1.4 times the time, on end: the mean is theirs, and what was put by is given up.
+
+    As much by chance, where steps scatter so, changes neither.
+    """
+    model, before = machine(1.0, 0.0), watched()._replace(seconds=5.0, most=5.0, to_come=0)
+    steady, scattered = before, before._replace(variance=0.25)
+    for _ in range(4):
+        steady = plain(steady, model, LONE, 1.4, settled=True)
+        scattered = plain(scattered, model, LONE, 1.4, settled=True)
+    assert steady.plain_s == pytest.approx(1.35, abs=0.05) and steady.num_plain == 4 and steady.to_come == 32
+    assert steady.seconds == pytest.approx(1.0, abs=0.1)
+    assert scattered.plain_s < 1.1 and scattered.num_plain > 50 and scattered.seconds == pytest.approx(5.0, abs=0.1)
+
+
 def test_of_the_first_plain_steps_the_fastest_counts() -> None:
     """Buffers are made and caches are cold: what they take would hide a loss. One behind prompts is none of them."""
     model, allowance = machine(1.0, 0.0), Allowance()
