@@ -22,6 +22,7 @@ from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.dtypes import DType
+from penstock.models.fast import bf16
 from penstock.models.rope import RopeConfig
 from penstock.models.traits import LayerSpec
 
@@ -253,6 +254,26 @@ def test_bf16_paths_agree_within_the_bound(num_kv_heads: int, attention: MakeAtt
     sequence = driver.sequence(prompt_of(21))
     rows = prefill(driver, sequence, [8, 13]) + decode(driver, sequence, 30)
     assert_close(rows, reference(decoder, sequence.token_ids[:-1]), BF16_BOUND)
+
+
+@pytest.mark.skipif(not bf16.is_supported(), reason="needs a CPU with AVX2")
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+def test_keys_and_values_in_bytes_are_the_same_on_every_path(num_kv_heads: int) -> None:
+    """Chunks, decodes, a page of somebody else's and a recompute: what a key is rounded to depends on it alone."""
+    decoder = make_decoder(num_kv_heads=num_kv_heads, dtype="bfloat16")
+    whole, cut = (Driver(decoder, dtype=torch.int8, block_tokens=16) for _ in range(2))
+    first = whole.sequence(prompt_of(40))
+    expected = prefill(whole, first, [40]) + decode(whole, first, 12)
+    assert_close(expected[:40], reference(decoder, first.token_ids[:40]), 2 * BF16_BOUND)
+    second = cut.sequence(prompt_of(40))
+    second.token_ids = first.token_ids[:40]
+    rows = prefill(cut, second, [8, 13, 19])
+    assert_close(rows, torch.tensor(expected[:40]), BF16_BOUND)
+    third = cut.sequence(prompt_of(40))
+    third.block_ids, third.num_computed = second.block_ids[:2], 32
+    assert_close(prefill(cut, third, [8]), torch.tensor(expected[32:40]), BF16_BOUND)
+    again = whole.sequence(prompt_of(40), first.token_ids[40:50])
+    assert_close(prefill(whole, again, [50])[-1:], torch.tensor(expected[49:50]), BF16_BOUND)
 
 
 def test_sequences_that_begin_alike_share_one_reading() -> None:

@@ -58,7 +58,7 @@ class Driver:
             attention=self.attention,
         )
         for cache in (*self.pages.keys, *self.pages.values):
-            cache.fill_(torch.nan)
+            cache.view(torch.int8).fill_(-1)  # bytes that are all ones are NaN in any format of floats, scales too
         self._free = list(reversed(self.block_order))
 
     @property

@@ -21,7 +21,7 @@ from penstock.cli.bench_batch import Measured, Watched, measure
 from penstock.cli.bench_speculative import Speculated, compare, table
 from penstock.cli.progress_line import progress_line
 from penstock.cli.sizes import parse_size
-from penstock.config.settings import NO_SPECULATION, DType, EngineSettings, Quantization
+from penstock.config.settings import NO_SPECULATION, DType, EngineSettings, KvCacheDType, Quantization
 from penstock.loadgen.turns import VOCABULARY
 from penstock.wire.errors import Problem
 
@@ -52,6 +52,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     exact: bool
     quantization: Quantization
+    kv_cache_dtype: KvCacheDType
     start_s: float
     peak_memory_bytes: int
     weights_bytes: int
@@ -76,6 +77,7 @@ def engine(
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "auto",
     exact: Annotated[bool, typer.Option("--exact/--fast", help="Exact mode or the fast one.")] = False,
     quantization: Annotated[Quantization, typer.Option(help="Keep weights in 8 or 4 bits.")] = "none",
+    kv_cache_dtype: Annotated[KvCacheDType, typer.Option(help="Numbers of the KV cache.")] = "auto",
     runs: Annotated[int, typer.Option(help="Batches; the first one warms up.", min=2)] = 2,
     kv_memory: Annotated[
         int | None, typer.Option(help="For the KV cache, for example 2G.", parser=parse_size, metavar="SIZE")
@@ -114,6 +116,7 @@ def engine(
         dtype=_DTYPES[dtype],
         exact=exact,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         kv_memory_bytes=kv_memory,
         max_step_tokens=max_step_tokens,
         prefix_caching=False,
@@ -174,6 +177,7 @@ def _report(
         dtype=booted.dtype,
         exact=settings.exact,
         quantization=settings.quantization,
+        kv_cache_dtype=settings.kv_cache_dtype,
         start_s=start_s,
         peak_memory_bytes=_peak_memory_bytes(),
         weights_bytes=booted.weights_bytes,
@@ -206,7 +210,8 @@ def _json(report: EngineReport) -> str:
 
 def _numbers(report: EngineReport) -> str:
     quantised = "" if report.quantization == "none" else f", {report.quantization} weights"
-    return f"{report.dtype}{quantised}{', exact' if report.exact else ''}"
+    kept = "" if report.kv_cache_dtype == "auto" else f", {report.kv_cache_dtype} KV cache"
+    return f"{report.dtype}{quantised}{kept}{', exact' if report.exact else ''}"
 
 
 def _lines(report: EngineReport) -> list[str]:

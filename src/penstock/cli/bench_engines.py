@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from penstock.config.settings import Quantization
+from penstock.config.settings import KvCacheDType, Quantization
 from penstock.loadgen.turns import VOCABULARY, Figure
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def engines(
     ] = "batch",
     requests: Annotated[int, typer.Option(help="Requests of the batch.", min=1, max=128)] = 16,
     quantization: Annotated[Quantization, typer.Option(help="Our weights in 8 or 4 bits.")] = "none",
+    kv_cache_dtype: Annotated[KvCacheDType, typer.Option(help="Numbers of our KV cache.")] = "auto",
     exact: Annotated[bool, typer.Option("--exact/--fast", help="Our exact mode or the fast one.")] = False,
     runs: Annotated[int, typer.Option(help="Runs that count, in turns; one more warms up.", min=1)] = 5,
     longest: Annotated[int, typer.Option(help="The longest context of the curves, in tokens.", min=256)] = 8192,
@@ -75,7 +76,7 @@ def engines(
 
     if png is not None:
         check_png(png)
-    launches = [Launch(_OURS, sys.executable, model, (quantization, "exact" if exact else "fast"))]
+    launches = [Launch(_OURS, sys.executable, model, (quantization, "exact" if exact else "fast", kv_cache_dtype))]
     for text in beside or []:
         launches.append(Launch.parse(text, [launch.name for launch in launches]))
     vocabulary = min(VOCABULARY, _vocabulary(Path(model)))

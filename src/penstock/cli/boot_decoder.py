@@ -39,6 +39,7 @@ from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.digest import vocabulary_digest, weights_digest
 from penstock.models.fast.onednn import prefer_onednn
+from penstock.models.fast.pages import vector_bytes
 from penstock.models.load import load_decoder
 from penstock.models.packed import num_weight_bytes
 from penstock.models.sentence import SentenceConfig
@@ -71,7 +72,8 @@ def boot_decoder(
     drafts = settings.speculative not in (NO_SPECULATION, PROMPT_LOOKUP)
     draft = load_draft(settings, tokenizer, context, progress) if drafts else None
     room = AdapterRules(settings.max_loras, room_bytes(config, settings.max_lora_rank) if settings.max_loras else 0)
-    needs = _kv_needs([config] if draft is None else [config, draft.config], settings, context)
+    configs = [config] if draft is None else [config, draft.config]
+    needs = _kv_needs(configs, chosen, settings, context)
     workspace = _workspace_bytes(config, settings, context)
     if chosen.quantization == "none" and chosen.pack is not None:
         prefer_onednn(decoder, _copies_room_bytes(needs, room, settings, workspace), perf_counter)
@@ -81,7 +83,7 @@ def boot_decoder(
         decoder,
         num_blocks=num_blocks,
         block_tokens=settings.block_tokens,
-        dtype=config.torch_dtype,
+        dtype=chosen.kv_dtype_of(config),
         sampling_defaults=SamplingDefaults.from_directory(directory),
         attention=chosen.attention,
         draft=draft,
@@ -107,7 +109,7 @@ def boot_decoder(
         adapters=Adapters(room, lambda path: load_adapter(path, decoder, settings.max_lora_rank)),
         exact=settings.exact,
         quantization=chosen.quantization,
-        weights=weights_digest(directory, config.dtype, chosen.quantization, "exact" if settings.exact else "fast"),
+        weights=_digest(directory, config, chosen, settings),
         vocabulary=vocabulary_digest(directory),
     )
     parts.done("memory")
@@ -153,10 +155,12 @@ def _num_blocks(needs: KvNeeds, room: AdapterRules, settings: EngineSettings, wo
     )
 
 
-def _kv_needs(configs: list[ModelConfig], settings: EngineSettings, context: int) -> KvNeeds:
+def _kv_needs(configs: list[ModelConfig], chosen: Numerics, settings: EngineSettings, context: int) -> KvNeeds:
     """Of all models that keep their keys and values under the same block ids."""
     each = (
-        kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, config.torch_dtype.itemsize)
+        kv_bytes_per_token(
+            config.num_layers, config.num_kv_heads, vector_bytes(chosen.kv_dtype_of(config), config.head_dim)
+        )
         for config in configs
     )
     return KvNeeds(
@@ -178,6 +182,12 @@ def _workspace_bytes(config: ModelConfig, settings: EngineSettings, context: int
         num_masks=len({layer.window for layer in config.layers}),
         capped_heads=0 if config.attention_softcap is None else config.num_heads // config.num_kv_heads,
     )
+
+
+def _digest(directory: Path, config: ModelConfig, chosen: Numerics, settings: EngineSettings) -> str:
+    """Of the weights and of all by which other tokens may come of them."""
+    mode = "exact" if settings.exact else "fast"
+    return weights_digest(directory, config.dtype, chosen.quantization, mode, str(chosen.kv_dtype_of(config)))
 
 
 def _loop(settings: EngineSettings, num_blocks: int, emit: Emit) -> Loop:

@@ -23,8 +23,10 @@ MAX_REQUESTS = 128
 KV_GIB = 4
 
 
-def penstock(model: str, prefix: bool, quantization: str = "none", mode: str = "fast") -> Run:
-    """Ours: ``quantization`` as of ``penstock serve``; ``mode`` ``exact`` or ``fast``."""
+def penstock(
+    model: str, prefix: bool, quantization: str = "none", mode: str = "fast", kv_cache_dtype: str = "auto"
+) -> Run:
+    """Ours: ``quantization`` and ``kv_cache_dtype`` as of ``penstock serve``; ``mode`` ``exact`` or ``fast``."""
     from penstock.cli.boot import boot
     from penstock.config.settings import EngineSettings
     from penstock.engine.offline import run_offline
@@ -35,6 +37,7 @@ def penstock(model: str, prefix: bool, quantization: str = "none", mode: str = "
         model_dir=model,
         served_name="bench",
         quantization=quantization,  # type: ignore[arg-type]
+        kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]
         exact=mode == "exact",
         kv_memory_bytes=KV_GIB << 30,
         max_step_tokens=STEP_TOKENS,

@@ -1,4 +1,4 @@
-"""``penstock evaluate FILE``: what quantised weights cost, as perplexity and divergence on a text.
+"""``penstock evaluate FILE``: what quantised weights and keys cost, as perplexity and divergence on a text.
 
 In: a text file and a model; out: a table on standard output, or one JSON object with ``--json``.
 The reference is the same checkpoint in bfloat16, as released; both are in memory at once.
@@ -7,6 +7,7 @@ The reference is the same checkpoint in bfloat16, as released; both are in memor
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,28 +16,33 @@ import msgspec
 import typer
 
 from penstock.cli.progress_line import progress_line
-from penstock.config.settings import EngineSettings, Quantization
+from penstock.config.settings import EngineSettings, KvCacheDType, Quantization
 from penstock.wire.errors import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from penstock.evaluate.divergence import Distributions, Divergence
+    from penstock.models.attention import Attend
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import Decoder
 
+Kind = tuple[Quantization, KvCacheDType]
+"""Weights, and keys and values."""
+
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of weights, by ``num_bytes`` of memory, against the reference."""
+    """One kind of weights, by ``num_bytes`` of memory, and of KV cache against the reference."""
 
     quantization: Quantization
+    kv_cache_dtype: KvCacheDType
     num_bytes: int
     divergence: Divergence
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("evaluate", help="Measure what quantised weights cost, on a text.")(evaluate)
+    app.command("evaluate", help="Measure what quantised weights and a quantised KV cache cost, on a text.")(evaluate)
 
 
 def evaluate(
@@ -50,12 +56,15 @@ def evaluate(
     quantization: Annotated[
         Quantization | None, typer.Option(help="What to measure; by default all, one after the other.")
     ] = None,
+    kv_cache_dtype: Annotated[
+        KvCacheDType | None, typer.Option(help="The KV cache to measure with; by default the model's own and int8.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to take at most.", min=2)] = 16384,
     window: Annotated[int, typer.Option(help="Tokens that are seen together.", min=2)] = 512,
     threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Perplexity of a model with quantised weights, and how far its distributions are from those in bfloat16."""
+    """Perplexity of a quantised model, and how far its distributions are from those in bfloat16."""
     content = _read(text)
 
     from penstock.engine.cpu.threads import use_threads
@@ -74,14 +83,16 @@ def evaluate(
     windows = [part for part in _cut(token_ids, window) if len(part) > 1]
     if not windows:
         raise Problem("invalid_setting", f"{text} has fewer than two tokens.", param="text")
-    kinds: tuple[Quantization, ...] = ("none", "int8", "int4") if quantization is None else (quantization,)
+    weights: tuple[Quantization, ...] = ("none", "int8", "int4") if quantization is None else (quantization,)
+    caches: tuple[KvCacheDType, ...] = ("auto", "int8") if kv_cache_dtype is None else (kv_cache_dtype,)
+    kinds = list(itertools.product(weights, caches))
     rows = [_evaluated(kind, directory, config, distributions(reference), windows, say) for kind in kinds]
     say("")
     typer.echo(msgspec.json.encode(rows).decode() if as_json else "\n".join(table(rows)))
 
 
-def distributions(decoder: Decoder, rows_at_a_time: int = 64) -> Distributions:
-    """A decoder's log-probabilities, over a whole window without a cache."""
+def distributions(decoder: Decoder, kv_cache_dtype: KvCacheDType = "auto", rows_at_a_time: int = 64) -> Distributions:
+    """A decoder's log-probabilities, over a whole window with keys and values as a cache would give them back."""
     import torch
 
     from penstock.models.attention import packed_causal, packed_positions
@@ -90,7 +101,10 @@ def distributions(decoder: Decoder, rows_at_a_time: int = 64) -> Distributions:
         lengths = [len(token_ids)]
         # Not around the yields: a mode that is on there is on for whoever reads.
         with torch.inference_mode():
-            hidden = decoder(torch.tensor(token_ids), packed_positions(lengths), packed_causal(lengths))[:-1]
+            attend = packed_causal(lengths)
+            if kv_cache_dtype == "int8":
+                attend = _as_kept(attend)
+            hidden = decoder(torch.tensor(token_ids), packed_positions(lengths), attend)[:-1]
         for part in hidden.split(rows_at_a_time):
             with torch.inference_mode():
                 rows = decoder.logits(part).log_softmax(-1)
@@ -99,27 +113,35 @@ def distributions(decoder: Decoder, rows_at_a_time: int = 64) -> Distributions:
     return of
 
 
+def _as_kept(attend: Attend) -> Attend:
+    """With keys and values rounded to bytes first."""
+    from penstock.models.fast.pages import rounded
+
+    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
+
+
 def table(rows: list[Evaluated]) -> list[str]:
     """Columns of fixed width."""
     first = rows[0].divergence
     lines = [
         f"{first.num_tokens:,} tokens; bf16 as released: perplexity {first.reference_perplexity:.4f}",
-        f"{'weights':10}{'memory':>12}{'perplexity':>12}{'change':>9}"
+        f"{'weights':10}{'KV cache':10}{'memory':>12}{'perplexity':>12}{'change':>9}"
         f"{'KL, nats':>11}{'99th of 100':>13}{'same best':>11}",
     ]
     for row in rows:
         found = row.divergence
         name = "packed" if row.quantization == "none" else row.quantization
+        kept = "bfloat16" if row.kv_cache_dtype == "auto" else row.kv_cache_dtype
         change = found.perplexity / found.reference_perplexity - 1
         lines.append(
-            f"{name:10}{row.num_bytes / 1e6:>9,.1f} MB{found.perplexity:>12.4f}{change:>+9.2%}"
+            f"{name:10}{kept:10}{row.num_bytes / 1e6:>9,.1f} MB{found.perplexity:>12.4f}{change:>+9.2%}"
             f"{found.kl:>11.5f}{found.kl_p99:>13.5f}{found.same_best:>11.2%}"
         )
     return lines
 
 
 def _evaluated(
-    kind: Quantization,
+    kind: Kind,
     directory: Path,
     config: ModelConfig,
     reference: Distributions,
@@ -131,16 +153,20 @@ def _evaluated(
     from penstock.models.load import load_decoder
     from penstock.models.packed import num_weight_bytes
 
-    settings = EngineSettings(replica="", socket="", model_dir=str(directory), served_name="", quantization=kind)
+    weights, cache = kind
+    settings = EngineSettings(
+        replica="", socket="", model_dir=str(directory), served_name="", quantization=weights, kv_cache_dtype=cache
+    )
+    name = f"{weights}, KV {cache}"
     chosen = numerics(settings, config)
     decoder = load_decoder(
-        directory, "bfloat16", lambda share, what: say(f"{kind}: {what}"), chosen.ops, pack=chosen.pack
+        directory, "bfloat16", lambda share, what: say(f"{name}: {what}"), chosen.ops, pack=chosen.pack
     ).requires_grad_(False)
     total = sum(len(part) - 1 for part in windows)
     found = divergence(
-        windows, reference, distributions(decoder), lambda done: say(f"{kind}: {done:,} of {total:,} tokens")
+        windows, reference, distributions(decoder, cache), lambda done: say(f"{name}: {done:,} of {total:,} tokens")
     )
-    return Evaluated(quantization=kind, num_bytes=num_weight_bytes(decoder), divergence=found)
+    return Evaluated(quantization=weights, kv_cache_dtype=cache, num_bytes=num_weight_bytes(decoder), divergence=found)
 
 
 def _cut(token_ids: list[int], window: int) -> Iterator[Sequence[int]]:

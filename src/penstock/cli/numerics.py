@@ -1,4 +1,4 @@
-"""With which table of ops, which weights and which attention an engine computes.
+"""With which table of ops, which weights, which KV cache and which attention an engine computes.
 
 In: the engine's settings; out: these, and what compiles their kernels.  Exact mode's are imported only when they are
 asked for.
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from penstock.wire.errors import Problem
 
+_LANES = 16
+"""Numbers of a register: pages are packed so many at a time."""
+_MOST_HEAD_DIM = 512
+"""So many products of a whole number of eight bits and one of sixteen are a whole number of 32."""
+
 if TYPE_CHECKING:
+    import torch
+
     from penstock.config.settings import EngineSettings, Quantization
     from penstock.engine.cpu.forward import MakeAttention
     from penstock.models.config import ModelConfig
@@ -26,6 +33,7 @@ class Numerics:
 
     ``pack`` ``None``: weights stay as the checkpoint has them.
     ``quantization``: what most of them are kept in then, by the settings or by the checkpoint.
+    ``kv_dtype``: of keys and values, ``None`` for the model's own.
     ``kernels``: calls that each compile some or find them on the disk; what is not called is compiled when first used.
     """
 
@@ -34,27 +42,37 @@ class Numerics:
     kernels: Sequence[Callable[[], object]]
     pack: Pack | None = None
     quantization: Quantization = "none"
+    kv_dtype: torch.dtype | None = None
+
+    def kv_dtype_of(self, config: ModelConfig) -> torch.dtype:
+        """Of keys and values of the model of ``config``."""
+        return self.kv_dtype or config.torch_dtype
 
 
 def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
     """For the checkpoint of ``config``.  Argued in docs/decisions/: 002, 005, 019 and 020.
 
-    Raises ``invalid_setting`` for a quantisation that does not go with the rest, or that this CPU has no means for, and
-    ``checkpoint_unsupported`` where it is the checkpoint's.
+    Raises ``invalid_setting`` for a quantisation or a KV cache that does not go with the rest, or that this CPU has no
+    means for, and ``checkpoint_unsupported`` where the quantisation is the checkpoint's.
     """
     dtype = config.dtype if settings.dtype == "auto" else settings.dtype
     _check_quantization(settings, config, dtype)
+    _check_kv_cache(settings, config, dtype)
     if not settings.exact:
+        import torch
+
         from penstock.engine.cpu.fast_attention import make_attention
         from penstock.models.fast.compile import kernels as fast_kernels
         from penstock.models.fast.pack import packing
         from penstock.models.ops import REFERENCE
 
         kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
-        kernels = [job.compile for job in fast_kernels(dtype, kept)]
         if dtype == "float32":
+            kernels = [job.compile for job in fast_kernels(torch.float32, kept)]
             return Numerics(REFERENCE, make_attention, kernels)
-        return Numerics(REFERENCE, make_attention, kernels, packing(settings.quantization), kept)
+        kv_dtype = torch.int8 if settings.kv_cache_dtype == "int8" else torch.bfloat16
+        kernels = [job.compile for job in fast_kernels(kv_dtype, kept)]
+        return Numerics(REFERENCE, make_attention, kernels, packing(settings.quantization), kept, kv_dtype)
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels
     from penstock.models.exact.ops import EXACT
@@ -77,10 +95,24 @@ def _check_quantization(settings: EngineSettings, config: ModelConfig, dtype: st
         raise Problem("checkpoint_unsupported", message)
 
 
+def _check_kv_cache(settings: EngineSettings, config: ModelConfig, dtype: str) -> None:
+    wish = f"--kv-cache-dtype {settings.kv_cache_dtype}"
+    obstacle = ""
+    if settings.kv_cache_dtype == "bfloat16" and dtype == "float32":
+        obstacle = "is for models in bfloat16; add --dtype bfloat16."
+    elif settings.kv_cache_dtype == "int8":
+        obstacle = _obstacle(settings, dtype)
+        if not obstacle and (config.head_dim % _LANES or config.head_dim > _MOST_HEAD_DIM):
+            sizes = f"a multiple of {_LANES} numbers, {_MOST_HEAD_DIM} at most"
+            obstacle = f"needs heads of {sizes}; this model's have {config.head_dim}."
+    if obstacle:
+        raise Problem("invalid_setting", f"{wish} {obstacle}", param="kv_cache_dtype")
+
+
 def _obstacle(settings: EngineSettings, dtype: str) -> str:
-    """What is in the way of quantised weights, to follow their name in a sentence; empty if nothing is."""
+    """What is in the way of whole numbers, to follow their name in a sentence; empty if nothing is."""
     if settings.exact:
-        return "does not go with --exact, which is for weights as released."
+        return "does not go with --exact, which computes as the checkpoint was released."
     if dtype == "float32":
         return "is for models in bfloat16; add --dtype bfloat16."
     from penstock.models.fast.int8 import is_supported
@@ -88,6 +120,6 @@ def _obstacle(settings: EngineSettings, dtype: str) -> str:
     if not is_supported():
         return (
             "needs a CPU with AVX2, which this one is not, or torch is kept from using it "
-            "(ATEN_CPU_CAPABILITY). Take the weights as released."
+            "(ATEN_CPU_CAPABILITY). Leave it out."
         )
     return ""

@@ -17,6 +17,7 @@ from penstock.config.desired import Balance
 from penstock.config.settings import (
     NO_SPECULATION,
     DType,
+    KvCacheDType,
     Quantization,
     ReasoningParser,
     ServeSettings,
@@ -87,6 +88,14 @@ def serve(
             "answers a little worse. Not with --exact.",
         ),
     ] = "none",
+    kv_cache_dtype: Annotated[
+        KvCacheDType,
+        option(
+            "--kv-cache-dtype",
+            help="Numbers of the KV cache; auto: the model's. int8 holds nearly twice the tokens and is read faster, "
+            "with answers a little worse. Not with --exact.",
+        ),
+    ] = "auto",
     max_model_len: Annotated[
         int | None,
         option(
@@ -248,6 +257,7 @@ def serve(
             dtype=dtype,
             exact=exact,
             quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,
             kv_memory_bytes=kv_memory,
             max_step_tokens=max_step_tokens,

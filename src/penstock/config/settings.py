@@ -20,6 +20,8 @@ from penstock.config.tenants import DeclaredTenant
 DType = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8", "int4"]
 """In which whole numbers weights are kept; ``none``: as the checkpoint has them."""
+KvCacheDType = Literal["auto", "bfloat16", "int8"]
+"""In which numbers keys and values are kept; ``auto``: the model's own."""
 NO_SPECULATION, PROMPT_LOOKUP = "none", "prompt-lookup"
 """Who proposes tokens that a step then verifies: nobody, or the sequence's own text; anything else is a draft model."""
 ReasoningParser = Literal["auto", "none", "think", "mistral", "seed"]
@@ -46,6 +48,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = False
     """Compute every row in one order, so that no company changes its bits (docs/decisions/005-exact-mode.md)."""
     quantization: Quantization = "none"
+    kv_cache_dtype: KvCacheDType = "auto"
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     kv_share: float = 1.0
@@ -131,6 +134,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = "auto"
     exact: bool = False
     quantization: Quantization = "none"
+    kv_cache_dtype: KvCacheDType = "auto"
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     max_step_tokens: int = 512

@@ -25,9 +25,9 @@ def weights_bytes(num_parameters: int, each_bytes: float) -> int:
     return math.ceil(num_parameters * each_bytes)
 
 
-def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int) -> int:
-    """Bytes of one token's keys and values over all layers."""
-    return 2 * num_layers * num_kv_heads * head_dim * dtype_bytes
+def kv_bytes_per_token(num_layers: int, num_kv_heads: int, vector_bytes: int) -> int:
+    """Bytes of one token's keys and values over all layers, of which each head's has ``vector_bytes``."""
+    return 2 * num_layers * num_kv_heads * vector_bytes
 
 
 def workspace_bytes(

@@ -65,6 +65,49 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], dtype: An
     assert says in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype", "says"),
+    [
+        ({"kv_cache_dtype": "int8", "exact": True}, "bfloat16", "--exact"),
+        ({"kv_cache_dtype": "int8"}, "float32", "--dtype bfloat16"),
+        ({"kv_cache_dtype": "bfloat16"}, "float32", "--dtype bfloat16"),
+    ],
+)
+def test_a_kv_cache_that_does_not_go_with_the_rest_is_refused(
+    changes: dict[str, Any], dtype: Any, says: str, tmp_path: Path
+) -> None:
+    """Before anything is compiled or loaded."""
+    with pytest.raises(Problem) as caught:
+        numerics(settings(**changes), config(tmp_path, dtype))
+    assert caught.value.code == "invalid_setting" and caught.value.param == "kv_cache_dtype"
+    assert says in caught.value.message
+
+
+@needs_vnni
+def test_heads_of_an_odd_size_keep_no_bytes(tmp_path: Path) -> None:
+    """Pages are packed sixteen numbers at a time, and sums of too many products would overflow."""
+    made = config(tmp_path)
+    for size in (24, 528):
+        with pytest.raises(Problem, match=f"multiple of 16 numbers, 512 at most; this model's have {size}"):
+            numerics(settings(kv_cache_dtype="int8"), replace(made, head_dim=size))
+
+
+@needs_vnni
+def test_a_kv_cache_in_bytes_holds_more_tokens(tmp_path: Path) -> None:
+    """Of the same memory: a key or value has a byte a number and four bytes of scale."""
+    write_seeded_checkpoint(tmp_path)
+    make_checkpoint("qwen3", tmp_path)
+    head_dim = ModelConfig.from_directory(tmp_path).head_dim
+    kept = []
+    for dtype in ("auto", "int8"):
+        booted = boot(settings(tmp_path, dtype="bfloat16", kv_cache_dtype=dtype), lambda *_: None)
+        booted.grammars.close()
+        kept.append((booted.loop.scheduler.pool.num_blocks, booted.weights))
+    (plain, weights), (packed, packed_weights) = kept
+    assert packed == pytest.approx(plain * 2 * head_dim / (head_dim + 4), abs=1)
+    assert weights != packed_weights, "a stream must not go on from one to the other as if they were the same"
+
+
 def test_a_cpu_without_the_instructions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it lacks; weights as released are served all the same, unpacked."""
     for module in (bf16, int8):
@@ -99,9 +142,12 @@ def test_evaluate_measures_every_kind(tmp_path: Path) -> None:
     command += ["--window", "64", "--tokens", "200", "--json"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = {row["quantization"]: row["divergence"] for row in msgspec.json.decode(done.stdout)}
-    assert list(rows) == ["none", "int8", "int4"] and rows["none"]["num_tokens"] == 196
-    assert rows["none"]["kl"] < rows["int8"]["kl"] < rows["int4"]["kl"]
+    rows = {(row["quantization"], row["kv_cache_dtype"]): row["divergence"] for row in msgspec.json.decode(done.stdout)}
+    assert list(rows) == [(weights, kept) for weights in ("none", "int8", "int4") for kept in ("auto", "int8")]
+    plain = [rows[weights, "auto"]["kl"] for weights in ("none", "int8", "int4")]
+    assert rows["none", "auto"]["num_tokens"] == 196
+    assert plain == sorted(plain)
+    assert plain[0] < rows["none", "int8"]["kl"] < plain[2]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from penstock.cost.memory import (
 from penstock.wire.errors import Problem
 
 QWEN3_06B = KvNeeds(
-    block_tokens=32, bytes_per_token=kv_bytes_per_token(28, 8, 128, 2), context_tokens=4096, max_num_seqs=256
+    block_tokens=32, bytes_per_token=kv_bytes_per_token(28, 8, 128 * 2), context_tokens=4096, max_num_seqs=256
 )
 
 

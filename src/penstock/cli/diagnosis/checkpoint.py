@@ -72,8 +72,7 @@ def _model(name: str, directory: str, config: dict[str, Any]) -> Model:
         kv_bytes_per_token=kv_bytes_per_token(
             num_layers=_count(config, "num_hidden_layers"),
             num_kv_heads=_count(config, "num_key_value_heads", heads),
-            head_dim=_count(config, "head_dim", hidden // heads),
-            dtype_bytes=4 if wide else 2,
+            vector_bytes=_count(config, "head_dim", hidden // heads) * (4 if wide else 2),
         ),
         context_tokens=context,
         workspace_bytes=workspace_bytes(

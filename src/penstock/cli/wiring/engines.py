@@ -163,6 +163,7 @@ def _launch(member: Member, serve: ServeSettings, name: str, source: Source, cou
         dtype=serve.dtype,
         exact=serve.exact,
         quantization=serve.quantization,
+        kv_cache_dtype=serve.kv_cache_dtype,
         max_model_len=serve.max_model_len,
         kv_memory_bytes=serve.kv_memory_bytes,
         kv_share=1.0 / count,

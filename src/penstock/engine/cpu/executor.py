@@ -51,7 +51,7 @@ class CpuExecutor:
     ) -> None:
         """``dtype`` is that of keys and values; ``attention`` replaces the fastest one of this machine.
 
-        ``draft`` makes the proposals of plans with drafts.
+        ``draft`` makes the proposals of plans with drafts; its keys and values are int8 where those are.
         Raises ``insufficient_memory`` when the pages cannot be had.
         """
         self._decoder = decoder
@@ -63,7 +63,7 @@ class CpuExecutor:
         self._decodes = None if planned is None else Decodes(planned, self._sampler, block_tokens)
         self._drafter: Drafter | None = None
         if draft is not None:
-            ahead = pages(draft, dtype=draft.config.torch_dtype)
+            ahead = pages(draft, dtype=dtype if dtype == torch.int8 else draft.config.torch_dtype)
             self._drafter = Drafter(ahead, Sampler(sampling_defaults), decoder.config.vocab_size, block_tokens)
 
     @property

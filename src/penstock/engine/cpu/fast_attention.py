@@ -15,6 +15,7 @@ from penstock.engine.cpu.batch import StepBatch
 from penstock.engine.cpu.pages import PageShape
 from penstock.models.attention import Attend, AttentionSpec
 from penstock.models.fast import attention as fast
+from penstock.models.fast.pages import page_shape
 from penstock.models.fast.works import Works, attention_works
 
 
@@ -30,9 +31,8 @@ class PackedPages:
 
     def __init__(self, shape: PageShape) -> None:
         """Raises ``insufficient_memory``."""
-        page = shape.dtype, shape.num_kv_heads, shape.block_tokens, shape.head_dim
-        self.keys = shape.allocate(*fast.key_shape(*page))
-        self.values = shape.allocate(*fast.value_shape(*page))
+        page = page_shape(shape.dtype, shape.num_kv_heads, shape.block_tokens, shape.head_dim)
+        self.keys, self.values = shape.allocate(*page), shape.allocate(*page)
 
 
 class FastAttention:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penstock.models.fast.pages import vector_bytes
 from penstock.wire.errors import Problem
 
 
@@ -28,8 +29,8 @@ class PageShape:
     @property
     def num_bytes(self) -> int:
         """Of keys and values together."""
-        values = self.num_layers * self.num_blocks * self.num_kv_heads * self.block_tokens * self.head_dim
-        return 2 * values * self.dtype.itemsize
+        vectors = 2 * self.num_layers * self.num_blocks * self.num_kv_heads * self.block_tokens
+        return vectors * vector_bytes(self.dtype, self.head_dim)
 
     def allocate(self, *page: int) -> list[Tensor]:
         """A tensor [num_blocks, *page] per layer, not initialised; the system commits what is first written.

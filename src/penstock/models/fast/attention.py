@@ -1,7 +1,7 @@
 """Paged attention by compiled kernels: keys and values into pages, and what every row makes of those it sees.
 
 In: rotated queries and keys, and values, of all rows of a step; out: the mixed values.
-In bfloat16 pages are packed for the kernels, and AVX2 is needed; in float32 any CPU will do.
+In bfloat16 or int8 pages are packed for the kernels, and AVX2 is needed; in float32 any CPU will do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from penstock.models.attention import AttentionSpec
 from penstock.models.fast import attention_jobs as jobs
 from penstock.models.fast import bf16
 from penstock.models.fast.attention_float32 import store_float32
-from penstock.models.fast.attention_kernels import TILE, store_bf16
+from penstock.models.fast.attention_kernels import TILE
+from penstock.models.fast.page_kernels import store_packed
+from penstock.models.fast.pages import tokens_of
 from penstock.models.fast.team import float_bits
 from penstock.models.fast.works import Heads, Works
 from penstock.models.threads import over_rows
@@ -31,21 +33,7 @@ def suits(dtype: torch.dtype, head_dim: int, page_tokens: int) -> bool:
     """Whether pages of this kind can be attended to here."""
     if dtype == torch.float32:
         return True
-    return dtype == torch.bfloat16 and head_dim % TILE == page_tokens % TILE == 0 and bf16.is_supported()
-
-
-def key_shape(dtype: torch.dtype, num_kv_heads: int, page_tokens: int, head_dim: int) -> tuple[int, ...]:
-    """Of one page's keys."""
-    if dtype == torch.float32:
-        return num_kv_heads, page_tokens, head_dim
-    return num_kv_heads, page_tokens // TILE, head_dim // 2, TILE, 2
-
-
-def value_shape(dtype: torch.dtype, num_kv_heads: int, page_tokens: int, head_dim: int) -> tuple[int, ...]:
-    """Of one page's values."""
-    if dtype == torch.float32:
-        return num_kv_heads, page_tokens, head_dim
-    return num_kv_heads, page_tokens // 2, head_dim, 2
+    return dtype in (torch.bfloat16, torch.int8) and head_dim % TILE == page_tokens % TILE == 0 and bf16.is_supported()
 
 
 def heads(q: Tensor, num_kv_heads: int) -> Heads:
@@ -54,9 +42,12 @@ def heads(q: Tensor, num_kv_heads: int) -> Heads:
 
 def write(pages: Ints, slots: Ints, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
     """Keep k, v [T, Hkv, D] at pages[T], slots[T] of ``keys`` and ``values``."""
-    run = partial(store_bf16 if k.dtype == torch.bfloat16 else store_float32, pages, slots)
     arrays = bits(k), bits(v), bits(keys), bits(values)
-    over_rows(len(k), 16 * k[0].numel(), lambda first, end: run(*arrays, first, end))
+    if k.dtype == torch.float32:
+        run = partial(store_float32, pages, slots, *arrays)
+    else:
+        run = partial(store_packed, pages, slots, *arrays, tokens_of(keys, k.shape[2]))
+    over_rows(len(k), 16 * k[0].numel(), run)
 
 
 def attend(
@@ -66,10 +57,10 @@ def attend(
     num_rows, num_heads, head_dim = q.shape
     q, out = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
     parts = np.empty((works.num_parts, num_heads, head_dim + 2), np.float32)
-    in_bf16 = q.dtype == torch.bfloat16
-    num_units = len(works.works) * keys.shape[1] * (1 if in_bf16 else num_heads // keys.shape[1])
-    job = jobs.attention_bf16 if in_bf16 else jobs.attention_float32
-    job.run(
+    is_packed = q.dtype == torch.bfloat16
+    num_units = len(works.works) * keys.shape[1] * (1 if is_packed else num_heads // keys.shape[1])
+    attention, together = jobs.JOBS[keys.dtype]
+    attention.run(
         num_units,
         works.works.ctypes.data,
         len(works.works),
@@ -88,17 +79,16 @@ def attend(
         num_heads,
         keys.shape[1],
         head_dim,
-        keys.shape[2] * (TILE if in_bf16 else 1),
+        tokens_of(keys, head_dim),
         len(keys),
     )
     if works.num_parts:
-        together = jobs.combine if in_bf16 else jobs.combine_float32
         lists = works.splits.ctypes.data, works.listed.ctypes.data
         together.run(len(works.splits), *lists, parts.ctypes.data, out.data_ptr(), num_heads, head_dim)
     return out
 
 
 def bits(x: Tensor) -> Array:
-    """A contiguous float32 tensor as it is; bfloat16 as uint16."""
+    """A contiguous tensor as it is, but for bfloat16, which becomes uint16."""
     x = x.contiguous()
-    return x.numpy() if x.dtype == torch.float32 else x.view(torch.int16).numpy().view(np.uint16)
+    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()

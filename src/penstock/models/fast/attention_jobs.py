@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numba import carray
 
 from penstock.models.fast.attention_float32 import attend_float32
-from penstock.models.fast.attention_kernels import HIDDEN32, TILE, attend_bf16
+from penstock.models.fast.attention_kernels import HIDDEN32, TILE, Numbers, attend_packed
 from penstock.models.fast.attention_parts import narrow
 from penstock.models.fast.compiled import compiled
-from penstock.models.fast.row_parts import as_float, bits_at, floats_at, ints_at
+from penstock.models.fast.row_parts import as_float, bits_at, bytes_at, floats_at, ints_at
 from penstock.models.fast.team import NUM_ITEMS, Job, take
 
 _MANY = 1 << 40
@@ -26,8 +27,8 @@ WORKS, NUM_WORKS, MEMBERS, POSITIONS, TABLE, QUERIES, KEYS, VALUES, SCALE, WINDO
     2, 16
 )
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_TOKENS, NUM_PAGES = range(16, 21)
-"""Arguments of ``attention_bf16`` and ``attention_float32``, as attention_kernels names them; floats by their bits.
-Items are units: works times KV heads, times queries of a KV head in float32."""
+"""Arguments of ``attention_bf16``, ``attention_int8`` and ``attention_float32``, as attention_kernels names them;
+floats by their bits.  Items are units: works times KV heads, times queries of a KV head in float32."""
 
 SPLITS, LISTED, SPLIT_PARTS, COMBINED, COMBINED_HEADS, COMBINED_DIM = range(2, 8)
 """Arguments of ``combine`` and ``combine_float32``: splits [N, 3] (batch row, where its parts are listed, how many),
@@ -36,23 +37,36 @@ listed (indices into parts [., Hq, D + 2]), out [T, Hq, D], Hq, D.  Items are sp
 
 @Job
 def attention_bf16(job: Any) -> None:
-    """attention_kernels.attend_bf16."""
-    num_kv_heads, size = job[NUM_KV_HEADS], job[HEAD_DIM]
-    tiles, pages = job[PAGE_TOKENS] // TILE, job[NUM_PAGES]
-    attend_bf16(
+    """attention_kernels.attend_packed over pages of bfloat16."""
+    page = job[NUM_PAGES], job[NUM_KV_HEADS], job[PAGE_TOKENS] * job[HEAD_DIM]
+    _attend_packed(job, carray(bits_at(job[KEYS]), page), carray(bits_at(job[VALUES]), page))
+
+
+@Job
+def attention_int8(job: Any) -> None:
+    """attention_kernels.attend_packed over pages of bytes and scales."""
+    page = job[NUM_PAGES], job[NUM_KV_HEADS], job[PAGE_TOKENS] * (job[HEAD_DIM] + 4)
+    _attend_packed(job, carray(bytes_at(job[KEYS]), page), carray(bytes_at(job[VALUES]), page))
+
+
+@compiled
+def _attend_packed(job: Any, keys: Numbers, values: Numbers) -> None:
+    rows = job[NUM_ROWS], job[NUM_HEADS], job[HEAD_DIM]
+    attend_packed(
         carray(job, (1,)),
         carray(ints_at(job[WORKS]), (job[NUM_WORKS], 6)),
         carray(ints_at(job[MEMBERS]), (_MANY,)),
         carray(ints_at(job[POSITIONS]), (job[NUM_ROWS],)),
         carray(ints_at(job[TABLE]), (_MANY,)),
-        carray(bits_at(job[QUERIES]), (job[NUM_ROWS], job[NUM_HEADS], size)),
-        carray(bits_at(job[KEYS]), (pages, num_kv_heads, tiles, size // 2, TILE, 2)),
-        carray(bits_at(job[VALUES]), (pages, num_kv_heads, job[PAGE_TOKENS] // 2, size, 2)),
+        carray(bits_at(job[QUERIES]), rows),
+        keys,
+        values,
+        job[PAGE_TOKENS],
         as_float(job[SCALE]),
         job[WINDOW],
         as_float(job[CAP]),
-        carray(bits_at(job[OUT]), (job[NUM_ROWS], job[NUM_HEADS], size)),
-        carray(floats_at(job[PARTS]), (_MANY, job[NUM_HEADS], size + 2)),
+        carray(bits_at(job[OUT]), rows),
+        carray(floats_at(job[PARTS]), (_MANY, job[NUM_HEADS], job[HEAD_DIM] + 2)),
     )
 
 
@@ -128,5 +142,9 @@ def _put_together(job: npt.NDArray[np.int64], item: int, head: int, mixed: npt.N
     return total
 
 
-BF16_JOBS = (attention_bf16, combine)
-FLOAT32_JOBS = (attention_float32, combine_float32)
+JOBS = {
+    torch.bfloat16: (attention_bf16, combine),
+    torch.int8: (attention_int8, combine),
+    torch.float32: (attention_float32, combine_float32),
+}
+"""By what pages hold."""

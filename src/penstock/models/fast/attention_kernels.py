@@ -1,4 +1,4 @@
-"""Attention over KV pages of bfloat16: the loops over works, pages and queries.
+"""Attention over packed KV pages: the loops over works, pages and queries.
 
 In: numpy arrays; out: the mixed values of every batch row, or parts that attention_jobs puts together.
 Works (see works.py) times KV heads are the units that threads take in turn; the next page is fetched while one is
@@ -11,11 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.models.fast.attention_parts import (
-    HIDDEN,
-    LINE_BYTES,
-    LOG2_E,
-    absorb,
-    cap_scores,
+    fetch,
     mix_1,
     mix_2,
     mix_4,
@@ -29,12 +25,16 @@ from penstock.models.fast.attention_parts import (
 )
 from penstock.models.fast.compiled import compiled
 from penstock.models.fast.row_parts import widen_scaled
+from penstock.models.fast.simd import LINE_BYTES
+from penstock.models.fast.softmax_parts import HIDDEN, LOG2_E, absorb, cap_scores, times_scales, to_words
 from penstock.models.fast.works import END_KEY, FIRST_KEY, MEMBERS, NUM_MEMBERS, PAGES, PART
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint16]
-Words = npt.NDArray[np.uint32]
+Bytes = npt.NDArray[np.int8]
+Numbers = Bits | Bytes
+"""Of packed pages, scales included."""
 
 TILE = 16
 """Keys of one register; a page's tokens are a multiple of it, and so is a head's size."""
@@ -46,58 +46,62 @@ HIDDEN32 = np.float32(HIDDEN)
 
 
 @compiled
-def attend_bf16(
+def attend_packed(
     counter: Ints,
     works: Ints,
     members: Ints,
     positions: Ints,
     table: Ints,
     q: Bits,
-    keys: Bits,
-    values: Bits,
+    keys: Numbers,
+    values: Numbers,
+    page_tokens: int,
     scale: np.float32,
     window: int,
     cap: np.float32,
     out: Bits,
     parts: Floats,
 ) -> None:
-    """Take units from ``counter`` until none is left.  All bits are bfloat16's.
+    """Take units from ``counter`` until none is left.  All bits are bfloat16's; bytes have scales.
 
     works [W, 6]: fields as in works.py.  members: batch rows.  positions [T]: a row sees the keys up to its own
     position, and of those the last ``window`` (0: all).  table: pages.  q, out [T, Hq, D].
-    keys [P, Hkv, S/16, D/2, 16, 2], values [P, Hkv, S/2, D, 2].  ``cap`` 0: no softcap.
+    keys, values: pages [P, *pages.page_shape].  ``cap`` 0: no softcap.
     parts [N, Hq, D + 2] float32: a row's part of a work: unscaled sums, peak and total.
     """
-    num_kv_heads, page_tokens, head_dim = keys.shape[1], keys.shape[2] * TILE, 2 * keys.shape[3]
+    num_kv_heads, head_dim = keys.shape[1], q.shape[2]
     num_units, group, most = len(works) * num_kv_heads, q.shape[1] // num_kv_heads, 0
     for w in range(len(works)):
         most = max(most, works[w, NUM_MEMBERS] * group)
     block_tokens = max(page_tokens, _BLOCK_TOKENS // page_tokens * page_tokens)
     queries, scores = np.empty((most, head_dim), np.float32), np.empty((most, block_tokens), np.float32)
     states, mixed = np.empty((most, 2), np.float32), np.empty((most, head_dim), np.float32)
+    query_units, share_units = np.empty(most, np.float32), np.empty(most, np.float32)
     unit = take_next(counter.ctypes.data)
     while unit < num_units:
         following = take_next(counter.ctypes.data)
         work, head = works[unit // num_kv_heads], unit % num_kv_heads
         rows = members[work[MEMBERS] : work[MEMBERS] + work[NUM_MEMBERS]]
-        pages, end_key = table[work[PAGES] :], work[END_KEY]
+        pages, end_key, num_queries = table[work[PAGES] :], work[END_KEY], len(rows) * group
         _begin(rows, head, group, q, scale, queries, states, mixed)
+        if keys.itemsize == 1:
+            for i in range(num_queries):
+                query_units[i] = to_words(queries[i].ctypes.data, head_dim // TILE)
         first = work[FIRST_KEY] // page_tokens * page_tokens
         while first < end_key:
             end = min(first + block_tokens, end_key)
-            for base in range(first, end, page_tokens):
-                page, at = pages[base // page_tokens], scores.ctypes.data + 4 * (base - first)
-                num_tiles = (min(page_tokens, end - base) + TILE - 1) // TILE
-                key, value = keys[page, head].ctypes.data, values[page, head].ctypes.data
-                _score_page(key, num_tiles, queries, at, block_tokens, len(rows) * group, value)
-            ahead = _ahead(works, table, keys, unit, following, first + block_tokens, 0)
+            _score_block(pages, head, keys, values, page_tokens, first, end, queries, query_units, scores, num_queries)
+            ahead = _ahead(works, table, keys, page_tokens, unit, following, first + block_tokens, 0)
             _absorb_block(work, rows, group, positions, first, end, window, cap, scores, states, mixed, ahead)
+            if values.itemsize == 1:
+                _shares_in_words(pages, head, values, page_tokens, first, end, scores, num_queries, share_units)
             for base in range(first, end, page_tokens):
-                page, at = pages[base // page_tokens], scores.ctypes.data + 4 * (base - first)
-                num_pairs = (min(page_tokens, end - base) + 1) // 2
-                value = values[page, head].ctypes.data
-                ahead = _ahead(works, table, keys, unit, following, first + block_tokens, (base - first) // page_tokens)
-                _mix_page(value, num_pairs, at, block_tokens, mixed, len(rows) * group, ahead)
+                nth, value = (base - first) // page_tokens, values[pages[base // page_tokens], head].ctypes.data
+                ahead = _ahead(works, table, keys, page_tokens, unit, following, first + block_tokens, nth)
+                at, num_tokens = scores.ctypes.data + 2 * values.itemsize * (base - first), min(page_tokens, end - base)
+                if keys.itemsize == 1:
+                    fetch(ahead + page_tokens * head_dim, page_tokens // TILE)
+                _mix_page(values, value, num_tokens, at, block_tokens, share_units, mixed, num_queries, ahead)
             first = end
         _hand_out(work, rows, head, group, mixed, states, out, parts)
         unit = following
@@ -117,9 +121,11 @@ def _begin(
 
 
 @compiled
-def _ahead(works: Ints, table: Ints, keys: Bits, unit: int, following: int, first: int, nth: int) -> int:
+def _ahead(
+    works: Ints, table: Ints, keys: Numbers, page_tokens: int, unit: int, following: int, first: int, nth: int
+) -> int:
     """The ``nth`` page's keys from ``first`` on, where a unit goes on there; else of the ``following`` unit."""
-    num_kv_heads, page_tokens = keys.shape[1], keys.shape[2] * TILE
+    num_kv_heads = keys.shape[1]
     work, head, place = works[unit // num_kv_heads], unit % num_kv_heads, first // page_tokens + nth
     if place * page_tokens >= work[END_KEY] and following < len(works) * num_kv_heads:
         work, head = works[following // num_kv_heads], following % num_kv_heads
@@ -159,52 +165,124 @@ def _absorb_block(
 
 
 @compiled
-def _score_page(
-    keys: int, num_tiles: int, queries: Floats, scores: int, score_width: int, num_queries: int, ahead: int
+def _score_block(
+    pages: Ints,
+    head: int,
+    keys: Numbers,
+    values: Numbers,
+    page_tokens: int,
+    first: int,
+    end: int,
+    queries: Floats,
+    units: Floats,
+    scores: Floats,
+    num_queries: int,
 ) -> None:
-    """scores[i, :16 * num_tiles] of all queries, rows ``score_width`` apart; fetches as many bytes from ``ahead``."""
+    """Scores of keys ``first`` .. ``end`` - 1, whose values are fetched; ``units``: of queries that are int16."""
+    num_numbers = page_tokens * queries.shape[1]
+    for base in range(first, end, page_tokens):
+        page, num_tiles = pages[base // page_tokens], (min(page_tokens, end - base) + TILE - 1) // TILE
+        key, value = keys[page, head].ctypes.data, values[page, head].ctypes.data
+        at = scores.ctypes.data + 4 * (base - first)
+        _score_page(keys, key, num_tiles, queries, at, scores.shape[1], num_queries, value)
+        if keys.itemsize == 1:
+            fetch(value + num_numbers, num_tiles)
+            for i in range(num_queries):
+                times_scales(at + 4 * scores.shape[1] * i, num_tiles, key + num_numbers, units[i])
+
+
+@compiled
+def _score_page(
+    kind: Numbers,
+    keys: int,
+    num_tiles: int,
+    queries: Floats,
+    scores: int,
+    score_width: int,
+    num_queries: int,
+    ahead: int,
+) -> None:
+    """scores[i, :16 * num_tiles] of all queries, rows ``score_width`` apart; fetches as many bytes from ``ahead``.
+
+    ``kind``: any array of the keys' numbers.
+    """
     head_dim = queries.shape[1]
-    query_bytes, score_bytes, num_pairs = 4 * head_dim, 4 * score_width, head_dim // 2
+    query_bytes, score_bytes, num_lines = 4 * head_dim, 4 * score_width, head_dim * kind.itemsize // 4
     done = 0
     while done < num_queries:
         query, score = queries.ctypes.data + done * query_bytes, scores + done * score_bytes
         left = num_queries - done
         if left >= 8:
-            score_8(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            score_8(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
             done += 8
         elif left >= 4:
-            score_4(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            score_4(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
             done += 4
         elif left >= 2:
-            score_2(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            score_2(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
             done += 2
         else:
-            score_1(keys, num_tiles, num_pairs, query, query_bytes, score, score_bytes, ahead)
+            score_1(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
             done += 1
 
 
 @compiled
-def _mix_page(
-    values: int, num_pairs: int, shares: int, share_width: int, mixed: Floats, num_queries: int, ahead: int
+def _shares_in_words(
+    pages: Ints,
+    head: int,
+    values: Numbers,
+    page_tokens: int,
+    first: int,
+    end: int,
+    shares: Floats,
+    num_queries: int,
+    units: Floats,
 ) -> None:
-    """mixed[i] += shares[i] @ values for all queries; fetches as many bytes from ``ahead``."""
-    head_dim = mixed.shape[1]
+    """Shares of keys ``first`` .. ``end`` - 1 times their values' scales, as int16 of ``units``, one for each query."""
+    scales_at = values.shape[2] - 4 * page_tokens
+    for base in range(first, end, page_tokens):
+        num_tiles = (min(page_tokens, end - base) + TILE - 1) // TILE
+        scales = values[pages[base // page_tokens], head].ctypes.data + scales_at
+        for i in range(num_queries):
+            times_scales(shares[i].ctypes.data + 4 * (base - first), num_tiles, scales, np.float32(1.0))
+    for i in range(num_queries):
+        units[i] = to_words(shares[i].ctypes.data, (end - first + TILE - 1) // TILE)
+
+
+@compiled
+def _mix_page(
+    kind: Numbers,
+    values: int,
+    num_tokens: int,
+    shares: int,
+    share_width: int,
+    units: Floats,
+    mixed: Floats,
+    num_queries: int,
+    ahead: int,
+) -> None:
+    """mixed[i] += shares[i] @ values for all queries; fetches as many bytes from ``ahead``; ``kind`` as above.
+
+    Rows of shares are ``share_width`` float32 apart, also where they are int16 of ``units``.
+    """
+    head_dim, depth = mixed.shape[1], 4 // kind.itemsize
     share_bytes, mixed_bytes, groups = 4 * share_width, 4 * head_dim, head_dim // TILE
-    done = 0
+    num_rows, done = (num_tokens + depth - 1) // depth, 0
     while done < num_queries:
         share, sums = shares + done * share_bytes, mixed.ctypes.data + done * mixed_bytes
+        unit = units.ctypes.data + 4 * done
         left = num_queries - done
         if left >= 8:
-            mix_8(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            mix_8(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
             done += 8
         elif left >= 4:
-            mix_4(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            mix_4(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
             done += 4
         elif left >= 2:
-            mix_2(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            mix_2(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
             done += 2
         else:
-            mix_1(values, num_pairs, groups, share, share_bytes, sums, mixed_bytes, ahead)
+            mix_1(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
             done += 1
 
 
@@ -223,32 +301,3 @@ def _hand_out(
             part = parts[work[PART] + i // group, query]
             part[:head_dim] = mixed[i]
             part[head_dim], part[head_dim + 1] = states[i, 0] / np.float32(LOG2_E), states[i, 1]
-
-
-@compiled
-def store_bf16(pages: Ints, slots: Ints, k: Bits, v: Bits, keys: Bits, values: Bits, first: int, end: int) -> None:
-    """Write k, v [T, Hkv, D] of rows ``first`` .. ``end - 1`` at pages [T], slots [T]; layouts as in attend_bf16.
-
-    A value whose neighbour in the page is not among the step's rows gets a zero there, since the two are read as one.
-    """
-    num_kv_heads, head_dim = k.shape[1], k.shape[2]
-    for row in range(first, end):
-        page, slot = pages[row], slots[row]
-        tile, lane, pair, half = slot // TILE, slot % TILE, slot // 2, slot % 2
-        alone = half == 0 and (row + 1 == len(pages) or pages[row + 1] != page or slots[row + 1] != slot + 1)
-        for head in range(num_kv_heads):
-            for i in range(head_dim // 2):
-                keys[page, head, tile, i, lane, 0] = k[row, head, 2 * i]
-                keys[page, head, tile, i, lane, 1] = k[row, head, 2 * i + 1]
-            for i in range(head_dim):
-                values[page, head, pair, i, half] = v[row, head, i]
-            if alone:
-                for i in range(head_dim):
-                    values[page, head, pair, i, 1] = np.uint16(0)
-
-
-@compiled
-def store_pairs(pairs: Words, tile: Words, lane: int) -> None:
-    """One key [D/2] of pairs of bfloat16 into its lane of a tile [D/2, 16]."""
-    for i in range(len(pairs)):
-        tile[i, lane] = pairs[i]

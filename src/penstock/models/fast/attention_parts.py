@@ -1,8 +1,8 @@
-"""The inner products of paged attention in bfloat16, as intrinsics on addresses.
+"""The inner products of paged attention, as intrinsics on addresses.
 
 In: addresses of one page's keys or values, of queries, scores and running sums; out: those sums, changed in place.
-Layouts: a page's keys are [S/16][D/2][16][2] bfloat16, so that one register holds two dimensions of 16 keys and no sum
-runs across lanes; its values are [S/2][D][2], so that one holds two tokens' 16 dimensions.
+Layouts are those of pages.py: no sum runs across lanes.  A ``kind``, the type of a page's numbers, is uint16 for
+bfloat16 or int8; those are multiplied as they are, and by their scales where sums are done.
 """
 
 from __future__ import annotations
@@ -15,49 +15,61 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.simd import F32, FLOATS, I32, I64, INTS, LANES
+from penstock.models.fast.simd import F32, FLOATS, I32, I64, INTS, LANES, LINE_BYTES
 
-LINE_BYTES = 64
-HIDDEN = -1e30
-"""A score that nothing is: less than any, and still a number."""
-LOG2_E = 1.4426950408889634
 _ZERO = simd.constant(FLOATS, 0.0)
 
 Intrinsic = Callable[..., Any]
 
 
-def _add_products(b: Any, source: Any, lines: Any, ahead: Any, rows: Any, i: Any, sums: Any) -> list[Any]:
-    """sums [rows][lines][1 or 2] plus pairs of bfloat16 in ``lines`` of ``source``, times the pair ``i`` of each row.
+def _numbers(b: Any, kind: Any, line: Any) -> list[Any]:
+    """A line's numbers: 16 even and 16 odd ones in float32, or 16 pairs of int16 twice."""
+    if kind.dtype == types.uint16:
+        return [*simd.halves(b, simd.load(b, line, INTS))]
+    return [simd.words(b, line), simd.words(b, simd.at(b, line, 2 * LANES))]
 
-    By multiply-adds in float32: the instruction for products of bfloat16 takes some four times as long as one of them.
+
+def _add_product(b: Any, kind: Any, total: Any, numbers: Any, place: Any) -> Any:
+    """``total`` plus ``numbers`` times what lies at ``place``: a float32, or a pair of int16."""
+    if kind.dtype == types.uint16:
+        return simd.multiply_add(b, numbers, simd.spread(b, simd.load(b, place, F32)), total)
+    own = simd.spread(b, simd.load(b, place, I32))
+    return simd.dot_pairs(b, total, numbers, b.bitcast(own, simd.WORDS))
+
+
+def _zero(kind: Any) -> Any:
+    """What sums of a kind begin with."""
+    return _ZERO if kind.dtype == types.uint16 else simd.constant(INTS, 0)
+
+
+def _add_products(b: Any, kind: Any, source: Any, lines: Any, ahead: Any, rows: Any, i: Any, sums: Any) -> list[Any]:
+    """sums [rows][lines][1 or 2] plus the numbers in ``lines`` of ``source``, times the ``i``-th ones of each row.
+
+    Of bfloat16 by multiply-adds in float32: the instruction for its products takes some four times as long as one.
     The same lines are fetched from ``ahead``.
     """
     totals, apart = [*sums], len(sums) // (len(rows) * len(lines))
-    pairs = []
+    numbers = []
     for line in lines:
-        _fetch(b, b.add(ahead, line))
-        pairs.append(simd.halves(b, simd.load(b, b.add(source, line), INTS)))
+        simd.prefetch_later(b, b.add(ahead, line))
+        numbers.append(_numbers(b, kind, b.add(source, line)))
     for q, row in enumerate(rows):
-        for half in range(2):
-            place = b.add(row, b.add(b.mul(i, ir.Constant(I64, 8)), ir.Constant(I64, 4 * half)))
-            own = simd.spread(b, simd.load(b, place, F32))
-            for nth, pair in enumerate(pairs):
-                to = (q * len(lines) + nth) * apart + half % apart
-                totals[to] = simd.multiply_add(b, pair[half], own, totals[to])
+        for part in range(2):
+            place = simd.at(b, b.add(row, b.mul(i, ir.Constant(I64, 8))), 4 * part)
+            for nth, of_line in enumerate(numbers):
+                to = (q * len(lines) + nth) * apart + part % apart
+                totals[to] = _add_product(b, kind, totals[to], of_line[part], place)
     return totals
 
 
-def _summed(b: Any, num_pairs: Any, before: list[Any], one_pair: Callable[[Any, Any], list[Any]]) -> list[Any]:
-    """What ``one_pair`` adds to ``before``; few sums in two parts each, to hide the latency of an addition."""
+def _summed(b: Any, num_lines: Any, before: list[Any], one_line: Callable[[Any, Any], list[Any]]) -> list[Any]:
+    """What ``one_line`` adds to ``before``; few sums in two parts each, to hide the latency of an addition."""
     if len(before) >= 8:
-        return list(simd.loop(b, num_pairs, before, one_pair))
-    sums = simd.loop(b, num_pairs, [part for total in before for part in (total, _ZERO)], one_pair)
-    return [b.fadd(even, odd) for even, odd in zip(sums[::2], sums[1::2], strict=True)]
-
-
-def _fetch(b: Any, address: Any) -> None:
-    """Into the second cache: what comes a block later would drive out of the first what is read now."""
-    simd.prefetch(b, address, level=2)
+        return list(simd.loop(b, num_lines, before, one_line))
+    whole = before[0].type == INTS
+    zero, add = (simd.constant(INTS, 0), b.add) if whole else (_ZERO, b.fadd)
+    sums = simd.loop(b, num_lines, [part for total in before for part in (total, zero)], one_line)
+    return [add(even, odd) for even, odd in zip(sums[::2], sums[1::2], strict=True)]
 
 
 def _all(b: Any, count: Any, at_once: int, body: Callable[[Any, int], Any]) -> None:
@@ -79,28 +91,30 @@ def _score(num_queries: int, num_tiles: int) -> Intrinsic:
     """A page's keys against ``num_queries`` queries, ``num_tiles`` times 16 keys at a time."""
 
     @intrinsic
-    def score(context, keys, used_tiles, num_pairs, queries, query_bytes, scores, score_bytes, ahead):  # type: ignore[no-untyped-def]
-        """keys [used_tiles][D/2][16][2] bfloat16; queries [.][D], scores [.][used_tiles][16] float32.
+    def score(context, kind, keys, used_tiles, num_lines, queries, query_bytes, scores, score_bytes, ahead):  # type: ignore[no-untyped-def]
+        """keys [used_tiles][num_lines] lines of ``kind``; queries [.][D] float32, or int16 where keys are int8.
 
-        Rows of the two lie ``query_bytes`` and ``score_bytes`` apart; ``num_pairs``: D / 2.
+        scores [.][used_tiles][16] float32, which are sums of whole numbers then, without scales.
+        Rows of the two lie ``query_bytes`` and ``score_bytes`` apart.
         ``ahead``: as many bytes as the keys have are fetched from there.
         """
 
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-            keys, used_tiles, num_pairs, queries, query_bytes, scores, score_bytes, ahead = arguments
+            _, keys, used_tiles, num_lines, queries, query_bytes, scores, score_bytes, ahead = arguments
             rows = [b.add(queries, b.mul(query_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
             places = [b.add(scores, b.mul(score_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
-            tile_bytes = b.mul(num_pairs, ir.Constant(I64, LINE_BYTES))
+            tile_bytes = b.mul(num_lines, ir.Constant(I64, LINE_BYTES))
 
             def tiles(first: Any, num: int) -> list[Any]:
                 offset = b.mul(first, tile_bytes)
                 offsets = [b.add(offset, b.mul(tile_bytes, ir.Constant(I64, t))) for t in range(num)]
 
-                def one_pair(i: Any, sums: Any) -> list[Any]:
+                def one_line(i: Any, sums: Any) -> list[Any]:
                     lines = [b.add(tile, b.mul(i, ir.Constant(I64, LINE_BYTES))) for tile in offsets]
-                    return _add_products(b, keys, lines, ahead, rows, i, sums)
+                    return _add_products(b, kind, keys, lines, ahead, rows, i, sums)
 
-                for nth, total in enumerate(_summed(b, num_pairs, [_ZERO] * (num_queries * num), one_pair)):
+                for nth, total in enumerate(_summed(b, num_lines, [_zero(kind)] * (num_queries * num), one_line)):
+                    total = total if total.type == FLOATS else b.sitofp(total, FLOATS)  # noqa: PLW2901
                     tile = b.add(first, ir.Constant(I64, nth % num))
                     simd.store(b, total, b.add(places[nth // num], b.mul(tile, ir.Constant(I64, LINE_BYTES))))
                 return []
@@ -108,7 +122,7 @@ def _score(num_queries: int, num_tiles: int) -> Intrinsic:
             _all(b, used_tiles, num_tiles, tiles)
             return _context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(kind, *[types.int64] * 8), generate
 
     return score  # type: ignore[no-any-return]
 
@@ -116,92 +130,20 @@ def _score(num_queries: int, num_tiles: int) -> Intrinsic:
 score_1, score_2, score_4, score_8 = _score(1, 2), _score(2, 2), _score(4, 2), _score(8, 2)
 
 
-@intrinsic
-def cap_scores(context, scores, num_tiles, cap):  # type: ignore[no-untyped-def]
-    """scores[num_tiles][16] float32, in units of ln 2, become cap * tanh(score / cap)."""
-
-    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-        scores, num_tiles, cap = arguments
-        caps = simd.spread(b, b.fmul(cap, simd.constant(F32, LOG2_E)))
-
-        def tile(i: Any, _: Any) -> list[Any]:
-            address = b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES)))
-            capped = simd.tanh(b, b.fdiv(simd.load(b, address, FLOATS), caps))
-            simd.store(b, b.fmul(caps, capped), address)
-            return []
-
-        simd.loop(b, num_tiles, [], tile)
-        return _context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.float32), generate
-
-
-@intrinsic
-def absorb(context, scores, state, num_tiles, first, last, ahead):  # type: ignore[no-untyped-def]
-    """Some keys' scores into one query's running softmax (arXiv 2112.05682); what its sums so far shrink by.
-
-    scores[num_tiles][16] float32, in units of ln 2, become shares; state: the query's peak and total, float32.
-    Keys before ``first`` or behind ``last`` of them are hidden, whatever their scores.
-    ``ahead``: two lines per tile are fetched from there, so that memory has something to do meanwhile.
-    """
-
-    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-        scores, state, num_tiles, first, last, ahead = arguments
-        lanes = ir.Constant(INTS, list(range(LANES)))
-        hidden = simd.constant(FLOATS, HIDDEN)
-        first, last = (simd.spread(b, b.trunc(edge, I32)) for edge in (first, last))
-
-        def visible(i: Any) -> Any:
-            places = b.add(simd.spread(b, b.trunc(b.mul(i, ir.Constant(I64, LANES)), I32)), lanes)
-            return b.and_(b.icmp_signed(">=", places, first), b.icmp_signed("<=", places, last))
-
-        def fetch(i: Any, half: int) -> None:
-            line = b.add(b.add(i, i), ir.Constant(I64, half))
-            _fetch(b, b.add(ahead, b.mul(line, ir.Constant(I64, LINE_BYTES))))
-
-        def highest(i, carried):  # type: ignore[no-untyped-def]
-            fetch(i, 0)
-            score = simd.load(b, b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES))), FLOATS)
-            return [simd.maximum(b, b.select(visible(i), score, hidden), carried[0])]
-
-        (peaks,) = simd.loop(b, num_tiles, [hidden], highest)
-        before = simd.load(b, state, F32)
-        found = simd.lanes_max(b, peaks)
-        peak = b.select(b.fcmp_ordered(">", found, before), found, before)
-        peak_lanes = simd.spread(b, peak)
-
-        def share(i, carried):  # type: ignore[no-untyped-def]
-            fetch(i, 1)
-            address = b.add(scores, b.mul(i, ir.Constant(I64, LINE_BYTES)))
-            share = simd.exp2(b, b.fsub(simd.load(b, address, FLOATS), peak_lanes))
-            share = b.select(visible(i), share, simd.constant(FLOATS, 0.0))
-            simd.store(b, share, address)
-            return [b.fadd(carried[0], share)]
-
-        (sums,) = simd.loop(b, num_tiles, [simd.constant(FLOATS, 0.0)], share)
-        shrink = b.extract_element(simd.exp2(b, simd.spread(b, b.fsub(before, peak))), ir.Constant(I32, 0))
-        total_at = b.add(state, ir.Constant(I64, 4))
-        total = b.fadd(b.fmul(simd.load(b, total_at, F32), shrink), simd.lanes_sum(b, sums))
-        simd.store(b, peak, state)
-        simd.store(b, total, total_at)
-        return b.select(b.fcmp_ordered("==", before, peak), simd.constant(F32, 1.0), shrink)
-
-    return types.float32(*[types.int64] * 6), generate
-
-
 def _mix(num_queries: int, num_groups: int) -> Intrinsic:
     """Shares of ``num_queries`` queries times a page's values, ``num_groups`` times 16 dimensions at a time."""
 
     @intrinsic
-    def mix(context, values, num_pairs, all_groups, shares, share_bytes, mixed, mixed_bytes, ahead):  # type: ignore[no-untyped-def]
-        """mixed[.][16 * all_groups] += shares[.][2 * num_pairs] @ values [num_pairs][16 * all_groups][2] bfloat16.
+    def mix(context, kind, values, num_rows, all_groups, shares, share_bytes, units, mixed, mixed_bytes, ahead):  # type: ignore[no-untyped-def]
+        """mixed[.][16 * all_groups] += shares[.][tokens] @ values [num_rows][all_groups] lines of ``kind``.
 
-        Shares and sums are float32; their rows lie ``share_bytes`` and ``mixed_bytes`` apart.
+        Sums are float32, and so are shares, or int16 of ``units`` [.] float32 where values are int8.
+        Rows of the two lie ``share_bytes`` and ``mixed_bytes`` apart.
         ``ahead``: as ``score`` has it.
         """
 
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-            values, num_pairs, all_groups, shares, share_bytes, mixed, mixed_bytes, ahead = arguments
+            _, values, num_rows, all_groups, shares, share_bytes, units, mixed, mixed_bytes, ahead = arguments
             rows = [b.add(shares, b.mul(share_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
             targets = [b.add(mixed, b.mul(mixed_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
             row_bytes = b.mul(all_groups, ir.Constant(I64, LINE_BYTES))
@@ -211,25 +153,51 @@ def _mix(num_queries: int, num_groups: int) -> Intrinsic:
                 steps = [b.add(offset, ir.Constant(I64, g * LINE_BYTES)) for g in range(num)]
                 places = [b.add(target, step) for target in targets for step in steps]
 
-                def one_pair(i: Any, sums: Any) -> list[Any]:
+                def one_row(i: Any, sums: Any) -> list[Any]:
                     row = b.add(b.mul(i, row_bytes), offset)
                     lines = [b.add(row, ir.Constant(I64, g * LINE_BYTES)) for g in range(num)]
-                    return _add_products(b, values, lines, ahead, rows, i, sums)
+                    return _add_products(b, kind, values, lines, ahead, rows, i, sums)
 
                 before = [simd.load(b, place, FLOATS) for place in places]
-                for place, total in zip(places, _summed(b, num_pairs, before, one_pair), strict=True):
+                if kind.dtype == types.uint16:
+                    sums = _summed(b, num_rows, before, one_row)
+                else:
+                    sums = _summed(b, num_rows, [_zero(kind)] * len(places), one_row)
+                    own = [simd.spread(b, simd.load(b, simd.at(b, units, 4 * q), F32)) for q in range(num_queries)]
+                    sums = [
+                        simd.multiply_add(b, b.sitofp(total, FLOATS), own[nth // num], before[nth])
+                        for nth, total in enumerate(sums)
+                    ]
+                for place, total in zip(places, sums, strict=True):
                     simd.store(b, total, place)
                 return []
 
             _all(b, all_groups, num_groups, groups)
             return _context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(kind, *[types.int64] * 9), generate
 
     return mix  # type: ignore[no-any-return]
 
 
 mix_1, mix_2, mix_4, mix_8 = _mix(1, 8), _mix(2, 8), _mix(4, 4), _mix(8, 2)
+
+
+@intrinsic
+def fetch(context, address, num_lines):  # type: ignore[no-untyped-def]
+    """Ask for ``num_lines`` lines at ``address``."""
+
+    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
+        address, num_lines = arguments
+
+        def line(i: Any, _: Any) -> list[Any]:
+            simd.prefetch_later(b, b.add(address, b.mul(i, ir.Constant(I64, LINE_BYTES))))
+            return []
+
+        simd.loop(b, num_lines, [], line)
+        return _context.get_dummy_value()
+
+    return types.void(*[types.int64] * 2), generate
 
 
 @intrinsic

@@ -38,6 +38,8 @@ from penstock.models.fast.int8 import Int8Weight
 from penstock.models.fast.jobs import BFLOAT16, ByJob, Form, RowsAt, float_width
 from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.low_rank_jobs import add_low_rank
+from penstock.models.fast.pages import tokens_of
+from penstock.models.fast.prepare_jobs import prepare
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.team import float_bits
 from penstock.models.linear import Linear
@@ -168,16 +170,17 @@ class _Binder:
     def _attend(self, action: Attend) -> None:
         bound, config, layer = self.bound, self._decoder.config, action.spec.layer
         keys, values = self._keys[layer], self._values[layer]
-        page_tokens = keys.shape[2] * keys.shape[4]
+        page_tokens = tokens_of(keys, config.head_dim)
+        attention, combine = attention_jobs.JOBS[keys.dtype]
         cos, sin, half = self._turned(action.turn)
         norms = [0, 0] if action.norms is None else [self._gain(norm) for norm in action.norms]
         eps = 0.0 if action.norms is None else action.norms[0].eps
-        wholes = [norm.whole for norm in action.norms or ()]
+        wholes = [False, False] if action.norms is None else [norm.whole for norm in action.norms]
         q = self._buffer(Rows(0, config.num_heads * config.head_dim, "bfloat16"), "queries").data_ptr()
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         place = bound.add(
-            jobs.prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
-            float_bits(eps), *heads, half, page_tokens, len(keys), 0, 0, *wholes, by_row=False,
+            prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
+            float_bits(eps), *heads, half, page_tokens, keys.dtype.itemsize, *wholes, by_row=False,
         )  # fmt: skip
         bound.prepares.append(place)
         bound.takes("pages", place, 6)
@@ -185,13 +188,13 @@ class _Binder:
         window, cap = action.spec.window, action.spec.softcap or 0.0
         out = self._at(action.out)
         place = bound.add(
-            attention_jobs.attention_bf16, 0, 0, 0, 0, 0, q, keys.data_ptr(), values.data_ptr(),
+            attention, 0, 0, 0, 0, 0, q, keys.data_ptr(), values.data_ptr(),
             float_bits(action.spec.scale), window or 0, float_bits(cap), out, 0, 0, *heads, page_tokens, len(keys),
             by_row=False,
         )  # fmt: skip
         bound.takes("positions", place, attention_jobs.POSITIONS)
         bound.attends.setdefault(window, []).append(place)
-        place = bound.add(attention_jobs.combine, 0, 0, 0, out, config.num_heads, config.head_dim, by_row=False)
+        place = bound.add(combine, 0, 0, 0, out, config.num_heads, config.head_dim, by_row=False)
         bound.combines.setdefault(window, []).append(place)
         self._convert(action.out)
 

@@ -15,12 +15,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
+from penstock.models.fast.simd import BYTES, F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
 
 _TINY = 1e-30
 """A row whose largest value is below this is taken for zeros: its reciprocal would not be finite."""
 _MOST = 127.0
-_BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
 def _quantise(read: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
@@ -55,7 +54,7 @@ def _quantise(read: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
                 def narrow(i: Any, carried: Any) -> list[Any]:
                     at = b.add(b.mul(nth, group_steps), i)
                     rounded = simd.call(b, "llvm.rint.v16f32", FLOATS, [b.fmul(read(b, x, at), factor)])
-                    bytes_ = b.trunc(b.add(b.fptosi(rounded, INTS), above), _BYTES)
+                    bytes_ = b.trunc(b.add(b.fptosi(rounded, INTS), above), BYTES)
                     simd.store(b, bytes_, b.add(out, b.mul(at, ir.Constant(I64, LANES))))
                     return [b.fadd(carried[0], rounded)]
 
@@ -91,8 +90,7 @@ def widen_bytes(context, source, factor, target, num_groups):  # type: ignore[no
         factors = simd.spread(b, factor)
 
         def group(i: Any, _: Any) -> list[Any]:
-            whole = b.sext(simd.load(b, b.add(source, b.mul(i, ir.Constant(I64, LANES))), _BYTES), INTS)
-            values = b.fmul(b.sitofp(whole, FLOATS), factors)
+            values = b.fmul(simd.from_int8(b, b.add(source, b.mul(i, ir.Constant(I64, LANES)))), factors)
             simd.store(b, values, b.add(target, b.mul(i, ir.Constant(I64, 4 * LANES))))
             return []
 

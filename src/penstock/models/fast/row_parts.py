@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
-from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I16, I32, I64, INTS, LANES
+from penstock.models.fast.simd import F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
 
 _FLOAT_BYTES, _BF16_BYTES = 4 * LANES, 2 * LANES
 Gate = Callable[[Any, Any], Any]
@@ -160,33 +160,6 @@ def turn(context, head, cos, sin, num_groups):  # type: ignore[no-untyped-def]
     return types.void(*[types.int64] * 4), generate
 
 
-@intrinsic
-def store_halves(context, source, target, num_groups, half, alone):  # type: ignore[no-untyped-def]
-    """target[16 * num_groups][half] of pairs of bfloat16 = source[16 * num_groups] float32.
-
-    Beside them a zero where ``alone`` is 1, else nothing: another thread may be writing there.
-    """
-
-    def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-        source, target, num_groups, half, alone = arguments
-        halves = ir.VectorType(I16, 2 * LANES)
-        place = simd.spread(b, b.shl(b.trunc(half, I32), ir.Constant(I32, 4)))
-        ours = b.shl(simd.constant(INTS, 0xFFFF), place)
-        beside = b.sub(simd.constant(INTS, 0), simd.spread(b, b.trunc(alone, I32)))
-        written = b.icmp_signed("!=", b.bitcast(b.or_(ours, beside), halves), simd.constant(halves, 0))
-
-        def group(i, _):  # type: ignore[no-untyped-def]
-            rounded = simd.to_bf16(b, simd.load(b, _floats_of(b, source, i), FLOATS))
-            pairs = b.shl(b.zext(b.bitcast(rounded, ir.VectorType(I16, LANES)), INTS), place)
-            simd.store_some(b, b.bitcast(pairs, halves), _floats_of(b, target, i), written)
-            return []
-
-        simd.loop(b, num_groups, [], group)
-        return _context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
-
-
 def _gated(activation: Gate) -> Callable[..., Any]:
     @intrinsic
     def gated(context, gate, up, target, num_groups):  # type: ignore[no-untyped-def]
@@ -282,6 +255,7 @@ def _pointer(kind: Any, pointed: Any) -> Callable[..., Any]:
 
 
 floats_at = _pointer(types.float32, F32)
+bytes_at = _pointer(types.int8, ir.IntType(8))
 bits_at = _pointer(types.uint16, ir.IntType(16))
 pairs_at = _pointer(types.uint32, I32)
 ints_at = _pointer(types.int64, I64)

@@ -11,16 +11,23 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 
 from penstock.models.fast.cpu import has
+
+binding.initialize_native_asmparser()  # for instructions by their names
 
 LANES = 16
 """Float32 values of one vector register of 512 bits."""
 
+LINE_BYTES = 64
+"""Of a cache line."""
+
 I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS = ir.VectorType(F32, LANES)
 INTS = ir.VectorType(I32, LANES)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
+WORDS = ir.VectorType(I16, 2 * LANES)
 FLAGS = ir.VectorType(ir.IntType(1), LANES)
 
 Value = Any
@@ -81,14 +88,14 @@ def store(b: Builder, value: Value, address: Value) -> None:
 
 
 def store_some(b: Builder, value: Value, address: Value, wanted: Value) -> None:
-    """Those lanes of 32 int16 that are ``wanted``; the others' memory is not touched."""
+    """Those lanes of 32 int8 or int16 that are ``wanted``; the others' memory is not touched."""
     pointer = b.inttoptr(address, value.type.as_pointer())
-    name = "llvm.masked.store.v32i16.p0"
+    name = f"llvm.masked.store.v32{value.type.element.intrinsic_name}.p0"
     known = b.module.globals.get(name)
     if known is None:
         kinds = [value.type, pointer.type, I32, wanted.type]
         known = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
-    b.call(known, [value, pointer, ir.Constant(I32, 2), wanted])
+    b.call(known, [value, pointer, ir.Constant(I32, 1), wanted])
 
 
 def prefetch(b: Builder, address: Value, level: int = 1, *, to_write: bool = False) -> None:
@@ -101,6 +108,11 @@ def prefetch(b: Builder, address: Value, level: int = 1, *, to_write: bool = Fal
         kinds = [ir.IntType(8).as_pointer(), I32, I32, I32]
         known = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
     b.call(known, [pointer, use, nearness, data])
+
+
+def prefetch_later(b: Builder, address: Value) -> None:
+    """Into the second cache: what comes a block later would drive out of the first what is read now."""
+    prefetch(b, address, level=2)
 
 
 def spread(b: Builder, value: Value) -> Value:
@@ -168,6 +180,15 @@ def dot_words(b: Builder, total: Value, left: Value, right: Value) -> Value:
     return total
 
 
+def dot_pairs(b: Builder, total: Value, left: Value, right: Value) -> Value:
+    """total[i] + left[2i] * right[2i] + left[2i + 1] * right[2i + 1]: 16 int32, and 32 int16 twice."""
+    if has("avx512vnni"):
+        # Not by LLVM's intrinsic: it takes that for slow, and makes two instructions of it.
+        kind = ir.FunctionType(INTS, [INTS, WORDS, WORDS])
+        return b.asm(kind, "vpdpwssd $3, $2, $0", "=v,0,v,v", [total, left, right], side_effect=False)
+    return b.add(total, _pairs_of_words(b, left, right))
+
+
 def _pairs_of_words(b: Builder, left: Value, right: Value) -> Value:
     """left[2i] * right[2i] + left[2i + 1] * right[2i + 1] of 32 int16, as 16 int32, half by half."""
     half, sums = ir.VectorType(I32, LANES), ir.VectorType(I32, LANES // 2)
@@ -199,6 +220,16 @@ def from_bf16(b: Builder, values: Value) -> Value:
     """16 bfloat16 as float32."""
     bits = b.zext(b.bitcast(values, ir.VectorType(I16, LANES)), INTS)
     return b.bitcast(b.shl(bits, constant(INTS, 16)), FLOATS)
+
+
+def from_int8(b: Builder, address: Value) -> Value:
+    """16 int8 at ``address`` as float32."""
+    return b.sitofp(b.sext(load(b, address, BYTES), INTS), FLOATS)
+
+
+def words(b: Builder, address: Value) -> Value:
+    """32 int8 at ``address`` as int16."""
+    return b.sext(load(b, address, ir.VectorType(ir.IntType(8), 2 * LANES)), WORDS)
 
 
 def exp(b: Builder, x: Value) -> Value:

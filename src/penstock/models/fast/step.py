@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from penstock.models.decoder import Decoder
-from penstock.models.fast import attention_jobs
+from penstock.models.fast import attention_jobs, prepare_jobs
 from penstock.models.fast.actions import Plan
 from penstock.models.fast.binding import bind
 from penstock.models.fast.bound import Bound
@@ -24,7 +24,6 @@ from penstock.models.fast.jobs import product_items
 from penstock.models.fast.low_rank_jobs import CHANGES, ROWS, WHOSE, Changes
 from penstock.models.fast.program import NOT_WANTED, NUM_ARGUMENTS, Program
 from penstock.models.fast.simd import LANES
-from penstock.models.fast.step_jobs import PREPARED_ITEM_ROWS, PREPARED_ROWS
 from penstock.models.fast.team import FIRST, NUM_ITEMS
 from penstock.models.fast.tiles import ITEM_ROWS, NUM_ROWS
 from penstock.models.fast.works import Works
@@ -203,7 +202,7 @@ class _Cells:
     """
 
     _PRODUCT = NUM_ITEMS, ITEM_ROWS, NUM_ROWS
-    _PREPARE = NUM_ITEMS, PREPARED_ROWS, PREPARED_ITEM_ROWS
+    _PREPARE = NUM_ITEMS, prepare_jobs.NUM_ROWS, prepare_jobs.ITEM_ROWS
     _ATTEND = (
         attention_jobs.WORKS,
         attention_jobs.NUM_WORKS,

@@ -14,31 +14,24 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from penstock.models.fast.attention_kernels import store_pairs
 from penstock.models.fast.attention_parts import narrow
 from penstock.models.fast.byte_parts import quantise_bf16, quantise_float32
 from penstock.models.fast.compiled import compiled
+from penstock.models.fast.norms import inverse_root, normalise
 from penstock.models.fast.row_parts import (
     add_squares,
     as_float,
-    bits_at,
     copy,
     floats_at,
     gelu,
     gelu_tanh,
     ints_at,
-    pairs_at,
     scaled,
     silu,
     squares,
-    store_halves,
-    turn,
     widen,
 )
 from penstock.models.fast.team import NUM_ITEMS, Job, take
-
-PREPARED_ROWS, PREPARED_ITEM_ROWS = 19, 20
-"""Arguments of ``prepare`` that a step sets."""
 
 
 @Job
@@ -96,17 +89,10 @@ def add_norm(job: Any) -> None:
             total = squares(x, size // 16)
         normalised = _landing(size, row, taken, spare.ctypes.data)
         if job[5]:
-            scaled(x, job[5], _inverse_root(total, size, as_float(job[7])), normalised, size // 16)
+            scaled(x, job[5], inverse_root(total, size, as_float(job[7])), normalised, size // 16)
         else:
             copy(x, normalised, size // 16)
         _hand_on(normalised, size, row, taken)
-
-
-@compiled
-def _inverse_root(total: np.float32, size: int, eps: np.float32) -> np.float32:
-    """One over the root of the mean of ``size`` squares that sum to ``total``, and of ``eps``."""
-    root: np.float32 = np.sqrt(total / np.float32(size) + eps)
-    return np.float32(1.0) / root
 
 
 @Job
@@ -117,13 +103,7 @@ def norm_rows(job: Any) -> None:
         row = take(job)
         if row >= job[NUM_ITEMS]:
             return
-        _normalise(job[2] + 4 * size * row, job[3], size, as_float(job[5]))
-
-
-@compiled
-def _normalise(values: int, weight: int, size: int, eps: np.float32) -> None:
-    """RMSNorm of ``size`` float32 in their place."""
-    scaled(values, weight, _inverse_root(squares(values, size // 16), size, eps), values, size // 16)
+        normalise(job[2] + 4 * size * row, job[3], size, as_float(job[5]))
 
 
 @Job
@@ -154,75 +134,6 @@ def pick(job: Any) -> None:
         else:
             target_at = job[5] + size * i
             quantise_bf16(source, target_at, job[6] + 4 * i, job[7] + 4 * i, 1, size // 16, job[9])
-
-
-@Job
-def prepare(job: Any) -> None:
-    """Queries and keys normalised and turned; queries to ``q``, keys and values into their pages.
-
-    qkv [T, (Hq + 2 Hkv) * D] float32, q [T, Hq, D] bfloat16; norm weights [D] float32, or, where all heads are
-    normalised at once, [Hq * D] and [Hkv * D]; cos, sin [T, F].
-    Arguments: qkv, q, keys, values, pages, slots, cos, sin (0: no turn), query and key norm (0: none), eps, Hq, Hkv,
-    D, F, S, P, T, rows of an item, whether all queries and whether all keys are normalised at once.
-    Items are rows that follow one another: neighbours in a page share its lines.
-    """
-    num_heads, num_kv_heads, size, half, page_tokens = job[13], job[14], job[15], job[16], job[17]
-    num_rows, item_rows = job[PREPARED_ROWS], job[PREPARED_ITEM_ROWS]
-    query_norm, key_norm = 0 if job[21] else job[10], 0 if job[22] else job[11]
-    pages, slots = ints_at(job[6]), ints_at(job[7])
-    keys = carray(pairs_at(job[4]), (job[18], num_kv_heads, page_tokens // 16, size // 2, 16))
-    values = carray(bits_at(job[5]), (job[18], num_kv_heads, page_tokens // 2, size, 2))
-    head, rounded = np.empty(size, np.float32), np.empty(size, np.uint16)
-    row_bytes = 4 * (num_heads + 2 * num_kv_heads) * size
-    item = take(job)
-    while item < job[NUM_ITEMS]:
-        first, end = item * item_rows, min(num_rows, (item + 1) * item_rows)
-        for row in range(first, end):
-            if job[21]:
-                _normalise(job[2] + row_bytes * row, job[10], num_heads * size, as_float(job[12]))
-            if job[22]:
-                keys_at = job[2] + row_bytes * row + 4 * num_heads * size
-                _normalise(keys_at, job[11], num_kv_heads * size, as_float(job[12]))
-        # One head of all rows at a time: the lines of a page that they share stay in the first cache.
-        for h in range(num_heads + num_kv_heads):
-            norm = query_norm if h < num_heads else key_norm
-            for row in range(first, end):
-                cos = job[8] + 4 * row * half if job[8] else 0
-                source = job[2] + row_bytes * row + 4 * h * size
-                _turned(source, norm, as_float(job[12]), cos, job[9] + 4 * row * half, half, head)
-                if h < num_heads:
-                    target = job[3] + 2 * (row * num_heads + h) * size
-                    narrow(head.ctypes.data, np.float32(1.0), target, size // 16)
-                else:
-                    narrow(head.ctypes.data, np.float32(1.0), rounded.ctypes.data, size // 16)
-                    slot = slots[row]
-                    store_pairs(rounded.view(np.uint32), keys[pages[row], h - num_heads, slot // 16], slot % 16)
-        for h in range(num_kv_heads):
-            for row in range(first, end):
-                page, slot = pages[row], slots[row]
-                alone = slot % 2 == 0 and (row + 1 == num_rows or pages[row + 1] != page or slots[row + 1] != slot + 1)
-                value = job[2] + row_bytes * row + 4 * (num_heads + num_kv_heads + h) * size
-                target = values[page, h, slot // 2].ctypes.data
-                store_halves(value, target, size // 16, slot % 2, int(alone))
-        item = take(job)
-
-
-@compiled
-def _turned(source: int, weight: int, eps: np.float32, cos: int, sin: int, half: int, head: Any) -> None:
-    """head[D] = source[D], normalised with ``weight`` and turned; 0 where one of these is not wanted."""
-    at, num_groups = head.ctypes.data, len(head) // 16
-    if weight:
-        scaled(source, weight, _inverse_root(squares(source, num_groups), len(head), eps), at, num_groups)
-    else:
-        copy(source, at, num_groups)
-    if cos and half % 16 == 0:
-        turn(at, cos, sin, half // 16)
-    elif cos:
-        cosines, sines = carray(floats_at(cos), (half,)), carray(floats_at(sin), (half,))
-        for i in range(half):
-            first, second = head[i], head[half + i]
-            head[i] = first * cosines[i] - second * sines[i]
-            head[half + i] = second * cosines[i] + first * sines[i]
 
 
 @Job
@@ -276,7 +187,6 @@ JOBS = (
     norm_rows,
     widen_rows,
     pick,
-    prepare,
     gated_silu,
     gated_gelu,
     gated_gelu_tanh,

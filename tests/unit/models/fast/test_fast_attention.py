@@ -12,12 +12,13 @@ from torch import Tensor
 from penstock.models.attention import AttentionSpec, visible
 from penstock.models.fast import attention
 from penstock.models.fast.cpu import has
+from penstock.models.fast.pages import page_shape, rounded
 from penstock.models.fast.works import END_KEY, FIRST_KEY, NUM_MEMBERS, PART, Heads, attention_works
 
 needs_bf16 = pytest.mark.skipif(not has("avx2"), reason="the CPU has no AVX2")
-DTYPES = [pytest.param(torch.bfloat16, marks=needs_bf16), torch.float32]
-# Scores of unit normals: what weights rounded to bf16, and one rounding of the result, can differ by.
-BOUNDS = {torch.bfloat16: 2e-2, torch.float32: 5e-6}
+DTYPES = [*(pytest.param(dtype, marks=needs_bf16) for dtype in (torch.bfloat16, torch.int8)), torch.float32]
+# Scores of unit normals: what one rounding of the result can differ by; in bytes also what ties are rounded to.
+BOUNDS = {torch.bfloat16: 2e-2, torch.int8: 2e-2, torch.float32: 5e-6}
 
 LENGTHS = [(200, 1), (170, 1), (0, 1), (199, 1), (1000, 1), (0, 40), (33, 70)]
 """(position of the first row, rows) of each sequence; the first five decode."""
@@ -27,7 +28,7 @@ NUM_SHARED_PAGES = 5
 
 @dataclass
 class Stage:
-    """Sequences with keys and values in pages that held NaN before."""
+    """Sequences with keys and values in pages that held NaN, or scales of NaN, before."""
 
     queries: list[Tensor]
     keys: list[Tensor]
@@ -42,22 +43,28 @@ class Stage:
         return np.concatenate([np.arange(start, start + count) for start, count in LENGTHS])
 
 
+def nan_pages(num_pages: int, dtype: torch.dtype, *sizes: int) -> Tensor:
+    """Bytes that are all 1 are NaN in any format of floats, scales too."""
+    pages = torch.empty((num_pages, *page_shape(dtype, *sizes)), dtype=dtype)
+    pages.view(torch.int8).fill_(-1)
+    return pages
+
+
 def stage(
     dtype: torch.dtype, group: int, num_kv_heads: int, head_dim: int, page_tokens: int, shared: tuple[int, ...]
 ) -> Stage:
-    """``shared``: sequences that begin with the first one's pages, as far as they are that long."""
+    """``dtype`` of pages; ``shared``: sequences that begin with the first one's, as far as they are that long."""
     source = torch.Generator().manual_seed(group * head_dim)
     num_pages = [-(-(start + count) // page_tokens) for start, count in LENGTHS]
     order = torch.randperm(sum(num_pages), generator=source).tolist()
     tables = [[order.pop() for _ in range(count)] for count in num_pages]
     counts = [count for _, count in LENGTHS]
-    shape = dtype, num_kv_heads, page_tokens, head_dim
+    rows = torch.bfloat16 if dtype == torch.int8 else dtype
     made = Stage(
-        [torch.randn(n, group * num_kv_heads, head_dim, generator=source).to(dtype) for n in counts],
-        [torch.randn(start + n, num_kv_heads, head_dim, generator=source).to(dtype) for start, n in LENGTHS],
-        [torch.randn(start + n, num_kv_heads, head_dim, generator=source).to(dtype) for start, n in LENGTHS],
-        torch.full((sum(num_pages), *attention.key_shape(*shape)), torch.nan, dtype=dtype),
-        torch.full((sum(num_pages), *attention.value_shape(*shape)), torch.nan, dtype=dtype),
+        [torch.randn(n, group * num_kv_heads, head_dim, generator=source).to(rows) for n in counts],
+        [torch.randn(start + n, num_kv_heads, head_dim, generator=source).to(rows) for start, n in LENGTHS],
+        [torch.randn(start + n, num_kv_heads, head_dim, generator=source).to(rows) for start, n in LENGTHS],
+        *(nan_pages(sum(num_pages), dtype, num_kv_heads, page_tokens, head_dim) for _ in range(2)),
         np.array([]),
         np.stack((np.cumsum([0, *counts[:-1]]), counts, [s for s, _ in LENGTHS], np.cumsum([0, *num_pages[:-1]])), 1),
     )
@@ -119,7 +126,41 @@ def test_every_row_gets_what_the_reference_computes(
     for own, q, k, v in zip(
         torch.split(mixed, [len(q) for q in made.queries]), made.queries, made.keys, made.values, strict=True
     ):
-        torch.testing.assert_close(own.double(), expected(spec, q, k, v), atol=BOUNDS[dtype], rtol=0)
+        held = (rounded(k.float()), rounded(v.float())) if dtype == torch.int8 else (k, v)
+        torch.testing.assert_close(own.double(), expected(spec, q, *held), atol=BOUNDS[dtype], rtol=0)
+
+
+@needs_bf16
+def test_bytes_have_room_for_the_largest_of_all() -> None:
+    """512 numbers of one size each in queries, keys and values: sums of products come to their very end."""
+    page_tokens, size = 32, 512
+    keys, values = (nan_pages(2, torch.int8, 1, page_tokens, size) for _ in range(2))
+    ones = torch.ones(40, 1, size, dtype=torch.bfloat16)
+    positions = np.arange(40)
+    attention.write(positions // page_tokens, positions % page_tokens, 3 * ones, 5 * ones, keys, values)
+    works = attention_works(np.array([(0, 1, 39, 0)]), 1, np.arange(2), page_tokens, None, Heads(1, 1, num_threads=1))
+    spec = AttentionSpec(0, 1.0, None, None)
+    mixed = attention.attend(spec, works, np.array([39]), np.arange(2), ones[:1], keys, values)
+    torch.testing.assert_close(mixed, 5 * ones[:1])
+
+
+@needs_bf16
+@pytest.mark.parametrize("worst", [torch.nan, torch.inf])
+def test_what_is_no_number_shows(worst: float) -> None:
+    """In bytes: what a row with such a value makes is all NaN, of others nothing."""
+    spec = AttentionSpec(0, 0.25, None, None)
+    for spoilt in ([2], [0, 1, 2]):
+        pages = [nan_pages(2, torch.int8, 1, 16, 16) for _ in range(2)]
+        rows = [torch.ones(2, 1, 16, dtype=torch.bfloat16) for _ in range(3)]
+        for place in spoilt:
+            rows[place][0, 0, 3] = worst
+        q, k, v = rows
+        attention.write(np.array([0, 1]), np.array([0, 0]), k, v, *pages)
+        own = np.array([(0, 1, 0, 0), (1, 1, 0, 1)])
+        works = attention_works(own, 2, np.arange(2), 16, None, Heads(1, 1, num_threads=1))
+        mixed = attention.attend(spec, works, np.zeros(2, np.int64), np.arange(2), q, *pages)
+        assert mixed[0].isnan().all()
+        assert mixed[1].isfinite().all()
 
 
 def spans(*starts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from penstock.models.attention import Attend as AttendCall
 from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
-from penstock.models.fast import attention, int8, onednn, pack
+from penstock.models.fast import int8, onednn, pack
 from penstock.models.fast.actions import AddNorm, Attend, Embed, Gate, NotPlain, Product
 from penstock.models.fast.bf16 import Bf16Weight, Copy, ManyRows
+from penstock.models.fast.pages import page_shape, rounded
 from penstock.models.fast.plan import plan_of
 from penstock.models.fast.profile import Profile
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
@@ -86,6 +88,11 @@ def _pack(module: nn.Module, leaf: str, parameter: Tensor, pack_weight: Pack) ->
         module.take_packed(weights)  # type: ignore[operator]  # it has one, since its weights are packed
 
 
+def as_kept(attend: AttendCall) -> AttendCall:
+    """With keys and values as pages of bytes give them back."""
+    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
+
+
 class Sequences:
     """Steps over some sequences, all of whose pages are apart, by the plan of a packed decoder."""
 
@@ -96,8 +103,10 @@ class Sequences:
         num_threads: int = 1,
         quantization: Quantization = "none",
         copy: Callable[[Tensor], Copy] | None = None,
+        kv_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         """``copy``: makes of each linear's weight what multiplies 16 rows and more."""
+        self._kv_dtype = kv_dtype
         self.decoder = decoder_of(config)
         self.packed = packed(self.decoder, quantization)
         if copy is not None:
@@ -110,12 +119,11 @@ class Sequences:
         self._done = [0] * len(lengths)
         self._num_threads = num_threads
         self._each = -(-max(lengths) // PAGE_TOKENS)
-        shape = torch.bfloat16, config.num_kv_heads, PAGE_TOKENS, config.head_dim
+        page = page_shape(kv_dtype, config.num_kv_heads, PAGE_TOKENS, config.head_dim)
         num_pages = self._each * len(lengths)
-        keys, values = (
-            [torch.full((num_pages, *page(*shape)), torch.nan, dtype=torch.bfloat16) for _ in config.layers]
-            for page in (attention.key_shape, attention.value_shape)
-        )
+        keys, values = ([torch.empty((num_pages, *page), dtype=kv_dtype) for _ in config.layers] for _ in range(2))
+        for pages in (*keys, *values):
+            pages.view(torch.int8).fill_(-1)  # bytes that are all ones are NaN, as bfloat16 and as scales
         self._step = FastStep(plan_of(config), self.packed, keys, values, num_rows=sum(lengths), logits_rows=4)
 
     def watch(self) -> Profile:
@@ -174,8 +182,11 @@ class Sequences:
         for tokens, adapter in zip(self.tokens, self.adapters, strict=True):
             size, positions = [len(tokens)], torch.arange(len(tokens))
             adapt = None if adapter is None else adapting(decoder.ops, [(adapter, positions)])
+            attend = packed_causal(size)
+            if self._kv_dtype == torch.int8:
+                attend = as_kept(attend)
             with torch.inference_mode():
-                found.append(decoder(tokens, positions, packed_causal(size), adapt))
+                found.append(decoder(tokens, positions, attend, adapt))
         return found
 
 
@@ -227,6 +238,35 @@ def test_a_planned_step_computes_what_the_decoder_does(changes: dict[str, Any], 
     for i, expected in enumerate(sequences.expected(sequences.decoder)):
         got = torch.cat([step[i] for step in steps])
         torch.testing.assert_close(got.float(), expected.float(), atol=BOUND, rtol=0)
+
+
+@needs_bf16
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    "traits",
+    [
+        "llama",
+        "query and key norms",
+        "norms of all heads, one of keys",
+        "scaled attention",
+        "windows",
+        "a part turns",
+        "as many keys as queries",
+    ],
+)
+def test_a_planned_step_keeps_keys_and_values_in_bytes(traits: str, num_threads: int) -> None:
+    """As the decoder does with keys and values rounded so; pages are filled by chunks and by single tokens.
+
+    The decoder rounds to bfloat16 first, so that a number may be off by one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    sequences = Sequences(config(**PLAIN[traits]), [40, 7, 21], num_threads, kv_dtype=torch.int8)
+    steps = [sequences.step(counts) for counts in ([33, 5, 1], [1, 1, 17], [1, 1, 1], [5, 0, 2])]
+    torch.set_num_threads(before)
+    for i, expected in enumerate(sequences.expected(sequences.decoder)):
+        got = torch.cat([step[i] for step in steps])
+        torch.testing.assert_close(got.float(), expected.float(), atol=BYTES_BOUND, rtol=0)
 
 
 @needs_int8
@@ -369,7 +409,7 @@ def test_rows_in_two_forms_have_no_step() -> None:
     first, second = (action for action in plan.actions[:6] if isinstance(action, Product))
     shared = dataclasses.replace(second, x=first.x)
     actions = [shared if action == second else action for action in plan.actions]
-    pages = [torch.empty(1, 2, 1, 16, 16, 2)] * 2
+    pages = [torch.empty(1, 2, 512, dtype=torch.bfloat16)] * 2
     with pytest.raises(NotPlain):
         FastStep(dataclasses.replace(plan, actions=actions), made, pages, pages, 16, 16)
 
@@ -392,7 +432,9 @@ def test_a_plan_is_what_the_decoder_was_seen_to_do() -> None:
 def test_a_weight_that_is_not_packed_has_no_step() -> None:
     """Plain weights are multiplied op by op."""
     with pytest.raises(NotPlain, match="not packed"):
-        FastStep(plan_of(config()), decoder_of(config()), [torch.empty(1, 2, 1, 16, 16, 2)] * 2, [], 16, 16)
+        FastStep(
+            plan_of(config()), decoder_of(config()), [torch.empty(1, 2, 512, dtype=torch.bfloat16)] * 2, [], 16, 16
+        )
 
 
 @needs_int8

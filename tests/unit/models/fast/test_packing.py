@@ -51,7 +51,7 @@ def test_the_first_step_compiles_nothing(quantization: Any, tmp_path: Path, monk
     make_checkpoint("qwen3-moe", tmp_path)
     for job in (activations.quantise_job, products.multiply_bf16, products.multiply_int8, products.multiply_int4):
         vars(job).pop("address", None)
-    for job in kernels("bfloat16", quantization):
+    for job in kernels(torch.bfloat16, quantization):
         job.compile()
     monkeypatch.setattr(machine_code, "cfunc", None)
     decoder = load_decoder(tmp_path, "bfloat16", pack=packing(quantization))

@@ -1,0 +1,43 @@
+"""How one page of a layer holds its keys and values.
+
+In: a number format and sizes; out: bytes and shapes.  Packed pages are what kernels read register by register:
+
+- bfloat16, S tokens of D numbers: keys [S/16][D/2][16][2], values [S/2][D][2].
+- int8: keys [S/16][D/2][16][2], values [S/4][D/16][2][16][2], and behind either one scale per token [S] float32.
+
+A line of 64 bytes then holds 2 or 4 dimensions of 16 keys, or 16 dimensions of 2 or 4 values; two that follow one
+another lie side by side, as one instruction takes them.
+Argued in docs/decisions/031-keys-and-values-in-eight-bits.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCALE_BYTES = 4
+_MOST = 127
+
+
+def vector_bytes(dtype: torch.dtype, head_dim: int) -> int:
+    """Of one head's key or value of one token."""
+    return head_dim * dtype.itemsize + (SCALE_BYTES if dtype == torch.int8 else 0)
+
+
+def page_shape(dtype: torch.dtype, num_kv_heads: int, page_tokens: int, head_dim: int) -> tuple[int, ...]:
+    """Of one page's keys, and of its values; in ``dtype``, scales included."""
+    if dtype == torch.float32:
+        return num_kv_heads, page_tokens, head_dim
+    return num_kv_heads, page_tokens * vector_bytes(dtype, head_dim) // dtype.itemsize
+
+
+def tokens_of(pages: Tensor, head_dim: int) -> int:
+    """How many one of ``pages`` [P, *page_shape] holds."""
+    return pages[0, 0].nbytes // vector_bytes(pages.dtype, head_dim)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x[..., D] as pages of int8 give it back: whole numbers of a 127th of each vector's largest."""
+    peaks = x.float().abs().amax(-1, keepdim=True)
+    whole = (x.float() * (_MOST / peaks.clamp(min=torch.finfo(torch.float32).tiny))).round()
+    return (whole * (peaks / _MOST)).to(x.dtype)
