@@ -15,8 +15,8 @@ _MOST = 2.0
 """A step counts for no more than so many times the mean: one that stalled says little of those to come."""
 _MOST_BEYOND, _BEYOND_WEIGHT, _FADES = 12.0, 1 / 128, 1 / 256
 """What it took beyond, up to so many times the mean, has a slow mean: many stalls do say it.  Unseen, that fades."""
-_PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 64, 4, 4, 512
-"""After so many steps the other choice is tried again, sooner after a change; each trial in vain makes that longer."""
+_FIRST, _PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 8, 64, 4, 4, 512
+"""After so many steps the other choice is tried, and again, sooner after a change; trials in vain make that longer."""
 _GROWS = 1.05
 """By so much from one step to the next the work itself may have grown, as a prompt's does with its context, for all."""
 _SHARE = 0.25
@@ -35,8 +35,8 @@ class _Size:
     beyond: dict[int, float] = field(default_factory=dict)
     best: int = 0
     level_s: float = 0.0
-    patience: int = _PATIENCE
-    until_trial: int = _PATIENCE
+    patience: int = _PATIENCE // _PATIENCE_GROWS
+    until_trial: int = _FIRST
 
     def cost_s(self, threads: int) -> float:
         return self.seconds[threads] + self.beyond[threads]
@@ -78,11 +78,8 @@ class ThreadChoice:
 
     def threads(self, num_rows: int) -> int:
         size = self._size(num_rows)
-        for choice in self._choices:
-            if choice not in size.seconds:
-                return choice
         if len(self._choices) == 1 or size.until_trial > 0:
-            return size.best
+            return size.best or self._choices[0]
         return next(choice for choice in self._choices if choice != size.best)
 
     def took(self, num_rows: int, threads: int, seconds: float) -> None:
@@ -90,10 +87,12 @@ class ThreadChoice:
         size = self._size(num_rows)
         size.took(threads, seconds)
         size.until_trial -= 1
-        best = min(size.seconds, key=size.cost_s)
-        if len(size.seconds) < len(self._choices) or not size.best:
-            size.best = best
+        if not size.best:
+            size.best = threads
+            self._expect(num_rows, size)
+        if len(size.seconds) < len(self._choices):
             return
+        best = min(size.seconds, key=size.cost_s)
         best_s = size.cost_s(best)
         if best != size.best:
             size.best, size.level_s, size.patience = best, 0.0, _PATIENCE_CHANGED
@@ -106,6 +105,21 @@ class ThreadChoice:
         else:
             return
         size.until_trial = size.patience
+
+    def _expect(self, num_rows: int, size: _Size) -> None:
+        """Where many threads paid for fewer rows, they are expected to pay as much here, and not soon put to the test.
+
+        A prompt's steps take so long that a trial of one thread would be felt.
+        """
+        compared = [bits for bits, own in self._sizes.items() if own is not size and len(own.seconds) > 1]
+        below = max((bits for bits in compared if bits < num_rows.bit_length()), default=None)
+        if below is None or not size.best == self._sizes[below].best == self._choices[0]:
+            return
+        known = self._sizes[below]
+        for choice in known.seconds:
+            size.seconds[choice] = size.seconds[size.best] * known.cost_s(choice) / known.cost_s(size.best)
+            size.beyond[choice] = 0.0
+        size.until_trial = _PATIENCE
 
     def _size(self, num_rows: int) -> _Size:
         return self._sizes.setdefault(num_rows.bit_length(), _Size())
