@@ -64,7 +64,8 @@ def stage(
         [torch.randn(n, group * num_kv_heads, head_dim, generator=source).to(rows) for n in counts],
         [torch.randn(start + n, num_kv_heads, head_dim, generator=source).to(rows) for start, n in LENGTHS],
         [torch.randn(start + n, num_kv_heads, head_dim, generator=source).to(rows) for start, n in LENGTHS],
-        *(nan_pages(sum(num_pages), dtype, num_kv_heads, page_tokens, head_dim) for _ in range(2)),
+        nan_pages(sum(num_pages), dtype, num_kv_heads, page_tokens, head_dim),
+        nan_pages(sum(num_pages), dtype, num_kv_heads, page_tokens, head_dim),
         np.array([]),
         np.stack((np.cumsum([0, *counts[:-1]]), counts, [s for s, _ in LENGTHS], np.cumsum([0, *num_pages[:-1]])), 1),
     )
