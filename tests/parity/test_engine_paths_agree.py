@@ -258,8 +258,8 @@ def test_bf16_paths_agree_within_the_bound(num_kv_heads: int, attention: MakeAtt
 
 @pytest.mark.skipif(not bf16.is_supported(), reason="needs a CPU with AVX2")
 @pytest.mark.parametrize("num_kv_heads", [1, 4])
-def test_keys_and_values_in_bytes_are_the_same_on_every_path(num_kv_heads: int) -> None:
-    """Chunks, decodes, a page of somebody else's and a recompute: what a key is rounded to depends on it alone."""
+def test_bytes_agree_within_the_bound_on_every_path(num_kv_heads: int) -> None:
+    """Keys and values in eight bits: chunks, decodes, pages of somebody else's and a recompute."""
     decoder = make_decoder(num_kv_heads=num_kv_heads, dtype="bfloat16")
     whole, cut = (Driver(decoder, dtype=torch.int8, block_tokens=16) for _ in range(2))
     first = whole.sequence(prompt_of(40))

@@ -186,8 +186,8 @@ def _workspace_bytes(config: ModelConfig, settings: EngineSettings, context: int
 
 def _digest(directory: Path, config: ModelConfig, chosen: Numerics, settings: EngineSettings) -> str:
     """Of the weights and of all by which other tokens may come of them."""
-    mode = "exact" if settings.exact else "fast"
-    return weights_digest(directory, config.dtype, chosen.quantization, mode, str(chosen.kv_dtype_of(config)))
+    kept = [] if chosen.kv_dtype is None else [str(chosen.kv_dtype)]
+    return weights_digest(directory, config.dtype, chosen.quantization, "exact" if settings.exact else "fast", *kept)
 
 
 def _loop(settings: EngineSettings, num_blocks: int, emit: Emit) -> Loop:

@@ -46,7 +46,10 @@ def load_draft(settings: EngineSettings, tokenizer: Tokenizer, context: int, pro
     if config.scheme is not None:
         settings = msgspec.structs.replace(settings, quantization="none")
     check_weights_fit(directory, settings, config.dtype, free_memory_bytes())
-    chosen = numerics(settings, config)
+    try:
+        chosen = numerics(settings, config)
+    except Problem as problem:
+        raise _refused(f"{directory}: {problem.message}") from problem
     decoder = load_decoder(directory, settings.dtype, progress, chosen.ops, context, chosen.pack)
     return decoder.requires_grad_(False)
 

@@ -7,7 +7,6 @@ The reference is the same checkpoint in bfloat16, as released; both are in memor
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from penstock.models.attention import Attend
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import Decoder
-
-Kind = tuple[Quantization, KvCacheDType]
-"""Weights, and keys and values."""
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,9 +80,8 @@ def evaluate(
     if not windows:
         raise Problem("invalid_setting", f"{text} has fewer than two tokens.", param="text")
     weights: tuple[Quantization, ...] = ("none", "int8", "int4") if quantization is None else (quantization,)
-    caches: tuple[KvCacheDType, ...] = ("auto", "int8") if kv_cache_dtype is None else (kv_cache_dtype,)
-    kinds = list(itertools.product(weights, caches))
-    rows = [_evaluated(kind, directory, config, distributions(reference), windows, say) for kind in kinds]
+    kept = caches(config) if kv_cache_dtype is None else [kv_cache_dtype]
+    rows = [row for kind in weights for row in _evaluated(kind, kept, directory, config, reference, windows, say)]
     say("")
     typer.echo(msgspec.json.encode(rows).decode() if as_json else "\n".join(table(rows)))
 
@@ -120,6 +115,13 @@ def _as_kept(attend: Attend) -> Attend:
     return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
 
 
+def caches(config: ModelConfig) -> list[KvCacheDType]:
+    """What a model can keep keys and values in."""
+    from penstock.models.fast.pages import holds_bytes
+
+    return ["auto", "int8"] if holds_bytes(config.head_dim) else ["auto"]
+
+
 def table(rows: list[Evaluated]) -> list[str]:
     """Columns of fixed width."""
     first = rows[0].divergence
@@ -141,32 +143,35 @@ def table(rows: list[Evaluated]) -> list[str]:
 
 
 def _evaluated(
-    kind: Kind,
+    kind: Quantization,
+    kept: Sequence[KvCacheDType],
     directory: Path,
     config: ModelConfig,
-    reference: Distributions,
+    reference: Decoder,
     windows: list[Sequence[int]],
     say: Callable[[str], None],
-) -> Evaluated:
+) -> Iterator[Evaluated]:
+    """Weights of one kind, loaded once, under each KV cache of ``kept``."""
     from penstock.cli.numerics import numerics
     from penstock.evaluate.divergence import divergence
     from penstock.models.load import load_decoder
     from penstock.models.packed import num_weight_bytes
 
-    weights, cache = kind
     settings = EngineSettings(
-        replica="", socket="", model_dir=str(directory), served_name="", quantization=weights, kv_cache_dtype=cache
+        replica="", socket="", model_dir=str(directory), served_name="", quantization=kind, kv_cache_dtype=kept[-1]
     )
-    name = f"{weights}, KV {cache}"
     chosen = numerics(settings, config)
     decoder = load_decoder(
-        directory, "bfloat16", lambda share, what: say(f"{name}: {what}"), chosen.ops, pack=chosen.pack
+        directory, "bfloat16", lambda share, what: say(f"{kind}: {what}"), chosen.ops, pack=chosen.pack
     ).requires_grad_(False)
     total = sum(len(part) - 1 for part in windows)
-    found = divergence(
-        windows, reference, distributions(decoder, cache), lambda done: say(f"{name}: {done:,} of {total:,} tokens")
-    )
-    return Evaluated(quantization=weights, kv_cache_dtype=cache, num_bytes=num_weight_bytes(decoder), divergence=found)
+
+    def told(cache: KvCacheDType) -> Callable[[int], None]:
+        return lambda done: say(f"{kind}, KV cache {cache}: {done:,} of {total:,} tokens")
+
+    for cache in kept:
+        found = divergence(windows, distributions(reference), distributions(decoder, cache), told(cache))
+        yield Evaluated(quantization=kind, kv_cache_dtype=cache, num_bytes=num_weight_bytes(decoder), divergence=found)
 
 
 def _cut(token_ids: list[int], window: int) -> Iterator[Sequence[int]]:

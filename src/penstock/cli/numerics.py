@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING
 
 from penstock.wire.errors import Problem
 
-_LANES = 16
-"""Numbers of a register: pages are packed so many at a time."""
-_MOST_HEAD_DIM = 512
-"""So many products of a whole number of eight bits and one of sixteen are a whole number of 32."""
-
 if TYPE_CHECKING:
     import torch
 
@@ -50,7 +45,7 @@ class Numerics:
 
 
 def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
-    """For the checkpoint of ``config``.  Argued in docs/decisions/: 002, 005, 019 and 020.
+    """For the checkpoint of ``config``.  Argued in docs/decisions/: 002, 005, 019, 020 and 031.
 
     Raises ``invalid_setting`` for a quantisation or a KV cache that does not go with the rest, or that this CPU has no
     means for, and ``checkpoint_unsupported`` where the quantisation is the checkpoint's.
@@ -67,11 +62,11 @@ def numerics(settings: EngineSettings, config: ModelConfig) -> Numerics:
         from penstock.models.ops import REFERENCE
 
         kept: Quantization = settings.quantization if config.scheme is None else config.scheme.kind
+        kv_dtype = torch.int8 if settings.kv_cache_dtype == "int8" else None
+        own = torch.float32 if dtype == "float32" else torch.bfloat16
+        kernels = [job.compile for job in fast_kernels(kv_dtype or own, kept)]
         if dtype == "float32":
-            kernels = [job.compile for job in fast_kernels(torch.float32, kept)]
             return Numerics(REFERENCE, make_attention, kernels)
-        kv_dtype = torch.int8 if settings.kv_cache_dtype == "int8" else torch.bfloat16
-        kernels = [job.compile for job in fast_kernels(kv_dtype, kept)]
         return Numerics(REFERENCE, make_attention, kernels, packing(settings.quantization), kept, kv_dtype)
     from penstock.engine.cpu.exact_attention import ExactAttention
     from penstock.models.exact.compile import compile_kernels
@@ -96,17 +91,21 @@ def _check_quantization(settings: EngineSettings, config: ModelConfig, dtype: st
 
 
 def _check_kv_cache(settings: EngineSettings, config: ModelConfig, dtype: str) -> None:
-    wish = f"--kv-cache-dtype {settings.kv_cache_dtype}"
-    obstacle = ""
+    wish, obstacle = f"--kv-cache-dtype {settings.kv_cache_dtype}", ""
     if settings.kv_cache_dtype == "bfloat16" and dtype == "float32":
         obstacle = "is for models in bfloat16; add --dtype bfloat16."
     elif settings.kv_cache_dtype == "int8":
-        obstacle = _obstacle(settings, dtype)
-        if not obstacle and (config.head_dim % _LANES or config.head_dim > _MOST_HEAD_DIM):
-            sizes = f"a multiple of {_LANES} numbers, {_MOST_HEAD_DIM} at most"
-            obstacle = f"needs heads of {sizes}; this model's have {config.head_dim}."
+        obstacle = _obstacle(settings, dtype) or _heads_obstacle(config.head_dim)
     if obstacle:
         raise Problem("invalid_setting", f"{wish} {obstacle}", param="kv_cache_dtype")
+
+
+def _heads_obstacle(head_dim: int) -> str:
+    from penstock.models.fast.pages import MOST_HEAD_DIM, TILE, holds_bytes
+
+    if holds_bytes(head_dim):
+        return ""
+    return f"needs heads of a multiple of {TILE} numbers, {MOST_HEAD_DIM} at most; this model's have {head_dim}."
 
 
 def _obstacle(settings: EngineSettings, dtype: str) -> str:

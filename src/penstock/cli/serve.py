@@ -90,11 +90,7 @@ def serve(
     ] = "none",
     kv_cache_dtype: Annotated[
         KvCacheDType,
-        option(
-            "--kv-cache-dtype",
-            help="Numbers of the KV cache; auto: the model's. int8 holds nearly twice the tokens and is read faster, "
-            "with answers a little worse. Not with --exact.",
-        ),
+        option("--kv-cache-dtype", help="Numbers of the KV cache; auto: the model's, int8: half the memory, faster."),
     ] = "auto",
     max_model_len: Annotated[
         int | None,

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 from quantised_checkpoints import quantise_checkpoint
 from random_checkpoints import make_checkpoint
 from seeded import write_seeded_checkpoint
+from tiny_encoder import write_tiny_encoder
 
 from penstock.cli.boot import boot
+from penstock.cli.evaluate import caches
 from penstock.cli.numerics import numerics
 from penstock.config.settings import EngineSettings
+from penstock.engine.offline import run_offline
 from penstock.events.list import Event, StartPartDone, WeightsLoaded
 from penstock.models.config import ModelConfig
 from penstock.models.dtypes import DType
@@ -106,6 +112,57 @@ def test_a_kv_cache_in_bytes_holds_more_tokens(tmp_path: Path) -> None:
     (plain, weights), (packed, packed_weights) = kept
     assert packed == pytest.approx(plain * 2 * head_dim / (head_dim + 4), abs=1)
     assert weights != packed_weights, "a stream must not go on from one to the other as if they were the same"
+
+
+@needs_vnni
+def test_a_draft_model_keeps_its_keys_and_values_in_bytes_too(tmp_path: Path) -> None:
+    """Both share the blocks' memory, and a model that drafts for itself is believed: fewer steps for as many tokens."""
+    write_seeded_checkpoint(tmp_path / "model")
+    steps, kept = [], []
+    for speculative in ("none", str(tmp_path / "model")):
+        chosen = settings(tmp_path / "model", dtype="bfloat16", kv_cache_dtype="int8", speculative=speculative)
+        booted = boot(chosen, lambda *_: None)
+        booted.grammars.close()
+        done = run_offline(booted.loop, booted.executor, [[1, 2, 3] * 4], [40], clock=time.perf_counter)
+        steps.append(done.decode.steps)
+        kept.append(booted.loop.scheduler.pool.num_blocks)
+    assert steps[1] < steps[0] / 2
+    assert kept[1] == pytest.approx(kept[0] / 2, abs=1)
+
+
+@needs_vnni
+def test_a_draft_model_that_cannot_is_named(tmp_path: Path) -> None:
+    """It is the draft's heads, not the model's, that cannot be kept in eight bits."""
+    write_seeded_checkpoint(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "draft")
+    fields = msgspec.json.decode((tmp_path / "draft" / "config.json").read_bytes())
+    (tmp_path / "draft" / "config.json").write_bytes(msgspec.json.encode(fields | {"head_dim": 24}))
+    chosen = settings(tmp_path / "model", dtype="bfloat16", kv_cache_dtype="int8", speculative=str(tmp_path / "draft"))
+    with pytest.raises(Problem, match=r"--speculative: \S+draft: --kv-cache-dtype int8 needs heads .* have 24"):
+        boot(chosen, lambda *_: None)
+
+
+def test_a_draft_in_float32_counts_as_what_it_is(tmp_path: Path) -> None:
+    """Beside a model in bfloat16: of itself each keeps keys and values in its own numbers."""
+    write_seeded_checkpoint(tmp_path)
+    own = ModelConfig.from_directory(tmp_path)
+    chosen = numerics(settings(), replace(own, dtype="bfloat16"))
+    assert chosen.kv_dtype_of(replace(own, dtype="float32")) == torch.float32
+
+
+def test_an_encoder_keeps_no_keys(tmp_path: Path) -> None:
+    """So there is nothing to keep in eight bits."""
+    write_tiny_encoder(tmp_path)
+    with pytest.raises(Problem, match="this is an encoder") as caught:
+        boot(settings(tmp_path, kv_cache_dtype="int8"), lambda *_: None)
+    assert caught.value.param == "kv_cache_dtype"
+
+
+@needs_vnni
+def test_evaluate_leaves_out_a_cache_that_the_model_cannot_have(tmp_path: Path) -> None:
+    """Heads of 24 numbers: the rows of weights are there, and none of a KV cache in eight bits."""
+    assert caches(replace(config(tmp_path), head_dim=24)) == ["auto"]
+    assert caches(config(tmp_path)) == ["auto", "int8"]
 
 
 def test_a_cpu_without_the_instructions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,12 @@ def make_attention(shape: PageShape, windows: Collection[int | None]) -> FastAtt
     """The fastest attention for such pages on this machine.  Raises ``insufficient_memory``."""
     if fast.suits(shape.dtype, shape.head_dim, shape.block_tokens):
         return FastAttention(shape, windows)
+    assert shape.dtype.is_floating_point, "whoever asks for bytes has to know that they suit"
     return TorchAttention(shape, windows)
 
 
 class PackedPages:
-    """Keys and values of every layer as the kernels read them; nothing a page held before is ever read."""
+    """Keys and values of every layer as the kernels read them; nothing a page held before reaches a result."""
 
     def __init__(self, shape: PageShape) -> None:
         """Raises ``insufficient_memory``."""

@@ -16,7 +16,7 @@ _MOST = 2.0
 _MOST_BEYOND, _BEYOND_WEIGHT, _FADES = 12.0, 1 / 128, 1 / 256
 """What it took beyond, up to so many times the mean, has a slow mean: many stalls do say it.  Unseen, that fades."""
 _FIRST, _PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 8, 64, 4, 4, 512
-"""After so many steps the other choice is tried, and again, sooner after a change; trials in vain make that longer."""
+"""After so many steps the other choice is tried, at first and later; sooner after a change, later after one in vain."""
 _GROWS = 1.05
 """By so much from one step to the next the work itself may have grown, as a prompt's does with its context, for all."""
 _SHARE = 0.25
@@ -35,7 +35,7 @@ class _Size:
     beyond: dict[int, float] = field(default_factory=dict)
     best: int = 0
     level_s: float = 0.0
-    patience: int = _PATIENCE // _PATIENCE_GROWS
+    patience: int = _PATIENCE // _PATIENCE_GROWS  # which the first trial in vain makes _PATIENCE
     until_trial: int = _FIRST
 
     def cost_s(self, threads: int) -> float:
@@ -85,12 +85,14 @@ class ThreadChoice:
     def took(self, num_rows: int, threads: int, seconds: float) -> None:
         """A step of so many rows took so long with so many threads."""
         size = self._size(num_rows)
+        stalled = seconds > _MOST * size.seconds.get(threads, seconds)
         size.took(threads, seconds)
         size.until_trial -= 1
         if not size.best:
-            size.best = threads
-            self._expect(num_rows, size)
+            size.best, size.until_trial = threads, self._until_first(num_rows)
         if len(size.seconds) < len(self._choices):
+            if stalled:
+                size.until_trial = 0
             return
         best = min(size.seconds, key=size.cost_s)
         best_s = size.cost_s(best)
@@ -106,20 +108,17 @@ class ThreadChoice:
             return
         size.until_trial = size.patience
 
-    def _expect(self, num_rows: int, size: _Size) -> None:
-        """Where many threads paid for fewer rows, they are expected to pay as much here, and not soon put to the test.
+    def _until_first(self, num_rows: int) -> int:
+        """Steps until the other choice is tried for this size: none, where it does best for fewer rows.
 
-        A prompt's steps take so long that a trial of one thread would be felt.
+        Where all threads did better for those, they are expected to here: a prompt's steps take so long that a trial
+        of one thread is felt.  A step that stalls asks for the trial nevertheless.
         """
-        compared = [bits for bits, own in self._sizes.items() if own is not size and len(own.seconds) > 1]
+        compared = [bits for bits, own in self._sizes.items() if len(own.seconds) > 1]
         below = max((bits for bits in compared if bits < num_rows.bit_length()), default=None)
-        if below is None or not size.best == self._sizes[below].best == self._choices[0]:
-            return
-        known = self._sizes[below]
-        for choice in known.seconds:
-            size.seconds[choice] = size.seconds[size.best] * known.cost_s(choice) / known.cost_s(size.best)
-            size.beyond[choice] = 0.0
-        size.until_trial = _PATIENCE
+        if below is None:
+            return _FIRST
+        return _PATIENCE if self._sizes[below].best == self._choices[0] else 0
 
     def _size(self, num_rows: int) -> _Size:
         return self._sizes.setdefault(num_rows.bit_length(), _Size())

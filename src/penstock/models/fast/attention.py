@@ -18,9 +18,8 @@ from penstock.models.attention import AttentionSpec
 from penstock.models.fast import attention_jobs as jobs
 from penstock.models.fast import bf16
 from penstock.models.fast.attention_float32 import store_float32
-from penstock.models.fast.attention_kernels import TILE
 from penstock.models.fast.page_kernels import store_packed
-from penstock.models.fast.pages import tokens_of
+from penstock.models.fast.pages import TILE, holds_bytes, tokens_of
 from penstock.models.fast.team import float_bits
 from penstock.models.fast.works import Heads, Works
 from penstock.models.threads import over_rows
@@ -33,7 +32,9 @@ def suits(dtype: torch.dtype, head_dim: int, page_tokens: int) -> bool:
     """Whether pages of this kind can be attended to here."""
     if dtype == torch.float32:
         return True
-    return dtype in (torch.bfloat16, torch.int8) and head_dim % TILE == page_tokens % TILE == 0 and bf16.is_supported()
+    if dtype == torch.int8:
+        return holds_bytes(head_dim, page_tokens) and bf16.is_supported()
+    return dtype == torch.bfloat16 and head_dim % TILE == page_tokens % TILE == 0 and bf16.is_supported()
 
 
 def heads(q: Tensor, num_kv_heads: int) -> Heads:

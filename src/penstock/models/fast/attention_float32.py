@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 def store_float32(
     pages: Ints, slots: Ints, k: Floats, v: Floats, keys: Floats, values: Floats, first: int, end: int
 ) -> None:
-    """As store_bf16, for pages of float32."""
+    """As page_kernels.store_packed, for pages of float32."""
     for row in range(first, end):
         for head in range(k.shape[1]):
             for i in range(k.shape[2]):
@@ -47,7 +47,7 @@ def attend_float32(
     out: Floats,
     parts: Floats,
 ) -> None:
-    """As attend_bf16, for keys and values [P, Hkv, S, D] float32; no instruction of one kind of CPU is asked for."""
+    """As attend_packed, for keys and values [P, Hkv, S, D] float32; no instruction of one kind of CPU is asked for."""
     num_kv_heads, page_tokens, head_dim = keys.shape[1], keys.shape[2], keys.shape[3]
     group = q.shape[1] // num_kv_heads
     scores, mixed = np.empty(page_tokens, np.float32), np.empty(head_dim, np.float32)

@@ -14,9 +14,12 @@ import torch
 from numba import carray
 
 from penstock.models.fast.attention_float32 import attend_float32
-from penstock.models.fast.attention_kernels import HIDDEN32, TILE, Numbers, attend_packed
+from penstock.models.fast.attention_kernels import HIDDEN32, attend_packed
 from penstock.models.fast.attention_parts import narrow
 from penstock.models.fast.compiled import compiled
+from penstock.models.fast.page_parts import page_length
+from penstock.models.fast.page_products import Numbers
+from penstock.models.fast.pages import TILE
 from penstock.models.fast.row_parts import as_float, bits_at, bytes_at, floats_at, ints_at
 from penstock.models.fast.team import NUM_ITEMS, Job, take
 
@@ -38,14 +41,14 @@ listed (indices into parts [., Hq, D + 2]), out [T, Hq, D], Hq, D.  Items are sp
 @Job
 def attention_bf16(job: Any) -> None:
     """attention_kernels.attend_packed over pages of bfloat16."""
-    page = job[NUM_PAGES], job[NUM_KV_HEADS], job[PAGE_TOKENS] * job[HEAD_DIM]
+    page = job[NUM_PAGES], job[NUM_KV_HEADS], page_length(job[PAGE_TOKENS], job[HEAD_DIM], 2)
     _attend_packed(job, carray(bits_at(job[KEYS]), page), carray(bits_at(job[VALUES]), page))
 
 
 @Job
 def attention_int8(job: Any) -> None:
     """attention_kernels.attend_packed over pages of bytes and scales."""
-    page = job[NUM_PAGES], job[NUM_KV_HEADS], job[PAGE_TOKENS] * (job[HEAD_DIM] + 4)
+    page = job[NUM_PAGES], job[NUM_KV_HEADS], page_length(job[PAGE_TOKENS], job[HEAD_DIM], 1)
     _attend_packed(job, carray(bytes_at(job[KEYS]), page), carray(bytes_at(job[VALUES]), page))
 
 

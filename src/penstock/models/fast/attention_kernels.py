@@ -10,34 +10,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from penstock.models.fast.attention_parts import (
-    fetch,
-    mix_1,
-    mix_2,
-    mix_4,
-    mix_8,
-    narrow,
-    score_1,
-    score_2,
-    score_4,
-    score_8,
-    take_next,
-)
+from penstock.models.fast.attention_parts import fetch, narrow, take_next
 from penstock.models.fast.compiled import compiled
+from penstock.models.fast.page_products import Bits, Floats, Numbers, mix_page, score_page
+from penstock.models.fast.pages import SCALE_BYTES, TILE
 from penstock.models.fast.row_parts import widen_scaled
 from penstock.models.fast.simd import LINE_BYTES
 from penstock.models.fast.softmax_parts import HIDDEN, LOG2_E, absorb, cap_scores, times_scales, to_words
 from penstock.models.fast.works import END_KEY, FIRST_KEY, MEMBERS, NUM_MEMBERS, PAGES, PART
 
-Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Bits = npt.NDArray[np.uint16]
-Bytes = npt.NDArray[np.int8]
-Numbers = Bits | Bytes
-"""Of packed pages, scales included."""
-
-TILE = 16
-"""Keys of one register; a page's tokens are a multiple of it, and so is a head's size."""
 
 _BLOCK_TOKENS = 128
 """Keys whose scores go into a softmax at a time."""
@@ -76,7 +58,7 @@ def attend_packed(
     block_tokens = max(page_tokens, _BLOCK_TOKENS // page_tokens * page_tokens)
     queries, scores = np.empty((most, head_dim), np.float32), np.empty((most, block_tokens), np.float32)
     states, mixed = np.empty((most, 2), np.float32), np.empty((most, head_dim), np.float32)
-    query_units, share_units = np.empty(most, np.float32), np.empty(most, np.float32)
+    query_scales, share_scales = np.empty(most, np.float32), np.empty(most, np.float32)
     unit = take_next(counter.ctypes.data)
     while unit < num_units:
         following = take_next(counter.ctypes.data)
@@ -86,22 +68,22 @@ def attend_packed(
         _begin(rows, head, group, q, scale, queries, states, mixed)
         if keys.itemsize == 1:
             for i in range(num_queries):
-                query_units[i] = to_words(queries[i].ctypes.data, head_dim // TILE)
+                query_scales[i] = to_words(queries[i].ctypes.data, head_dim // TILE)
         first = work[FIRST_KEY] // page_tokens * page_tokens
         while first < end_key:
             end = min(first + block_tokens, end_key)
-            _score_block(pages, head, keys, values, page_tokens, first, end, queries, query_units, scores, num_queries)
+            _score_block(pages, head, keys, values, page_tokens, first, end, queries, query_scales, scores, num_queries)
             ahead = _ahead(works, table, keys, page_tokens, unit, following, first + block_tokens, 0)
             _absorb_block(work, rows, group, positions, first, end, window, cap, scores, states, mixed, ahead)
             if values.itemsize == 1:
-                _shares_in_words(pages, head, values, page_tokens, first, end, scores, num_queries, share_units)
+                _shares_in_words(pages, head, values, page_tokens, first, end, scores, num_queries, share_scales)
             for base in range(first, end, page_tokens):
                 nth, value = (base - first) // page_tokens, values[pages[base // page_tokens], head].ctypes.data
                 ahead = _ahead(works, table, keys, page_tokens, unit, following, first + block_tokens, nth)
                 at, num_tokens = scores.ctypes.data + 2 * values.itemsize * (base - first), min(page_tokens, end - base)
                 if keys.itemsize == 1:
                     fetch(ahead + page_tokens * head_dim, page_tokens // TILE)
-                _mix_page(values, value, num_tokens, at, block_tokens, share_units, mixed, num_queries, ahead)
+                mix_page(values, value, num_tokens, at, block_tokens, share_scales, mixed, num_queries, ahead)
             first = end
         _hand_out(work, rows, head, group, mixed, states, out, parts)
         unit = following
@@ -174,56 +156,21 @@ def _score_block(
     first: int,
     end: int,
     queries: Floats,
-    units: Floats,
+    scales: Floats,
     scores: Floats,
     num_queries: int,
 ) -> None:
-    """Scores of keys ``first`` .. ``end`` - 1, whose values are fetched; ``units``: of queries that are int16."""
+    """Scores of keys ``first`` .. ``end`` - 1, whose values are fetched; ``scales``: of queries that are int16."""
     num_numbers = page_tokens * queries.shape[1]
     for base in range(first, end, page_tokens):
         page, num_tiles = pages[base // page_tokens], (min(page_tokens, end - base) + TILE - 1) // TILE
         key, value = keys[page, head].ctypes.data, values[page, head].ctypes.data
         at = scores.ctypes.data + 4 * (base - first)
-        _score_page(keys, key, num_tiles, queries, at, scores.shape[1], num_queries, value)
+        score_page(keys, key, num_tiles, queries, at, scores.shape[1], num_queries, value)
         if keys.itemsize == 1:
             fetch(value + num_numbers, num_tiles)
             for i in range(num_queries):
-                times_scales(at + 4 * scores.shape[1] * i, num_tiles, key + num_numbers, units[i])
-
-
-@compiled
-def _score_page(
-    kind: Numbers,
-    keys: int,
-    num_tiles: int,
-    queries: Floats,
-    scores: int,
-    score_width: int,
-    num_queries: int,
-    ahead: int,
-) -> None:
-    """scores[i, :16 * num_tiles] of all queries, rows ``score_width`` apart; fetches as many bytes from ``ahead``.
-
-    ``kind``: any array of the keys' numbers.
-    """
-    head_dim = queries.shape[1]
-    query_bytes, score_bytes, num_lines = 4 * head_dim, 4 * score_width, head_dim * kind.itemsize // 4
-    done = 0
-    while done < num_queries:
-        query, score = queries.ctypes.data + done * query_bytes, scores + done * score_bytes
-        left = num_queries - done
-        if left >= 8:
-            score_8(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
-            done += 8
-        elif left >= 4:
-            score_4(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
-            done += 4
-        elif left >= 2:
-            score_2(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
-            done += 2
-        else:
-            score_1(kind.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
-            done += 1
+                times_scales(at + 4 * scores.shape[1] * i, num_tiles, key + num_numbers, scales[i])
 
 
 @compiled
@@ -236,54 +183,17 @@ def _shares_in_words(
     end: int,
     shares: Floats,
     num_queries: int,
-    units: Floats,
+    scales: Floats,
 ) -> None:
-    """Shares of keys ``first`` .. ``end`` - 1 times their values' scales, as int16 of ``units``, one for each query."""
-    scales_at = values.shape[2] - 4 * page_tokens
+    """Shares of keys ``first`` .. ``end`` - 1 times their values' scales, as int16 of ``scales``, a query's each."""
+    scales_at = values.shape[2] - SCALE_BYTES * page_tokens
     for base in range(first, end, page_tokens):
         num_tiles = (min(page_tokens, end - base) + TILE - 1) // TILE
-        scales = values[pages[base // page_tokens], head].ctypes.data + scales_at
+        of_values = values[pages[base // page_tokens], head].ctypes.data + scales_at
         for i in range(num_queries):
-            times_scales(shares[i].ctypes.data + 4 * (base - first), num_tiles, scales, np.float32(1.0))
+            times_scales(shares[i].ctypes.data + 4 * (base - first), num_tiles, of_values, np.float32(1.0))
     for i in range(num_queries):
-        units[i] = to_words(shares[i].ctypes.data, (end - first + TILE - 1) // TILE)
-
-
-@compiled
-def _mix_page(
-    kind: Numbers,
-    values: int,
-    num_tokens: int,
-    shares: int,
-    share_width: int,
-    units: Floats,
-    mixed: Floats,
-    num_queries: int,
-    ahead: int,
-) -> None:
-    """mixed[i] += shares[i] @ values for all queries; fetches as many bytes from ``ahead``; ``kind`` as above.
-
-    Rows of shares are ``share_width`` float32 apart, also where they are int16 of ``units``.
-    """
-    head_dim, depth = mixed.shape[1], 4 // kind.itemsize
-    share_bytes, mixed_bytes, groups = 4 * share_width, 4 * head_dim, head_dim // TILE
-    num_rows, done = (num_tokens + depth - 1) // depth, 0
-    while done < num_queries:
-        share, sums = shares + done * share_bytes, mixed.ctypes.data + done * mixed_bytes
-        unit = units.ctypes.data + 4 * done
-        left = num_queries - done
-        if left >= 8:
-            mix_8(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
-            done += 8
-        elif left >= 4:
-            mix_4(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
-            done += 4
-        elif left >= 2:
-            mix_2(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
-            done += 2
-        else:
-            mix_1(kind.dtype, values, num_rows, groups, share, share_bytes, unit, sums, mixed_bytes, ahead)
-            done += 1
+        scales[i] = to_words(shares[i].ctypes.data, (end - first + TILE - 1) // TILE)
 
 
 @compiled

@@ -26,7 +26,7 @@ def _numbers(b: Any, kind: Any, line: Any) -> list[Any]:
     """A line's numbers: 16 even and 16 odd ones in float32, or 16 pairs of int16 twice."""
     if kind.dtype == types.uint16:
         return [*simd.halves(b, simd.load(b, line, INTS))]
-    return [simd.words(b, line), simd.words(b, simd.at(b, line, 2 * LANES))]
+    return [simd.load_words(b, line), simd.load_words(b, simd.at(b, line, 2 * LANES))]
 
 
 def _add_product(b: Any, kind: Any, total: Any, numbers: Any, place: Any) -> Any:

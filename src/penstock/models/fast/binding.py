@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from penstock.models.decoder import Decoder
-from penstock.models.fast import attention_jobs, embed_jobs
+from penstock.models.fast import attention_jobs, embed_jobs, prepare_jobs
 from penstock.models.fast import step_jobs as jobs
 from penstock.models.fast.actions import (
     Action,
@@ -39,7 +39,6 @@ from penstock.models.fast.jobs import BFLOAT16, ByJob, Form, RowsAt, float_width
 from penstock.models.fast.layout import BLOCK
 from penstock.models.fast.low_rank_jobs import add_low_rank
 from penstock.models.fast.pages import tokens_of
-from penstock.models.fast.prepare_jobs import prepare
 from penstock.models.fast.simd import LANES
 from penstock.models.fast.team import float_bits
 from penstock.models.linear import Linear
@@ -179,12 +178,12 @@ class _Binder:
         q = self._buffer(Rows(0, config.num_heads * config.head_dim, "bfloat16"), "queries").data_ptr()
         heads = config.num_heads, config.num_kv_heads, config.head_dim
         place = bound.add(
-            prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
+            prepare_jobs.prepare, self._at(action.qkv), q, keys.data_ptr(), values.data_ptr(), 0, 0, cos, sin, *norms,
             float_bits(eps), *heads, half, page_tokens, keys.dtype.itemsize, *wholes, by_row=False,
         )  # fmt: skip
         bound.prepares.append(place)
-        bound.takes("pages", place, 6)
-        bound.takes("slots", place, 7)
+        bound.takes("pages", place, prepare_jobs.PAGES)
+        bound.takes("slots", place, prepare_jobs.SLOTS)
         window, cap = action.spec.window, action.spec.softcap or 0.0
         out = self._at(action.out)
         place = bound.add(

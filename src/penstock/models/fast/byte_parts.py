@@ -90,7 +90,7 @@ def widen_bytes(context, source, factor, target, num_groups):  # type: ignore[no
         factors = simd.spread(b, factor)
 
         def group(i: Any, _: Any) -> list[Any]:
-            values = b.fmul(simd.from_int8(b, b.add(source, b.mul(i, ir.Constant(I64, LANES)))), factors)
+            values = b.fmul(simd.load_int8(b, b.add(source, b.mul(i, ir.Constant(I64, LANES)))), factors)
             simd.store(b, values, b.add(target, b.mul(i, ir.Constant(I64, 4 * LANES))))
             return []
 

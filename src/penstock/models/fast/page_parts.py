@@ -1,4 +1,4 @@
-"""Vectors into every other number of a page's lines, as intrinsics on addresses.
+"""How long a page is, and vectors into every other number of its lines, as intrinsics on addresses.
 
 In: addresses of a vector and of lines in which two tokens lie side by side; out: nothing, one of the two is written.
 """
@@ -10,7 +10,15 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
+from penstock.models.fast.compiled import compiled
+from penstock.models.fast.pages import SCALE_BYTES
 from penstock.models.fast.simd import BYTES, FLOATS, I16, I32, I64, INTS, LANES
+
+
+@compiled
+def page_length(page_tokens: int, head_dim: int, number_bytes: int) -> int:
+    """Numbers of one head's page, scales counted in them."""
+    return page_tokens * (head_dim + SCALE_BYTES if number_bytes == 1 else head_dim)
 
 
 @intrinsic

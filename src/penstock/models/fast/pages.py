@@ -1,6 +1,7 @@
 """How one page of a layer holds its keys and values.
 
-In: a number format and sizes; out: bytes and shapes.  Packed pages are what kernels read register by register:
+In: a number format and sizes; out: bytes and shapes, and what numbers become there.
+Pages of float32 are [S, D] for each head; packed ones are what kernels read register by register:
 
 - bfloat16, S tokens of D numbers: keys [S/16][D/2][16][2], values [S/2][D][2].
 - int8: keys [S/16][D/2][16][2], values [S/4][D/16][2][16][2], and behind either one scale per token [S] float32.
@@ -15,8 +16,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TILE = 16
+"""Numbers of a register.  A page's tokens are a multiple of it, and so is a head's size."""
+MOST_HEAD_DIM = MOST_BYTE_TOKENS = 512
+"""So many products of a whole number of eight bits and one of sixteen add up within 32."""
 SCALE_BYTES = 4
 _MOST = 127
+_TINY = 1e-30
+"""As byte_parts.py has it."""
+
+
+def holds_bytes(head_dim: int, page_tokens: int = TILE) -> bool:
+    """Whether such keys and values can be kept in int8."""
+    whole = head_dim % TILE == page_tokens % TILE == 0
+    return whole and head_dim <= MOST_HEAD_DIM and page_tokens <= MOST_BYTE_TOKENS
 
 
 def vector_bytes(dtype: torch.dtype, head_dim: int) -> int:
@@ -37,7 +50,7 @@ def tokens_of(pages: Tensor, head_dim: int) -> int:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """x[..., D] as pages of int8 give it back: whole numbers of a 127th of each vector's largest."""
+    """x[..., D] as pages of int8 give it back, to a rounding to x's own format: multiples of a 127th of the largest."""
     peaks = x.float().abs().amax(-1, keepdim=True)
-    whole = (x.float() * (_MOST / peaks.clamp(min=torch.finfo(torch.float32).tiny))).round()
-    return (whole * (peaks / _MOST)).to(x.dtype)
+    factors = torch.where(peaks > _TINY, _MOST / peaks, 0.0)
+    return ((x.float() * factors).round() * (peaks / _MOST)).to(x.dtype)

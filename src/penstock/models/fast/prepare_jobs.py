@@ -14,13 +14,14 @@ from penstock.models.fast.attention_parts import narrow
 from penstock.models.fast.compiled import compiled
 from penstock.models.fast.norms import inverse_root, normalise
 from penstock.models.fast.page_kernels import is_alone, store_key, store_value
-from penstock.models.fast.pages import SCALE_BYTES
+from penstock.models.fast.page_parts import page_length
 from penstock.models.fast.row_parts import as_float, copy, floats_at, ints_at, scaled, squares, turn
 from penstock.models.fast.team import NUM_ITEMS, Job, take
 
 QKV, QUERIES, KEYS, VALUES, PAGES, SLOTS, COS, SIN, QUERY_NORM, KEY_NORM, EPS = range(2, 13)
-NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, TURNED, PAGE_TOKENS, KIND, ALL_QUERIES, ALL_KEYS, NUM_ROWS, ITEM_ROWS = range(13, 23)
-"""Arguments of ``prepare``.  ``COS`` 0: no turn; a norm 0: none.  ``KIND``: bytes of a number in pages, 2 or 1."""
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, TURNED, PAGE_TOKENS, NUMBER_BYTES = range(13, 19)
+ALL_QUERIES, ALL_KEYS, NUM_ROWS, ITEM_ROWS = range(19, 23)
+"""Arguments of ``prepare``.  ``COS`` 0: no turn; a norm 0: none.  ``TURNED``: F; ``NUMBER_BYTES``: in pages, 2 or 1."""
 
 
 @Job
@@ -49,7 +50,7 @@ def prepare(job: Any) -> None:
             for row in range(first, end):
                 _turned(job, row, num_heads + h, key_norm, head)
                 page, slot = _page(job, KEYS, row, h), ints_at(job[SLOTS])[row]
-                store_key(head.ctypes.data, page, slot, job[PAGE_TOKENS], job[KIND], spare)
+                store_key(head.ctypes.data, page, slot, job[PAGE_TOKENS], job[NUMBER_BYTES], spare)
         for h in range(num_kv_heads):
             for row in range(first, end):
                 _store_value(job, row, h, spare)
@@ -65,8 +66,7 @@ def _head(job: Any, row: int, h: int) -> int:
 @compiled
 def _page(job: Any, base: int, row: int, h: int) -> int:
     """The page that KV head ``h`` of a row has among those of argument ``base``."""
-    size = job[HEAD_DIM]
-    page_bytes = job[PAGE_TOKENS] * (size + SCALE_BYTES if job[KIND] == 1 else 2 * size)
+    page_bytes = job[NUMBER_BYTES] * page_length(job[PAGE_TOKENS], job[HEAD_DIM], job[NUMBER_BYTES])
     return int(job[base] + page_bytes * (ints_at(job[PAGES])[row] * job[NUM_KV_HEADS] + h))
 
 
@@ -105,4 +105,4 @@ def _turned(job: Any, row: int, h: int, norm: int, head: Any) -> None:
 def _store_value(job: Any, row: int, h: int, spare: Any) -> None:
     pages, slots = carray(ints_at(job[PAGES]), (job[NUM_ROWS],)), carray(ints_at(job[SLOTS]), (job[NUM_ROWS],))
     value, page = _head(job, row, job[NUM_HEADS] + job[NUM_KV_HEADS] + h), _page(job, VALUES, row, h)
-    store_value(value, page, slots[row], job[PAGE_TOKENS], job[KIND], is_alone(pages, slots, row), spare)
+    store_value(value, page, slots[row], job[PAGE_TOKENS], job[NUMBER_BYTES], is_alone(pages, slots, row), spare)

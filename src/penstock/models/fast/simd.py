@@ -15,8 +15,6 @@ from llvmlite import binding, ir
 
 from penstock.models.fast.cpu import has
 
-binding.initialize_native_asmparser()  # for instructions by their names
-
 LANES = 16
 """Float32 values of one vector register of 512 bits."""
 
@@ -184,6 +182,7 @@ def dot_pairs(b: Builder, total: Value, left: Value, right: Value) -> Value:
     """total[i] + left[2i] * right[2i] + left[2i + 1] * right[2i + 1]: 16 int32, and 32 int16 twice."""
     if has("avx512vnni"):
         # Not by LLVM's intrinsic: it takes that for slow, and makes two instructions of it.
+        binding.initialize_native_asmparser()
         kind = ir.FunctionType(INTS, [INTS, WORDS, WORDS])
         return b.asm(kind, "vpdpwssd $3, $2, $0", "=v,0,v,v", [total, left, right], side_effect=False)
     return b.add(total, _pairs_of_words(b, left, right))
@@ -222,12 +221,12 @@ def from_bf16(b: Builder, values: Value) -> Value:
     return b.bitcast(b.shl(bits, constant(INTS, 16)), FLOATS)
 
 
-def from_int8(b: Builder, address: Value) -> Value:
+def load_int8(b: Builder, address: Value) -> Value:
     """16 int8 at ``address`` as float32."""
     return b.sitofp(b.sext(load(b, address, BYTES), INTS), FLOATS)
 
 
-def words(b: Builder, address: Value) -> Value:
+def load_words(b: Builder, address: Value) -> Value:
     """32 int8 at ``address`` as int16."""
     return b.sext(load(b, address, ir.VectorType(ir.IntType(8), 2 * LANES)), WORDS)
 

@@ -147,8 +147,8 @@ def test_bytes_have_room_for_the_largest_of_all() -> None:
 
 @needs_bf16
 @pytest.mark.parametrize("worst", [torch.nan, torch.inf])
-def test_what_is_no_number_shows(worst: float) -> None:
-    """In bytes: what a row with such a value makes is all NaN, of others nothing."""
+def test_a_value_that_is_no_number_shows(worst: float) -> None:
+    """In bytes: what its row makes is all NaN, of others nothing."""
     spec = AttentionSpec(0, 0.25, None, None)
     for spoilt in ([2], [0, 1, 2]):
         pages = [nan_pages(2, torch.int8, 1, 16, 16) for _ in range(2)]
@@ -162,6 +162,13 @@ def test_what_is_no_number_shows(worst: float) -> None:
         mixed = attention.attend(spec, works, np.zeros(2, np.int64), np.arange(2), q, *pages)
         assert mixed[0].isnan().all()
         assert mixed[1].isfinite().all()
+
+
+def test_vectors_of_nothing_stay_so() -> None:
+    """Zeros and numbers next to them have no reciprocal; they come back as nothing, and others as whole steps."""
+    x = torch.tensor([[0.0] * 4, [1e-38] * 4, [127.0, 1.4, -3.6, 0.0]])
+    assert rounded(x)[:2].abs().max() < 1e-37
+    assert rounded(x)[2].tolist() == [127.0, 1.0, -4.0, 0.0]
 
 
 def spans(*starts: int) -> tuple[np.ndarray, np.ndarray]:
