@@ -77,13 +77,14 @@ def attend_packed(
             _absorb_block(work, rows, group, positions, first, end, window, cap, scores, states, mixed, ahead)
             if values.itemsize == 1:
                 _shares_in_words(pages, head, values, page_tokens, first, end, scores, num_queries, share_scales)
+            scales, sums = share_scales.ctypes.data, mixed.ctypes.data
             for base in range(first, end, page_tokens):
                 nth, value = (base - first) // page_tokens, values[pages[base // page_tokens], head].ctypes.data
                 ahead = _ahead(works, table, keys, page_tokens, unit, following, first + block_tokens, nth)
                 at, num_tokens = scores.ctypes.data + 2 * values.itemsize * (base - first), min(page_tokens, end - base)
                 if keys.itemsize == 1:
                     fetch(ahead + page_tokens * head_dim, page_tokens // TILE)
-                mix_page(values, value, num_tokens, at, block_tokens, share_scales, mixed, num_queries, ahead)
+                mix_page(values, value, num_tokens, at, block_tokens, scales, sums, head_dim, num_queries, ahead)
             first = end
         _hand_out(work, rows, head, group, mixed, states, out, parts)
         unit = following
@@ -161,16 +162,17 @@ def _score_block(
     num_queries: int,
 ) -> None:
     """Scores of keys ``first`` .. ``end`` - 1, whose values are fetched; ``scales``: of queries that are int16."""
-    num_numbers = page_tokens * queries.shape[1]
+    head_dim, width = queries.shape[1], scores.shape[1]
+    num_numbers, query, score = page_tokens * head_dim, queries.ctypes.data, scores.ctypes.data
     for base in range(first, end, page_tokens):
         page, num_tiles = pages[base // page_tokens], (min(page_tokens, end - base) + TILE - 1) // TILE
         key, value = keys[page, head].ctypes.data, values[page, head].ctypes.data
-        at = scores.ctypes.data + 4 * (base - first)
-        score_page(keys, key, num_tiles, queries, at, scores.shape[1], num_queries, value)
+        at = score + 4 * (base - first)
+        score_page(keys, key, num_tiles, query, head_dim, at, width, num_queries, value)
         if keys.itemsize == 1:
             fetch(value + num_numbers, num_tiles)
             for i in range(num_queries):
-                times_scales(at + 4 * scores.shape[1] * i, num_tiles, key + num_numbers, scales[i])
+                times_scales(at + 4 * width * i, num_tiles, key + num_numbers, scales[i])
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 In: addresses of keys and values [D] float32, and of one head's page, whose numbers have 2 bytes (bfloat16) or 1 (int8);
 out: nothing, the page is written.
+Addresses, and not arrays, since counting the references to an array takes longer than a vector.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from penstock.models.fast.row_parts import bits_at, pairs_at, widen
 from penstock.models.fast.simd import LINE_BYTES
 
 Ints = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint32]
 
 
 @compiled
@@ -29,14 +29,17 @@ def store_packed(
 ) -> None:
     """Write k, v [T, Hkv, D] bfloat16 of rows ``first`` .. ``end - 1`` at pages [T], slots [T]."""
     size, number_bytes = k.shape[2], keys.itemsize
-    wide, spare = np.empty(size, np.float32), np.empty(size // 2, np.uint32)
+    wide, room = np.empty(size, np.float32), np.empty(size, np.uint16)
+    vector, spare = wide.ctypes.data, room.ctypes.data
     for row in range(first, end):
         page, slot, alone = pages[row], slots[row], is_alone(pages, slots, row)
         for head in range(k.shape[1]):
-            widen(k[row, head].ctypes.data, wide.ctypes.data, size // TILE)
-            store_key(wide.ctypes.data, keys[page, head].ctypes.data, slot, page_tokens, number_bytes, spare)
-            widen(v[row, head].ctypes.data, wide.ctypes.data, size // TILE)
-            store_value(wide.ctypes.data, values[page, head].ctypes.data, slot, page_tokens, number_bytes, alone, spare)
+            widen(k[row, head].ctypes.data, vector, size // TILE)
+            store_key(vector, keys[page, head].ctypes.data, slot, page_tokens, size, number_bytes, spare)
+            widen(v[row, head].ctypes.data, vector, size // TILE)
+            value_page = values[page, head].ctypes.data
+            store_value(vector, value_page, slot, page_tokens, size, number_bytes, alone, spare)
+    wide[0], room[0] = np.float32(0.0), np.uint16(0)  # what addresses alone refer to would be freed before
 
 
 @compiled
@@ -51,40 +54,38 @@ def is_alone(pages: Ints, slots: Ints, row: int) -> bool:
 
 
 @compiled
-def store_key(key: int, page: int, slot: int, page_tokens: int, number_bytes: int, spare: Words) -> None:
-    """The key at address ``key`` into its lane of the page at address ``page``.  ``spare`` [D / 2]."""
-    size, lane = 2 * len(spare), slot % TILE
-    tile = page + slot // TILE * TILE * size * number_bytes
+def store_key(key: int, page: int, slot: int, page_tokens: int, size: int, number_bytes: int, spare: int) -> None:
+    """The key [size] at address ``key`` into its lane of the page at address ``page``.  ``spare`` [size] uint16."""
+    lane, tile = slot % TILE, page + slot // TILE * TILE * size * number_bytes
     if number_bytes == 1:
-        _narrow(key, page, slot, page_tokens, spare)
-        words, byte_pairs = carray(bits_at(spare.ctypes.data), (size // 2,)), carray(bits_at(tile), (size // 2, TILE))
+        _narrow(key, page, slot, page_tokens, size, spare)
+        words, byte_pairs = carray(bits_at(spare), (size // 2,)), carray(bits_at(tile), (size // 2, TILE))
         for i in range(size // 2):
             byte_pairs[i, lane] = words[i]
     else:
-        narrow(key, np.float32(1.0), spare.ctypes.data, size // TILE)
-        pairs = carray(pairs_at(tile), (size // 2, TILE))
+        narrow(key, np.float32(1.0), spare, size // TILE)
+        numbers, pairs = carray(pairs_at(spare), (size // 2,)), carray(pairs_at(tile), (size // 2, TILE))
         for i in range(size // 2):
-            pairs[i, lane] = spare[i]
+            pairs[i, lane] = numbers[i]
 
 
 @compiled
 def store_value(
-    value: int, page: int, slot: int, page_tokens: int, number_bytes: int, alone: bool, spare: Words
+    value: int, page: int, slot: int, page_tokens: int, size: int, number_bytes: int, alone: bool, spare: int
 ) -> None:
-    """The value at address ``value`` into its row of the page; ``spare`` [D / 2], ``alone`` as ``is_alone`` has it."""
-    groups, depth = 2 * len(spare) // TILE, 4 // number_bytes
+    """The value [size] into its row of the page; addresses and ``spare`` as above, ``alone`` as ``is_alone`` has it."""
+    groups, depth = size // TILE, 4 // number_bytes
     row = page + slot // depth * groups * LINE_BYTES
     if number_bytes == 1:
-        _narrow(value, page, slot, page_tokens, spare)
+        _narrow(value, page, slot, page_tokens, size, spare)
         target = row + slot % depth // 2 * (LINE_BYTES // 2)
-        store_byte_halves(spare.ctypes.data, target, groups, LINE_BYTES, slot % 2)
+        store_byte_halves(spare, target, groups, LINE_BYTES, slot % 2)
     else:
         store_halves(value, row, groups, slot % depth, int(alone))
 
 
 @compiled
-def _narrow(vector: int, page: int, slot: int, page_tokens: int, to: Words) -> None:
-    """A vector [D] float32 as bytes, and its scale, which goes behind the page's numbers."""
-    size, total = 2 * len(to), np.empty(1, np.float32)
-    scale_at = page + page_tokens * size + SCALE_BYTES * slot
-    quantise_float32(vector, to.ctypes.data, scale_at, total.ctypes.data, 1, size // TILE, 0)
+def _narrow(vector: int, page: int, slot: int, page_tokens: int, size: int, spare: int) -> None:
+    """A vector [size] float32 as bytes in ``spare``, and its scale, which goes behind the page's numbers."""
+    scale_at, total_at = page + page_tokens * size + SCALE_BYTES * slot, spare + size
+    quantise_float32(vector, spare, scale_at, total_at, 1, size // TILE, 0)

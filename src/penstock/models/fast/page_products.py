@@ -34,21 +34,21 @@ def score_page(
     like: Numbers,
     keys: int,
     num_tiles: int,
-    queries: Floats,
+    queries: int,
+    head_dim: int,
     scores: int,
     score_width: int,
     num_queries: int,
     ahead: int,
 ) -> None:
-    """scores[i, :16 * num_tiles] of all queries, rows ``score_width`` apart; fetches as many bytes from ``ahead``.
+    """scores[i, :16 * num_tiles] of queries [num_queries, D]; fetches as many bytes as the keys have from ``ahead``.
 
-    ``like``: any array of the keys' numbers.
+    Rows of scores are ``score_width`` float32 apart.  ``like``: any array of the keys' numbers.
     """
-    head_dim = queries.shape[1]
     query_bytes, score_bytes, num_lines = 4 * head_dim, 4 * score_width, head_dim * like.itemsize // 4
     done = 0
     while done < num_queries:
-        query, score = queries.ctypes.data + done * query_bytes, scores + done * score_bytes
+        query, score = queries + done * query_bytes, scores + done * score_bytes
         left = num_queries - done
         if left >= 8:
             score_8(like.dtype, keys, num_tiles, num_lines, query, query_bytes, score, score_bytes, ahead)
@@ -71,21 +71,22 @@ def mix_page(
     num_tokens: int,
     shares: int,
     share_width: int,
-    scales: Floats,
-    mixed: Floats,
+    scales: int,
+    mixed: int,
+    head_dim: int,
     num_queries: int,
     ahead: int,
 ) -> None:
-    """mixed[i] += shares[i] @ values for all queries; fetches as many bytes from ``ahead``; ``like`` as above.
+    """mixed[i] += shares[i] @ values for all queries; ``ahead`` and ``like`` as above.
 
     Rows of shares are ``share_width`` float32 apart, also where they are int16 of ``scales``.
     """
-    head_dim, depth = mixed.shape[1], 4 // like.itemsize
+    depth = 4 // like.itemsize
     share_bytes, mixed_bytes, groups = 4 * share_width, 4 * head_dim, head_dim // TILE
     num_rows, done = (num_tokens + depth - 1) // depth, 0
     while done < num_queries:
-        share, sums = shares + done * share_bytes, mixed.ctypes.data + done * mixed_bytes
-        scale = scales.ctypes.data + 4 * done
+        share, sums = shares + done * share_bytes, mixed + done * mixed_bytes
+        scale = scales + 4 * done
         left = num_queries - done
         if left >= 8:
             mix_8(like.dtype, values, num_rows, groups, share, share_bytes, scale, sums, mixed_bytes, ahead)

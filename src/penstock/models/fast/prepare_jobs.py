@@ -33,7 +33,8 @@ def prepare(job: Any) -> None:
     Items are rows that follow one another: neighbours in a page share its lines.
     """
     size, num_heads, num_kv_heads = job[HEAD_DIM], job[NUM_HEADS], job[NUM_KV_HEADS]
-    head, spare = np.empty(size, np.float32), np.empty(size // 2, np.uint32)
+    one_head, room = np.empty(size, np.float32), np.empty(size, np.uint16)
+    head, spare = one_head.ctypes.data, room.ctypes.data
     query_norm, key_norm = 0 if job[ALL_QUERIES] else job[QUERY_NORM], 0 if job[ALL_KEYS] else job[KEY_NORM]
     item = take(job)
     while item < job[NUM_ITEMS]:
@@ -45,16 +46,17 @@ def prepare(job: Any) -> None:
             for row in range(first, end):
                 _turned(job, row, h, query_norm, head)
                 target = job[QUERIES] + 2 * (row * num_heads + h) * size
-                narrow(head.ctypes.data, np.float32(1.0), target, size // 16)
+                narrow(head, np.float32(1.0), target, size // 16)
         for h in range(num_kv_heads):
             for row in range(first, end):
                 _turned(job, row, num_heads + h, key_norm, head)
                 page, slot = _page(job, KEYS, row, h), ints_at(job[SLOTS])[row]
-                store_key(head.ctypes.data, page, slot, job[PAGE_TOKENS], job[NUMBER_BYTES], spare)
+                store_key(head, page, slot, job[PAGE_TOKENS], size, job[NUMBER_BYTES], spare)
         for h in range(num_kv_heads):
             for row in range(first, end):
                 _store_value(job, row, h, spare)
         item = take(job)
+    one_head[0], room[0] = np.float32(0.0), np.uint16(0)  # what addresses alone refer to would be freed before
 
 
 @compiled
@@ -81,20 +83,24 @@ def _normalise_all(job: Any, row: int) -> None:
 
 
 @compiled
-def _turned(job: Any, row: int, h: int, norm: int, head: Any) -> None:
-    """head[D]: head ``h`` of a row, normalised with ``norm`` (0: as it is) and turned."""
-    source, at, num_groups, half = _head(job, row, h), head.ctypes.data, len(head) // 16, job[TURNED]
+def _turned(job: Any, row: int, h: int, norm: int, to: int) -> None:
+    """to[D]: head ``h`` of a row, normalised with ``norm`` (0: as it is) and turned."""
+    source, size, half = _head(job, row, h), job[HEAD_DIM], job[TURNED]
     if norm:
-        scaled(source, norm, inverse_root(squares(source, num_groups), len(head), as_float(job[EPS])), at, num_groups)
+        scaled(source, norm, inverse_root(squares(source, size // 16), size, as_float(job[EPS])), to, size // 16)
     else:
-        copy(source, at, num_groups)
+        copy(source, to, size // 16)
     if not job[COS]:
         return
     cos, sin = job[COS] + 4 * row * half, job[SIN] + 4 * row * half
     if half % 16 == 0:
-        turn(at, cos, sin, half // 16)
+        turn(to, cos, sin, half // 16)
         return
-    cosines, sines = carray(floats_at(cos), (half,)), carray(floats_at(sin), (half,))
+    head, cosines, sines = (
+        carray(floats_at(to), (size,)),
+        carray(floats_at(cos), (half,)),
+        carray(floats_at(sin), (half,)),
+    )
     for i in range(half):
         first, second = head[i], head[half + i]
         head[i] = first * cosines[i] - second * sines[i]
@@ -102,7 +108,8 @@ def _turned(job: Any, row: int, h: int, norm: int, head: Any) -> None:
 
 
 @compiled
-def _store_value(job: Any, row: int, h: int, spare: Any) -> None:
+def _store_value(job: Any, row: int, h: int, spare: int) -> None:
     pages, slots = carray(ints_at(job[PAGES]), (job[NUM_ROWS],)), carray(ints_at(job[SLOTS]), (job[NUM_ROWS],))
     value, page = _head(job, row, job[NUM_HEADS] + job[NUM_KV_HEADS] + h), _page(job, VALUES, row, h)
-    store_value(value, page, slots[row], job[PAGE_TOKENS], job[NUMBER_BYTES], is_alone(pages, slots, row), spare)
+    alone = is_alone(pages, slots, row)
+    store_value(value, page, slots[row], job[PAGE_TOKENS], job[HEAD_DIM], job[NUMBER_BYTES], alone, spare)
