@@ -15,6 +15,9 @@ from llvmlite import binding, ir
 
 from penstock.models.fast.cpu import has
 
+# For instructions by their names, which code has that another process compiled and this one puts together, too.
+binding.initialize_native_asmparser()
+
 LANES = 16
 """Float32 values of one vector register of 512 bits."""
 
@@ -182,7 +185,6 @@ def dot_pairs(b: Builder, total: Value, left: Value, right: Value) -> Value:
     """total[i] + left[2i] * right[2i] + left[2i + 1] * right[2i + 1]: 16 int32, and 32 int16 twice."""
     if has("avx512vnni"):
         # Not by LLVM's intrinsic: it takes that for slow, and makes two instructions of it.
-        binding.initialize_native_asmparser()
         kind = ir.FunctionType(INTS, [INTS, WORDS, WORDS])
         return b.asm(kind, "vpdpwssd $3, $2, $0", "=v,0,v,v", [total, left, right], side_effect=False)
     return b.add(total, _pairs_of_words(b, left, right))

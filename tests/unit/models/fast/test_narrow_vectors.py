@@ -80,6 +80,23 @@ def test_numbers_are_rounded_as_torch_rounds_them() -> None:
     torch.testing.assert_close(found, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
+def test_instructions_by_their_names_are_understood_wherever_kernels_are_put_together() -> None:
+    """Also in a process that wrote none of them itself: LLVM ends a process that has no parser for them."""
+    code = """
+import penstock.models.fast.simd
+from llvmlite import binding
+binding.initialize_native_target()
+binding.initialize_native_asmprinter()
+source = 'define i64 @f() { %x = call i64 asm "movq $$7, $0", "=r"() ret i64 %x }'
+target = binding.Target.from_default_triple().create_target_machine()
+engine = binding.create_mcjit_compiler(binding.parse_assembly(source), target)
+engine.finalize_object()
+assert engine.get_function_address("f")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_whole_steps_are_computed_without_wide_vectors() -> None:
     """Whoever keeps torch from AVX-512 keeps the kernels from it, and these pass their own tests."""
