@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def load_draft(settings: EngineSettings, tokenizer: Tokenizer, context: int, progress: Progress) -> Decoder:
     """Loaded as the large model is, quantised where that is quantised while loading.
 
-    Raises ``Problem``: ``invalid_setting`` for an encoder, another vocabulary or too short a context, and whatever
-    loading raises.
+    Raises ``Problem``: ``invalid_setting`` for an encoder, another vocabulary, too short a context, or weights or keys
+    that cannot be kept as was asked for, and whatever loading raises.
     """
     from penstock.engine.cpu.memory import free_memory_bytes
     from penstock.models.config import ModelConfig

@@ -108,18 +108,12 @@ def distributions(decoder: Decoder, kv_cache_dtype: KvCacheDType = "auto", rows_
     return of
 
 
-def _as_kept(attend: Attend) -> Attend:
-    """With keys and values rounded to bytes first."""
-    from penstock.models.fast.pages import rounded
-
-    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
-
-
 def caches(config: ModelConfig) -> list[KvCacheDType]:
-    """What a model can keep keys and values in."""
+    """What a model can keep keys and values in on this machine."""
+    from penstock.models.fast.int8 import is_supported
     from penstock.models.fast.pages import holds_bytes
 
-    return ["auto", "int8"] if holds_bytes(config.head_dim) else ["auto"]
+    return ["auto", "int8"] if holds_bytes(config.head_dim) and is_supported() else ["auto"]
 
 
 def table(rows: list[Evaluated]) -> list[str]:
@@ -140,6 +134,13 @@ def table(rows: list[Evaluated]) -> list[str]:
             f"{found.kl:>11.5f}{found.kl_p99:>13.5f}{found.same_best:>11.2%}"
         )
     return lines
+
+
+def _as_kept(attend: Attend) -> Attend:
+    """With keys and values rounded to bytes first."""
+    from penstock.models.fast.pages import rounded
+
+    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
 
 
 def _evaluated(

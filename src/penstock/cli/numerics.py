@@ -95,14 +95,16 @@ def _check_kv_cache(settings: EngineSettings, config: ModelConfig, dtype: str) -
     if settings.kv_cache_dtype == "bfloat16" and dtype == "float32":
         obstacle = "is for models in bfloat16; add --dtype bfloat16."
     elif settings.kv_cache_dtype == "int8":
-        obstacle = _obstacle(settings, dtype) or _heads_obstacle(config.head_dim)
+        obstacle = _obstacle(settings, dtype) or _pages_obstacle(config.head_dim, settings.block_tokens)
     if obstacle:
         raise Problem("invalid_setting", f"{wish} {obstacle}", param="kv_cache_dtype")
 
 
-def _heads_obstacle(head_dim: int) -> str:
-    from penstock.models.fast.pages import MOST_HEAD_DIM, TILE, holds_bytes
+def _pages_obstacle(head_dim: int, block_tokens: int) -> str:
+    from penstock.models.fast.pages import MOST_BYTE_TOKENS, MOST_HEAD_DIM, TILE, holds_bytes
 
+    if not holds_bytes(TILE, block_tokens):
+        return f"needs blocks of a multiple of {TILE} tokens, {MOST_BYTE_TOKENS} at most; these have {block_tokens}."
     if holds_bytes(head_dim):
         return ""
     return f"needs heads of a multiple of {TILE} numbers, {MOST_HEAD_DIM} at most; this model's have {head_dim}."

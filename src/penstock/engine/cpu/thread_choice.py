@@ -13,6 +13,8 @@ _WEIGHT = 0.25
 """Of the latest step in the running mean."""
 _MOST = 2.0
 """A step counts for no more than so many times the mean: one that stalled says little of those to come."""
+_STALLED = 4.0
+"""So many times the mean is no larger prompt of the same size: it asks for a trial of what was never tried."""
 _MOST_BEYOND, _BEYOND_WEIGHT, _FADES = 12.0, 1 / 128, 1 / 256
 """What it took beyond, up to so many times the mean, has a slow mean: many stalls do say it.  Unseen, that fades."""
 _FIRST, _PATIENCE, _PATIENCE_CHANGED, _PATIENCE_GROWS, _MOST_PATIENCE = 8, 64, 4, 4, 512
@@ -85,7 +87,7 @@ class ThreadChoice:
     def took(self, num_rows: int, threads: int, seconds: float) -> None:
         """A step of so many rows took so long with so many threads."""
         size = self._size(num_rows)
-        stalled = seconds > _MOST * size.seconds.get(threads, seconds)
+        stalled = seconds > _STALLED * size.seconds.get(threads, seconds)
         size.took(threads, seconds)
         size.until_trial -= 1
         if not size.best:

@@ -134,16 +134,16 @@ def _mix(num_queries: int, num_groups: int) -> Intrinsic:
     """Shares of ``num_queries`` queries times a page's values, ``num_groups`` times 16 dimensions at a time."""
 
     @intrinsic
-    def mix(context, kind, values, num_rows, all_groups, shares, share_bytes, units, mixed, mixed_bytes, ahead):  # type: ignore[no-untyped-def]
+    def mix(context, kind, values, num_rows, all_groups, shares, share_bytes, scales, mixed, mixed_bytes, ahead):  # type: ignore[no-untyped-def]
         """mixed[.][16 * all_groups] += shares[.][tokens] @ values [num_rows][all_groups] lines of ``kind``.
 
-        Sums are float32, and so are shares, or int16 of ``units`` [.] float32 where values are int8.
+        Sums are float32, and so are shares, or int16 of ``scales`` [.] float32 where values are int8.
         Rows of the two lie ``share_bytes`` and ``mixed_bytes`` apart.
         ``ahead``: as ``score`` has it.
         """
 
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-            _, values, num_rows, all_groups, shares, share_bytes, units, mixed, mixed_bytes, ahead = arguments
+            _, values, num_rows, all_groups, shares, share_bytes, scales, mixed, mixed_bytes, ahead = arguments
             rows = [b.add(shares, b.mul(share_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
             targets = [b.add(mixed, b.mul(mixed_bytes, ir.Constant(I64, q))) for q in range(num_queries)]
             row_bytes = b.mul(all_groups, ir.Constant(I64, LINE_BYTES))
@@ -163,7 +163,7 @@ def _mix(num_queries: int, num_groups: int) -> Intrinsic:
                     sums = _summed(b, num_rows, before, one_row)
                 else:
                     sums = _summed(b, num_rows, [_zero(kind)] * len(places), one_row)
-                    own = [simd.spread(b, simd.load(b, simd.at(b, units, 4 * q), F32)) for q in range(num_queries)]
+                    own = [simd.spread(b, simd.load(b, simd.at(b, scales, 4 * q), F32)) for q in range(num_queries)]
                     sums = [
                         simd.multiply_add(b, b.sitofp(total, FLOATS), own[nth // num], before[nth])
                         for nth, total in enumerate(sums)
