@@ -44,16 +44,19 @@ def boot(settings: EngineSettings, progress: Progress, emit: Emit = lambda event
     use_threads(settings.threads)
     directory = Path(settings.model_dir)
     if is_encoder(directory):
-        if settings.exact:
-            raise Problem("invalid_setting", "--exact is for models that generate; this is an encoder.", param="exact")
-        if settings.quantization != "none":
-            message = "--quantization is for models that generate; this is an encoder."
-            raise Problem("invalid_setting", message, param="quantization")
-        if settings.kv_cache_dtype != "auto":
-            message = "--kv-cache-dtype is for models that generate; this is an encoder."
-            raise Problem("invalid_setting", message, param="kv_cache_dtype")
-        if settings.speculative != NO_SPECULATION:
-            message = "--speculative is for models that generate; this is an encoder."
-            raise Problem("invalid_setting", message, param="speculative")
+        _refuse_for_encoders(settings)
         return boot_encoder(settings, Tokenizer.load(directory), progress, emit, parts)
     return boot_decoder(settings, directory, progress, emit, parts)
+
+
+def _refuse_for_encoders(settings: EngineSettings) -> None:
+    asked = {
+        "exact": settings.exact,
+        "quantization": settings.quantization != "none",
+        "kv_cache_dtype": settings.kv_cache_dtype != "auto",
+        "speculative": settings.speculative != NO_SPECULATION,
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            message = f"--{name.replace('_', '-')} is for models that generate; this is an encoder."
+            raise Problem("invalid_setting", message, param=name)

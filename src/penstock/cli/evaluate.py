@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from penstock.evaluate.divergence import Distributions, Divergence
-    from penstock.models.attention import Attend
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import Decoder
 
@@ -91,6 +90,7 @@ def distributions(decoder: Decoder, kv_cache_dtype: KvCacheDType = "auto", rows_
     import torch
 
     from penstock.models.attention import packed_causal, packed_positions
+    from penstock.models.fast.pages import as_kept
 
     def of(token_ids: Sequence[int]) -> Iterator[Tensor]:
         lengths = [len(token_ids)]
@@ -98,7 +98,7 @@ def distributions(decoder: Decoder, kv_cache_dtype: KvCacheDType = "auto", rows_
         with torch.inference_mode():
             attend = packed_causal(lengths)
             if kv_cache_dtype == "int8":
-                attend = _as_kept(attend)
+                attend = as_kept(attend)
             hidden = decoder(torch.tensor(token_ids), packed_positions(lengths), attend)[:-1]
         for part in hidden.split(rows_at_a_time):
             with torch.inference_mode():
@@ -134,13 +134,6 @@ def table(rows: list[Evaluated]) -> list[str]:
             f"{found.kl:>11.5f}{found.kl_p99:>13.5f}{found.same_best:>11.2%}"
         )
     return lines
-
-
-def _as_kept(attend: Attend) -> Attend:
-    """With keys and values rounded to bytes first."""
-    from penstock.models.fast.pages import rounded
-
-    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
 
 
 def _evaluated(

@@ -15,11 +15,27 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
+from penstock.models.fast.pages import MOST, TINY
 from penstock.models.fast.simd import BYTES, F32, FLOATS, HALF_BFLOATS, I32, I64, INTS, LANES
 
-_TINY = 1e-30
-"""A row whose largest value is below this is taken for zeros: its reciprocal would not be finite."""
-_MOST = 127.0
+
+def steps(b: Any, count: Any, read: Callable[[Any], Any], most: int) -> tuple[Any, Any]:
+    """The scale by which the largest of ``count`` times 16 float32 is ``most``, and its reciprocal in every lane.
+
+    The scale is NaN where one of them is, or is infinite.
+    """
+    zero = simd.constant(FLOATS, 0.0)
+
+    def look(i: Any, carried: Any) -> list[Any]:
+        value = read(i)
+        size = simd.call(b, "llvm.fabs.v16f32", FLOATS, [value])
+        return [simd.maximum(b, size, carried[0]), b.fadd(carried[1], b.fmul(value, zero))]
+
+    peaks, poison = simd.loop(b, count, [zero, zero], look)
+    peak, largest = simd.lanes_max(b, peaks), simd.constant(F32, float(most))
+    scale = b.fadd(b.fdiv(peak, largest), simd.lanes_sum(b, poison))
+    visible = b.fcmp_ordered(">", peak, simd.constant(F32, TINY))
+    return scale, simd.spread(b, b.select(visible, b.fdiv(largest, peak), simd.constant(F32, 0.0)))
 
 
 def _quantise(read: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
@@ -35,19 +51,8 @@ def _quantise(read: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
         def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
             x, out, scale_at, sums, num_groups, group_steps, offset = arguments
             zero = simd.constant(FLOATS, 0.0)
-
-            def look(i: Any, carried: Any) -> list[Any]:
-                value = read(b, x, i)
-                size = simd.call(b, "llvm.fabs.v16f32", FLOATS, [value])
-                return [simd.maximum(b, size, carried[0]), b.fadd(carried[1], b.fmul(value, zero))]
-
-            peaks, poison = simd.loop(b, b.mul(num_groups, group_steps), [zero, zero], look)
-            peak = simd.lanes_max(b, peaks)
-            scale = b.fadd(b.fdiv(peak, ir.Constant(F32, _MOST)), simd.lanes_sum(b, poison))
+            scale, factor = steps(b, b.mul(num_groups, group_steps), lambda i: read(b, x, i), MOST)
             simd.store(b, scale, scale_at)
-            inverse = b.fdiv(ir.Constant(F32, _MOST), peak)
-            visible = b.fcmp_ordered(">", peak, ir.Constant(F32, _TINY))
-            factor = simd.spread(b, b.select(visible, inverse, ir.Constant(F32, 0.0)))
             above = simd.spread(b, b.trunc(offset, I32))
 
             def group(nth: Any, _: Any) -> list[Any]:

@@ -16,14 +16,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from penstock.models.attention import Attend
+
 TILE = 16
 """Numbers of a register.  A page's tokens are a multiple of it, and so is a head's size."""
 MOST_HEAD_DIM = MOST_BYTE_TOKENS = 512
 """So many products of a whole number of eight bits and one of sixteen add up within 32."""
 SCALE_BYTES = 4
-_MOST = 127
-_TINY = 1e-30
-"""As byte_parts.py has it."""
+MOST = 127
+"""The largest number of eight bits, one for either sign."""
+TINY = 1e-30
+"""What has no larger number than this is taken for zeros: its reciprocal would not be finite."""
 
 
 def holds_bytes(head_dim: int, page_tokens: int = TILE) -> bool:
@@ -52,5 +55,10 @@ def tokens_of(pages: Tensor, head_dim: int) -> int:
 def rounded(x: Tensor) -> Tensor:
     """x[..., D] as pages of int8 give it back, to a rounding to x's own format: multiples of a 127th of the largest."""
     peaks = x.float().abs().amax(-1, keepdim=True)
-    factors = torch.where(peaks > _TINY, _MOST / peaks, 0.0)
-    return ((x.float() * factors).round() * (peaks / _MOST)).to(x.dtype)
+    factors = torch.where(peaks > TINY, MOST / peaks, 0.0)
+    return ((x.float() * factors).round() * (peaks / MOST)).to(x.dtype)
+
+
+def as_kept(attend: Attend) -> Attend:
+    """Attention over keys and values as pages of int8 give them back."""
+    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))

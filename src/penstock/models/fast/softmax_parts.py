@@ -12,12 +12,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.models.fast import simd
+from penstock.models.fast.byte_parts import steps
 from penstock.models.fast.simd import F32, FLOATS, I16, I32, I64, INTS, LANES, LINE_BYTES
 
 HIDDEN = -1e30
 """A score that nothing is: less than any, and still a number."""
 LOG2_E = 1.4426950408889634
 _ZERO = simd.constant(FLOATS, 0.0)
+_MOST_WORD = 32767
 
 
 @intrinsic
@@ -94,17 +96,17 @@ def absorb(context, scores, state, num_tiles, first, last, ahead):  # type: igno
 
 
 @intrinsic
-def times_scales(context, scores, num_tiles, scales, unit):  # type: ignore[no-untyped-def]
-    """scores[num_tiles][16] *= scales[num_tiles][16] * unit, float32; a zero stays one, whatever its scale is."""
+def times_scales(context, scores, num_tiles, scales, scale):  # type: ignore[no-untyped-def]
+    """scores[num_tiles][16] *= scales[num_tiles][16] * scale, float32; a zero stays one, whatever its scale is."""
 
     def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
-        scores, num_tiles, scales, unit = arguments
-        units = simd.spread(b, unit)
+        scores, num_tiles, scales, scale = arguments
+        of_query = simd.spread(b, scale)
 
         def tile(i: Any, _: Any) -> list[Any]:
             offset = b.mul(i, ir.Constant(I64, LINE_BYTES))
             score = simd.load(b, b.add(scores, offset), FLOATS)
-            factor = b.fmul(simd.load(b, b.add(scales, offset), FLOATS), units)
+            factor = b.fmul(simd.load(b, b.add(scales, offset), FLOATS), of_query)
             kept = b.select(b.fcmp_ordered("==", score, _ZERO), _ZERO, b.fmul(score, factor))
             simd.store(b, kept, b.add(scores, offset))
             return []
@@ -117,10 +119,7 @@ def times_scales(context, scores, num_tiles, scales, unit):  # type: ignore[no-u
 
 @intrinsic
 def to_words(context, values, num_groups):  # type: ignore[no-untyped-def]
-    """values[16 * num_groups] float32 become int16 in the first half of their place; the float32 that is 1 of them.
-
-    That is NaN where one of them is, or is infinite.
-    """
+    """values[16 * num_groups] float32 become int16 in the first half of their place; their scale as of ``steps``."""
 
     def generate(_context, b, _signature, arguments):  # type: ignore[no-untyped-def]
         values, num_groups = arguments
@@ -128,15 +127,7 @@ def to_words(context, values, num_groups):  # type: ignore[no-untyped-def]
         def group(i: Any) -> Any:
             return simd.load(b, b.add(values, b.mul(i, ir.Constant(I64, LINE_BYTES))), FLOATS)
 
-        def look(i: Any, carried: Any) -> list[Any]:
-            value = group(i)
-            size = simd.call(b, "llvm.fabs.v16f32", FLOATS, [value])
-            return [simd.maximum(b, size, carried[0]), b.fadd(carried[1], b.fmul(value, _ZERO))]
-
-        peaks, poison = simd.loop(b, num_groups, [_ZERO, _ZERO], look)
-        peak, most = simd.lanes_max(b, peaks), simd.constant(F32, 32767.0)
-        visible = b.fcmp_ordered(">", peak, simd.constant(F32, 1e-30))
-        factors = simd.spread(b, b.select(visible, b.fdiv(most, peak), simd.constant(F32, 0.0)))
+        scale, factors = steps(b, num_groups, group, _MOST_WORD)
 
         def narrow(i: Any, _: Any) -> list[Any]:
             whole = simd.call(b, "llvm.rint.v16f32", FLOATS, [b.fmul(group(i), factors)])
@@ -145,6 +136,6 @@ def to_words(context, values, num_groups):  # type: ignore[no-untyped-def]
             return []
 
         simd.loop(b, num_groups, [], narrow)
-        return b.fadd(b.fdiv(peak, most), simd.lanes_sum(b, poison))
+        return scale
 
     return types.float32(types.int64, types.int64), generate

@@ -14,14 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penstock.models.attention import Attend as AttendCall
 from penstock.models.attention import packed_causal
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import Decoder
 from penstock.models.fast import int8, onednn, pack
 from penstock.models.fast.actions import AddNorm, Attend, Embed, Gate, NotPlain, Product
 from penstock.models.fast.bf16 import Bf16Weight, Copy, ManyRows
-from penstock.models.fast.pages import page_shape, rounded
+from penstock.models.fast.pages import as_kept, page_shape
 from penstock.models.fast.plan import plan_of
 from penstock.models.fast.profile import Profile
 from penstock.models.fast.step import FastStep, StepInputs, StepOutputs
@@ -86,11 +85,6 @@ def _pack(module: nn.Module, leaf: str, parameter: Tensor, pack_weight: Pack) ->
     if weights is not None:
         put_rows(weights, 0, parameter)
         module.take_packed(weights)  # type: ignore[operator]  # it has one, since its weights are packed
-
-
-def as_kept(attend: AttendCall) -> AttendCall:
-    """With keys and values as pages of bytes give them back."""
-    return lambda spec, q, k, v: attend(spec, q, rounded(k), rounded(v))
 
 
 class Sequences:
